@@ -1,0 +1,1 @@
+"""Geometry of boxes: arrays in, arrays out."""

@@ -1,0 +1,68 @@
+"""Checkpoints: the whole train state and the position in the data (the only module that knows orbax)."""
+
+import json
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.train_state import TrainState
+
+
+def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) -> ocp.CheckpointManager:
+    """The checkpoints of a run, newest `keep` of them, each complete or absent; `create` makes their folder."""
+    # In the foreground: the next step takes over the very buffers that are being written.
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, enable_async_checkpointing=False)
+    handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+    folder = workdir if "://" in str(workdir) else workdir.resolve()  # orbax refuses relative paths
+    return ocp.CheckpointManager(folder / "checkpoints", options=options, item_handlers=handlers)
+
+
+def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any) -> None:
+    """Saves the state of a step, and where in the data the run stands."""
+    parts = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(encode(data_state)))
+    checkpoints.save(int(state.step), args=parts)
+
+
+def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, Any] | None:
+    """The newest state, placed as `template` is, with its position in the data; None in a fresh workdir."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return None
+    parts = ocp.args.Composite(state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore())
+    try:
+        # First, because orbax finds another model out while it reads, and complains on stderr of what it left unread.
+        saved, wanted = shapes(checkpoints.item_metadata(step).state.tree), shapes(template)
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise UserError(
+                    f"The checkpoint in {checkpoints.directory} is of another model ({name} was {saved.get(name)}, "
+                    f"is {wanted.get(name)}): choose another --workdir."
+                )
+        restored = checkpoints.restore(step, args=parts)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(
+            f"Checkpoint {step} in {checkpoints.directory} is damaged ({str(error).strip().splitlines()[0]}): delete "
+            "it, to go on from the one before, or choose another --workdir."
+        ) from error
+    return restored.state, decode(restored.data)
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def encode(data_state: Any) -> dict[str, str]:
+    """A data position as JSON; grain gives bytes or plain values."""
+    if isinstance(data_state, bytes):
+        return {"bytes": data_state.decode()}
+    return {"json": json.dumps(data_state)}
+
+
+def decode(data_state: dict[str, str]) -> Any:
+    """The inverse of `encode`."""
+    return data_state["bytes"].encode() if "bytes" in data_state else json.loads(data_state["json"])

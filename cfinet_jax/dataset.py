@@ -1,0 +1,242 @@
+"""Prepared TFDS directories, read through Grain as padded batches in NumPy arrays."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import grain
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.structures import Batch, GroundTruth
+
+PREPARE_ARGUMENTS = {"scenes": "scenes", "coco": "coco --source=IMAGES --annotations SPLIT=JSON"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """One split of a prepared data set."""
+
+    source: Sequence[dict[str, Any]]  # records as in `data/features.py`
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]  # of the classes, as in the original annotations
+    account: dict[str, Any]  # what `data/prepare.py` skipped or changed in this split; empty: nothing to report
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def open_dataset(settings: ConfigDict, split: str) -> Prepared:
+    """Open a split of the data set `settings.name` under `settings.data_dir`.
+
+    Raises:
+      UserError: it is not prepared, has no such split, or has lost a file of it.
+    """
+    versions = [file.parent for file in epath.Path(settings.data_dir, settings.name).glob("*/dataset_info.json")]
+    if not versions:
+        missing = f"coco --name={settings.name} --source=IMAGES --annotations SPLIT=JSON"
+        arguments = PREPARE_ARGUMENTS.get(settings.name, missing)
+        raise UserError(
+            f"data set '{settings.name}' is not prepared in {settings.data_dir}: "
+            f"run `python data/prepare.py {arguments} --data_dir={settings.data_dir}`"
+        )
+    folder = max(versions, key=lambda version: tfds.core.Version(version.name))
+    builder = tfds.builder_from_directory(folder)
+    if split not in builder.info.splits:
+        raise UserError(f"data set {folder} has no split '{split}': choose one of {', '.join(builder.info.splits)}")
+    for file in builder.info.splits[split].filepaths:
+        if not epath.Path(file).exists():
+            raise UserError(f"{file} is missing: delete {folder} and prepare the data set again")
+    account = folder / "account.json"
+    return Prepared(
+        source=builder.as_data_source(split),
+        classes=tuple(builder.info.metadata["classes"]),
+        category_ids=tuple(builder.info.metadata["category_ids"]),
+        account=json.loads(account.read_text())[split] if account.exists() else {},
+    )
+
+
+def train_batches(
+    prepared: Prepared,
+    settings: ConfigDict,
+    seed: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless shuffled batches; a process yields its rows of the global batches of `batch_size` images.
+
+    Every epoch has its own order, and a batch may span two epochs. The global batches depend on the seed alone.
+    """
+    positions = grain.MapDataset.range(len(prepared)).shuffle(seed=seed).repeat()
+    batches = positions.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
+    return _read(batches, prepared, settings, batch_size, process_index, process_count)
+
+
+def eval_batches(
+    prepared: Prepared, settings: ConfigDict, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+    """Every image once and in order; the last global batch is filled up with blank images that are not valid."""
+    filled = math.ceil(len(prepared) / batch_size) * batch_size
+    batches = grain.MapDataset.range(filled).batch(batch_size, batch_fn=np.asarray)
+    return _read(batches, prepared, settings, batch_size, process_index, process_count)
+
+
+def _read(
+    batches: grain.MapDataset,
+    prepared: Prepared,
+    settings: ConfigDict,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+) -> grain.DatasetIterator:
+    """Turn global batches of record positions into this process's rows of Batches, a thread for each."""
+    if batch_size % process_count:
+        raise UserError(f"batch size {batch_size} cannot be shared by {process_count} processes: make it a multiple")
+    cv2.setNumThreads(1)  # the read threads are the parallelism
+    rows = batch_size // process_count
+    first = rows * process_index
+
+    def read(positions: np.ndarray) -> Batch:
+        examples = [_example(prepared, settings, int(positions[index]), index) for index in range(first, first + rows)]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+
+    options = grain.ReadOptions(num_threads=settings.read_threads, prefetch_buffer_size=2 * settings.read_threads)
+    return iter(batches.map(read).to_iter_dataset(options))
+
+
+def _example(prepared: Prepared, settings: ConfigDict, position: int, index: int) -> Batch:
+    """The record at `position` as a Batch without its batch axis; a blank, invalid one behind the last record."""
+    valid = position < len(prepared)
+    if valid:
+        record = prepared.source[position]
+        picture = _picture(record)
+        ground_truth, dropped = _ground_truth(record["objects"], settings.max_objects)
+        name, image_id = record["file_name"].decode(), record["image_id"]
+    else:
+        picture = np.zeros((*settings.stored_size, 3), np.uint8)
+        ground_truth, dropped = _ground_truth({"bbox": [], "label": [], "ignore": []}, settings.max_objects)
+        name, image_id = "filler", 0
+    size = np.array(picture.shape[:2], np.float32)
+    scale = 1 if settings.image_size is None else np.min(np.float32(settings.image_size) / size)
+    fields: dict[str, Any] = {  # arrays of NumPy, where the detector's are JAX's
+        "images": _pad(picture, settings.stored_size, name),
+        "sizes": size,
+        "scales": np.float32(scale),
+        "ground_truth": ground_truth,
+        "image_ids": np.int32(image_id),
+        "index": np.int32(index),
+        "dropped": np.int32(dropped),
+        "valid": np.bool_(valid),
+    }
+    return Batch(**fields)
+
+
+def picture(prepared: Prepared, position: int) -> tuple[np.ndarray, int, str]:
+    """The picture of a record, uint8 RGB, its id and the name of its file."""
+    record = prepared.source[position]
+    return _picture(record), int(record["image_id"]), record["file_name"].decode()
+
+
+def _picture(record: dict[str, Any]) -> np.ndarray:
+    """The picture of a record, uint8 [height, width, 3], from its own bytes or from the file it names."""
+    path = record["path"].decode()
+    if path:
+        try:
+            picture = decode_image(epath.Path(path).read_bytes(), path)
+        except OSError as error:
+            raise UserError(
+                f"image {path} cannot be read ({error}): put it back or prepare the data set again"
+            ) from error
+    else:
+        picture = decode_image(record["image"], record["file_name"].decode())
+    height, width = picture.shape[:2]
+    if (height, width) != (record["height"], record["width"]):
+        raise UserError(
+            f"image {path or record['file_name'].decode()} is {height} x {width} pixels, but was "
+            f"{record['height']} x {record['width']} when prepared: prepare the data set again"
+        )
+    return picture
+
+
+def decode_image(encoded: bytes, name: str) -> np.ndarray:
+    """Decode an image file to uint8 [height, width, 3], R G B, turned upright as its EXIF data say.
+
+    Raises:
+      UserError: it is no image, or not all of one.
+    """
+    try:
+        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # raised for an empty file
+        picture = None
+    if picture is None:
+        raise UserError(f"image {name} cannot be decoded: replace the file or remove it from the annotations")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.ndarray:
+    """Extend a picture right and below to `stored_size` (height, width) by repeating its border."""
+    below, right = np.subtract(stored_size, picture.shape[:2]).tolist()
+    if below < 0 or right < 0:
+        raise UserError(
+            f"image {name} is {picture.shape[0]} x {picture.shape[1]} pixels, larger than dataset.stored_size = "
+            f"{stored_size[0]} x {stored_size[1]}: raise dataset.stored_size"
+        )
+    return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
+
+
+def _ground_truth(objects: dict[str, Any], max_objects: int) -> tuple[GroundTruth, int]:
+    """The entries of at least one pixel, objects before regions, and the number of objects that did not fit."""
+    boxes = np.array(objects["bbox"], np.float32).reshape(-1, 4)
+    ignore = np.array(objects["ignore"], bool)
+    labels = np.maximum(np.array(objects["label"], np.int32), 0)  # a region of every class needs some label
+    sound = np.flatnonzero(np.all(boxes[:, 2:] - boxes[:, :2] >= 1, axis=1))
+    order = sound[np.argsort(ignore[sound], kind="stable")]
+    dropped = max(int(np.sum(~ignore[order])) - max_objects, 0)
+    order = order[:max_objects]
+
+    def pad(values: np.ndarray) -> Any:
+        padded = np.zeros((max_objects, *values.shape[1:]), values.dtype)
+        padded[: len(order)] = values[order]
+        return padded
+
+    truth = GroundTruth(boxes=pad(boxes), labels=pad(labels), valid=pad(np.ones_like(ignore)), ignore=pad(ignore))
+    return truth, dropped
+
+
+def coco_ground_truth(prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
+    """The split in COCO's format with its original category ids; regions of every class appear once per class."""
+    names = zip(prepared.category_ids, prepared.classes, strict=True)
+    images, annotations = [], []
+    for position in range(len(prepared)):
+        record = prepared.source[position]
+        image_id, objects = int(record["image_id"]), record["objects"]
+        size = {"height": int(record["height"]), "width": int(record["width"])}
+        images.append({"id": image_id, "file_name": record["file_name"].decode(), **size})
+        columns = (objects[key] for key in ("bbox", "label", "area", "iscrowd", "ignore"))
+        for box, label, area, iscrowd, ignore in zip(*columns, strict=True):
+            x1, y1, x2, y2 = box.tolist()
+            for category_id in prepared.category_ids if label < 0 else [prepared.category_ids[label]]:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,  # from 1: pycocotools takes 0 for "unmatched"
+                        "image_id": image_id,
+                        "category_id": category_id,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": float(area),
+                        "iscrowd": int(iscrowd),
+                        "ignore": int(ignore),
+                    }
+                )
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": category_id, "name": name} for category_id, name in names],
+    }

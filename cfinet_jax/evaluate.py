@@ -1,0 +1,115 @@
+"""Detect over a prepared split, score, and leave metrics, detections and overlays."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax import checkpoint, dataset, mesh, report
+from cfinet_jax.errors import UserError
+from cfinet_jax.inputs import preparation
+from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.score import score
+from cfinet_jax.models.detector import Detector
+from cfinet_jax.progress import Progress
+from cfinet_jax.run import create_run
+from cfinet_jax.structures import Batch, Detections
+
+Detect = Callable[[Any, Any, Batch], Detections]
+
+
+def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
+    """The jitted function (params, batch_stats, batch as shipped) -> detections in stored pixels."""
+    prepare = preparation(settings)
+
+    def detect(params: Any, batch_stats: Any, batch: Batch) -> Detections:
+        batch = prepare(batch, jnp.zeros(batch.index.shape, bool))
+        found: Any = detector.apply({"params": params, "batch_stats": batch_stats}, batch, method="detect")
+        return dataclasses.replace(found, boxes=found.boxes / batch.scales[:, None, None])
+
+    return mesh.parallel(detect, over, (mesh.EVERYWHERE, mesh.EVERYWHERE, mesh.BY_IMAGE), mesh.BY_IMAGE)
+
+
+def detect_split(
+    detect: Detect, params: Any, batch_stats: Any, prepared: dataset.Prepared, settings: ConfigDict, over: Any
+) -> list[dict]:
+    """Every detection in a split, in COCO's results format."""
+    results = []
+    progress = Progress("Detecting", len(prepared))
+    for batch in dataset.eval_batches(prepared, settings, settings.eval_batch_size):
+        found = jax.device_get(detect(params, batch_stats, mesh.place_batch(batch, over)))
+        for image in np.flatnonzero(batch.valid):
+            results += as_results(found, int(image), int(batch.image_ids[image]), prepared.category_ids)
+        progress.advance(int(batch.valid.sum()))
+    progress.close()
+    return results
+
+
+def as_results(found: Detections, image: int, image_id: int, category_ids: tuple[int, ...]) -> list[dict]:
+    """The detections of one image of a batch as dictionaries."""
+    real = np.flatnonzero(found.valid[image])
+    boxes = np.asarray(found.boxes[image][real], np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(x, 3) for x in box],
+            "score": float(confidence),
+        }
+        for box, label, confidence in zip(
+            boxes.tolist(), found.labels[image][real], found.scores[image][real], strict=True
+        )
+    ]
+
+
+def score_split(results: list[dict], prepared: dataset.Prepared, protocol: str) -> dict:
+    """The metrics of a split's detections under a protocol of `metrics.protocols`."""
+    return score(dataset.coco_ground_truth(prepared), results, PROTOCOLS[protocol])
+
+
+def write_results(
+    workdir: epath.Path, metrics: dict, results: list[dict], prepared: dataset.Prepared, settings: ConfigDict
+) -> None:
+    """Leaves `metrics.json`, `detections.json`, `metrics.md`, overlays and the learning curve in the workdir."""
+    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (workdir / "detections.json").write_text(json.dumps(results))
+    (workdir / "metrics.md").write_text(report.table(metrics))
+    if (workdir / "metrics.jsonl").exists():
+        try:
+            report.learning_curve(str(workdir / "metrics.jsonl"), str(workdir / "learning_curve.png"))
+        except UserError as error:  # a run too short to have logged a step has results all the same
+            print(f"No learning curve: {error}.")
+
+    truth = dataset.coco_ground_truth(prepared)
+    pictures = []
+    for record in np.linspace(0, len(prepared) - 1, min(settings.overlays, len(prepared))).astype(int):
+        image, image_id, name = dataset.picture(prepared, int(record))
+        of_image = [
+            [entry for entry in entries if entry["image_id"] == image_id] for entries in (results, truth["annotations"])
+        ]
+        pictures.append((epath.Path(name).stem, image, *of_image))
+    classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
+    report.write_overlays(str(workdir / "overlays"), pictures, classes, settings.overlay_min_score)
+
+
+def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
+    """Scores the newest checkpoint of a workdir on `dataset.eval_split` and writes the results beside it."""
+    run = create_run(config)
+    with checkpoint.open_checkpoints(workdir, create=False) as checkpoints:
+        restored = checkpoint.restore(checkpoints, run.state)
+    if restored is None:
+        raise UserError(f"No checkpoint in {workdir}: train first (--mode=train), or choose another --workdir.")
+    state, _ = restored
+    detect = make_detect(run.detector, config.dataset, run.mesh)
+    results = detect_split(detect, state.params, state.batch_stats, run.evaluation, config.dataset, run.mesh)
+    metrics = score_split(results, run.evaluation, config.evaluation.protocol)
+    write_results(workdir, metrics, results, run.evaluation, config.evaluation)
+    print(report.table(metrics))
+    return metrics

@@ -1,0 +1,77 @@
+"""`python -m cfinet_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=train|evaluate] [--config.key=value]`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from etils import epath
+from ml_collections import config_flags
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.evaluate import evaluate
+from cfinet_jax.train import train
+
+MODES = {"train": train, "evaluate": evaluate}
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE or FILE:VARIANT.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
+MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "What to do.")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one mode."""
+    if len(arguments) > 1:
+        raise UserError(f"Unknown argument {arguments[1]!r}: settings are given as --config.key=value.")
+    for name, value in (("config", CONFIG.value), ("workdir", WORKDIR.value)):
+        if value is None:
+            raise UserError(
+                f"--{name} is missing: python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes"
+            )
+    MODES[MODE.value](CONFIG.value, epath.Path(WORKDIR.value))
+
+
+def parse(arguments: Sequence[str]) -> list[str]:
+    """Parses flags; a misspelt key or value is the user's to mend."""
+    try:
+        rest = flags.FLAGS(arguments)
+        getattr(CONFIG.value, "seed", None)  # a file that is missing is reported only when its config is used
+        return rest
+    except OSError as error:
+        raise UserError(f"--config cannot be read: {reason(error)}") from error
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"--config has no key {reason(error)}") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(reason(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """The last line of the innermost message, with the line before it if there are but two."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    lines = str(error.args[0] if error.args else error).splitlines()
+    return "; ".join(line.strip() for line in (lines if len(lines) < 3 else lines[-1:]))
+
+
+def guarded(arguments: Sequence[str]) -> int:
+    """Runs the program; a user's mistake becomes one line and exit status 2."""
+    try:
+        run(parse(arguments))
+    except UserError as error:
+        print(f"cfinet_jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main() -> None:
+    """The command line."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "cfinet_jax"))
+    app.define_help_flags()
+    sys.exit(guarded(sys.argv))
+
+
+if __name__ == "__main__":
+    main()

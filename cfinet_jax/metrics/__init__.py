@@ -1,0 +1,1 @@
+"""How detections are scored: `protocols` says by which rules, `score` does it."""

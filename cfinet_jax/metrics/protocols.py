@@ -1,0 +1,63 @@
+"""The rules by which detections are scored: one row per benchmark."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+OVERLAPS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+ANY_AREA = (0.0, 1e10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What counts as found, among which boxes, with how many detections."""
+
+    name: str
+    headline: str  # the range of AP, AP50, AP75, the AR of each limit and the classes
+    ranges: Mapping[str, tuple[float, float]]  # area in pixels of the stored image, both ends inclusive
+    limits: tuple[int, ...]  # detections per image and class, ascending
+    precision_limit: int  # the one of every AP; the AR of a size has the last
+    regions_are_crowds: bool  # an ignored box absorbs any number of detections, else one
+    overlaps: tuple[float, ...] = OVERLAPS  # IoU from which a box is found
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The ranges reported beside the headline."""
+        return tuple(name for name in self.ranges if name != self.headline)
+
+    def __str__(self) -> str:
+        low, high = self.ranges[self.headline]
+        area = "any area" if high == ANY_AREA[1] else f"area {low:g}-{high:g} px"
+        limits = "/".join(map(str, self.limits))
+        step = self.overlaps[1] - self.overlaps[0]
+        return (
+            f"{self.name}: AP at IoU {self.overlaps[0]:.2f}:{step:.2f}:{self.overlaps[-1]:.2f} of boxes of {area}, "
+            f"every AP (the classes' too) with {self.precision_limit} detections per image and class, "
+            f"AR with {limits}, AR of a size with {self.limits[-1]}; "
+            f"an ignored box absorbs {'any number of detections' if self.regions_are_crowds else 'one detection'}"
+        )
+
+
+COCO_SIZES = {"S": (0.0, 32.0**2), "M": (32.0**2, 96.0**2), "L": (96.0**2, ANY_AREA[1])}
+SODA_SIZES = {"eS": (0.0, 144.0), "rS": (144.0, 400.0), "gS": (400.0, 1024.0), "N": (1024.0, 2000.0)}
+
+PROTOCOLS = {
+    "coco": Protocol(
+        name="coco",
+        headline="all",
+        ranges={"all": ANY_AREA, **COCO_SIZES, **SODA_SIZES},
+        limits=(1, 10, 100),
+        precision_limit=100,
+        regions_are_crowds=True,
+    ),
+    # The reference prints its table of classes with 1000 detections; here it agrees with the AP above it.
+    "soda_d": Protocol(
+        name="soda_d",
+        headline="Small",
+        ranges={"Small": (0.0, 1024.0), **SODA_SIZES},
+        limits=(100, 300, 1000),
+        precision_limit=100,
+        regions_are_crowds=False,
+    ),
+}

@@ -1,0 +1,26 @@
+"""Feature adaption of CRPN's fine stage: a convolution guided by the boxes of the coarse stage."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cfinet_jax.models.layers import small_normal
+from cfinet_jax.ops import deformable
+
+
+class AdaptiveConv(nn.Module):
+    """A 3x3 convolution without bias whose taps sit on one box per cell (cfinet_facts 2.4)."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "batch rows columns inputs"], boxes: Float[Array, "batch cells 4"], stride: int
+    ) -> Array:
+        kernel = self.param("kernel", small_normal, (3, 3, features.shape[-1], self.channels)).astype(features.dtype)
+
+        def of_image(features: Array, boxes: Array) -> Array:
+            return deformable.deformable_conv(features, kernel, deformable.tap_points(boxes, stride))
+
+        return jax.vmap(of_image)(features, jax.lax.stop_gradient(boxes).astype(jnp.float32))

@@ -1,0 +1,226 @@
+"""Feature imitation (section 3.2): hard objects learn to look like exemplars of their class."""
+
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from cfinet_jax.boxes import horizontal
+from cfinet_jax.models.layers import GroupNorm, Linear, he_normal, small_normal
+from cfinet_jax.models.roi_head import Predictions
+from cfinet_jax.ops import exemplar_memory, imitation, losses
+from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, GroundTruth, Priorities, RoiSamples, Term
+
+COMPRESSIONS = 3  # 3x3 convolutions without padding: 7x7 -> 5x5 -> 3x3 -> 1x1
+
+
+class Grades(NamedTuple):
+    """What the detector makes of the objects of every image, `[batch, objects]` unless said otherwise."""
+
+    slot: Int[Array, "batch objects"]  # the sampled region that is the object itself
+    present: Bool[Array, "batch objects"]  # it was sampled
+    quality: Float[Array, "batch objects"]
+    quality_class: Int[Array, "batch objects"]  # 0 low, 1 middling, 2 high
+    chosen: Int[Array, "batch exemplars"]  # objects offered as exemplars, in index order
+    offered: Bool[Array, "batch exemplars"]  # which of `chosen` are real
+    surplus: Int[Array, "batch"]  # objects of exemplar grade beyond `max_exemplars`
+
+
+class Compress(nn.Module):
+    """A 3x3 convolution without padding over many small maps, then group norm, no activation."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n rows columns channels"]) -> Array:
+        channels = x.shape[-1]
+        kernel = self.param("kernel", he_normal, (3, 3, channels, channels)).astype(x.dtype)
+        rows, columns = x.shape[1] - 2, x.shape[2] - 2
+        # Thousands of 7x7 maps: nine shifted views and one matrix product beat a convolution.
+        views = [x[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+        y = jnp.concatenate(views, -1) @ kernel.reshape(-1, channels)
+        return GroupNorm(self.groups, name="norm")(y)
+
+
+class FeatureImitation(nn.Module):
+    """Embeds regions, grades objects, and pulls each towards exemplars of its class."""
+
+    quality: Literal["paper", "released"]
+    negatives: Literal["paper", "image"]
+    quality_weights: tuple[float, float, float]
+    reweight: bool
+    contrast: Literal["eq6", "means"]
+    groups: int
+    encoder: int
+    embedding: int
+    temperature: float
+    weight: float
+    high_quality: float
+    low_quality: float
+    min_score: float
+    min_predictions: int
+    samples: int
+    positive_fractions: tuple[float, float]
+    shifts: tuple[float, ...]
+    rescales: tuple[float, ...]
+    slots: int
+    max_exemplars: int
+
+    def setup(self) -> None:
+        self.compressions = [Compress(self.groups) for _ in range(COMPRESSIONS)]
+        self.encode1 = Linear(self.encoder, small_normal)
+        self.encode2 = Linear(self.encoder, small_normal)
+        self.project = Linear(self.embedding, small_normal)
+
+    @property
+    def jitters(self) -> int:
+        """Jittered copies of one box."""
+        return 4 * len(self.shifts) + len(self.rescales)
+
+    def remembered_negatives(self, classes: int) -> int:
+        """How many slots of the memory are candidates for negatives."""
+        return classes * self.slots if self.negatives == "paper" else 0
+
+    def compress(self, regions: Float[Array, "*n size size channels"]) -> Float[Array, "*n channels"]:
+        """One vector per region."""
+        x = regions.reshape(-1, *regions.shape[-3:])
+        for convolution in self.compressions:
+            x = convolution(x)
+        return x.reshape(*regions.shape[:-3], -1)
+
+    def emphasise(self, regions: Array, compressed: Array) -> Array:
+        """Regions with channels weighted by 1 + softmax of the compressed vector (cfinet_facts 1, point 7)."""
+        weights = 1 + jax.nn.softmax(compressed.astype(jnp.float32))
+        return (regions * weights[..., None, None, :]).astype(regions.dtype)
+
+    def embed(self, compressed: Float[Array, "*n channels"]) -> Float[Array, "*n embedding"]:
+        """Eq. 5: unit vectors, float32."""
+        x = nn.relu(self.encode1(compressed))
+        x = nn.relu(self.encode2(x))
+        x = self.project(x).astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)  # a zero vector has a gradient too
+
+    def grade(self, predictions: Predictions, samples: RoiSamples, batch: Batch, stds: tuple[float, ...]) -> Grades:
+        """Quality of every object and the choice of exemplars; nothing here has a gradient."""
+        predictions = jax.lax.stop_gradient(predictions)
+
+        def of_image(predictions: Predictions, samples: RoiSamples, truth: GroundTruth) -> Grades:
+            objects = truth.labels.shape[0]
+            label = jnp.minimum(samples.labels, predictions.deltas.shape[1] - 1)
+            deltas = jnp.take_along_axis(predictions.deltas, label[:, None, None], 1)[:, 0]
+            boxes = horizontal.decode(samples.boxes, deltas, stds), truth.boxes[samples.matched]
+            quality = imitation.QUALITIES[self.quality](
+                jax.nn.softmax(predictions.logits), samples, boxes, objects, self.min_score
+            )
+            is_self = (samples.source == jnp.arange(objects)[:, None]) & samples.is_object & samples.valid
+            present = is_self.any(1)
+            high = quality.value >= self.high_quality
+            quality_class = high.astype(jnp.int32) + (quality.value >= self.low_quality)
+            grade = present & high & (quality.count >= self.min_predictions)
+            best, chosen = jax.lax.top_k(jnp.where(grade, quality.value, -1.0), min(self.max_exemplars, objects))
+            chosen = jnp.sort(jnp.where(best >= 0, chosen, objects))
+            offered = chosen < objects
+            return Grades(
+                is_self.argmax(1).astype(jnp.int32),
+                present,
+                quality.value,
+                quality_class,
+                jnp.where(offered, chosen, 0).astype(jnp.int32),
+                offered,
+                (grade.sum() - offered.sum()).astype(jnp.int32),
+            )
+
+        return jax.vmap(of_image)(predictions, samples, batch.ground_truth)
+
+    def jittered_boxes(self, grades: Grades, batch: Batch) -> Float[Array, "batch boxes 4"]:
+        """The jittered boxes of the exemplars of every image, `[batch, exemplars * jitters, 4]`."""
+        boxes = jnp.take_along_axis(batch.ground_truth.boxes, grades.chosen[..., None], 1)
+        jittered = jax.vmap(lambda boxes, size: imitation.jitter(boxes, size, self.shifts, self.rescales))
+        return jittered(boxes, batch.sizes).reshape(boxes.shape[0], -1, 4)
+
+    def exemplars(self, regions: Array, grades: Grades, truth: GroundTruth) -> Exemplars:
+        """What every image offers to the memory: the region features of its exemplars."""
+        slots = jnp.take_along_axis(grades.slot, grades.chosen, 1)
+        features = jnp.take_along_axis(regions, slots[..., None, None, None], 1)
+        labels = jnp.take_along_axis(truth.labels, grades.chosen, 1)
+        return jax.lax.stop_gradient(Exemplars(features.astype(jnp.float32), labels, grades.offered))
+
+    def losses(
+        self,
+        compressed: Float[Array, "batch samples channels"],
+        jittered: Float[Array, "batch exemplars jitters size size channels"],
+        grades: Grades,
+        samples: RoiSamples,
+        truth: GroundTruth,
+        memory: ExemplarMemory,
+        priorities: Priorities,
+    ) -> tuple[dict, dict]:
+        """The contrastive loss (Eq. 6) and statistics as terms per image `[batch]`."""
+        filled = exemplar_memory.filled(memory)
+        stored = memory.features.reshape(-1, *memory.features.shape[2:]).astype(compressed.dtype)
+        remembered = self.embed(jax.lax.stop_gradient(self.compress(stored)))
+        regions = self.embed(compressed)
+        own = self.embed(jax.lax.stop_gradient(self.compress(jittered)))
+
+        def of_image(regions, own, grades, samples, truth, positives, negatives):
+            own_exemplar = (grades.chosen == jnp.arange(truth.labels.shape[0])[:, None]) & grades.offered
+            contrast = imitation.choose_contrast(
+                truth.labels,
+                grades.quality_class,
+                own_exemplar,
+                samples,
+                filled,
+                (positives, negatives),
+                negatives=self.negatives,
+                size=self.samples,
+                positive_fractions=self.positive_fractions,
+                jitters=own.shape[1],
+            )
+            candidates = jnp.concatenate([regions, remembered, own.reshape(-1, own.shape[-1])])
+            similarities = regions[grades.slot] @ candidates.T / self.temperature
+            positive, negative = arrange(contrast, regions.shape[0])
+            present = grades.present[:, None]
+            total, count = losses.contrastive(similarities, positive & present, negative & present)
+            return self.normalise(total, count, grades)
+
+        terms = jax.vmap(of_image)(regions, own, grades, samples, truth, priorities.positives, priorities.negatives)
+        return {"contrast": terms}, statistics(grades, truth)
+
+    def normalise(self, total: Array, count: Array, grades: Grades) -> Term:
+        """One image's part of the loss: its objects' sums of logarithms, and what they are divided by."""
+        weights = jnp.asarray(self.quality_weights)[grades.quality_class]
+        if self.contrast == "eq6":  # all positives of the batch share one divisor
+            return Term(self.weight * (weights * total).sum(), count.sum())
+        of_object = weights * total / jnp.maximum(count, 1)
+        objects = jnp.maximum(grades.present.sum(), 1)
+        return Term(self.weight * of_object.sum() / objects, jnp.float32(1))
+
+
+def arrange(contrast: imitation.Contrast, regions: int) -> tuple[Array, Array]:
+    """Positives and negatives over the candidates: regions, slots of the memory, jittered boxes."""
+    objects, slots = contrast.exemplars.shape
+    nothing = jnp.zeros((objects, regions), bool)
+    jitters = contrast.jitters.reshape(objects, -1)
+    positive = jnp.concatenate([nothing, contrast.exemplars, jitters], 1)
+    padding = positive.shape[1] - contrast.negatives.shape[1]
+    return positive, jnp.pad(contrast.negatives, ((0, 0), (0, padding)))
+
+
+def statistics(grades: Grades, truth: GroundTruth) -> dict[str, Term]:
+    """Mean quality of the objects, the shares of the quality classes, exemplars offered and left out."""
+    objects = truth.is_object
+    count = objects.sum(1).astype(jnp.float32)
+    one = jnp.ones_like(count)
+
+    def share(mask: Array) -> Term:
+        return Term((mask & objects).sum(1).astype(jnp.float32), count)
+
+    return {
+        "quality": Term(jnp.where(objects, grades.quality, 0.0).sum(1), count),
+        "high_quality": share(grades.quality_class == 2),
+        "low_quality": share(grades.quality_class == 0),
+        "exemplars_offered": Term(grades.offered.sum(1).astype(jnp.float32), one),
+        "exemplars_left_out": Term(grades.surplus.astype(jnp.float32), one),
+    }

@@ -1,0 +1,6 @@
+"""Proposal networks: the table from which a config chooses one by name."""
+
+from cfinet_jax.models.proposals.coarse_to_fine_rpn import CoarseToFineRPN
+from cfinet_jax.models.proposals.rpn import RPN
+
+PROPOSAL_NETWORKS = {"coarse_to_fine": CoarseToFineRPN, "rpn": RPN}

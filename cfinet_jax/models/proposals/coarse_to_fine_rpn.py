@@ -1,0 +1,137 @@
+"""The coarse-to-fine RPN of the paper (section 3.1): regress every anchor, align the features, regress again."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from cfinet_jax.boxes import horizontal
+from cfinet_jax.models.adaptive_conv import AdaptiveConv
+from cfinet_jax.models.fpn import strides_of
+from cfinet_jax.models.layers import Conv, small_normal
+from cfinet_jax.models.proposals import proposal_network
+from cfinet_jax.models.proposals.proposal_network import PerLevel
+from cfinet_jax.ops import losses, matching
+from cfinet_jax.structures import Batch, Priorities, Proposals, Term
+
+
+class Outputs(NamedTuple):
+    """Of both stages, per level."""
+
+    anchors: PerLevel  # [n, 4], the fixed grid
+    coarse_deltas: PerLevel  # [batch, n, 4]
+    coarse_boxes: PerLevel  # [batch, n, 4], clipped to the picture: anchors of the fine stage
+    logits: PerLevel  # [batch, n]
+    deltas: PerLevel  # [batch, n, 4]
+
+
+class CoarseToFineRPN(nn.Module):
+    """One square anchor per cell of P2..P5, refined twice; only the fine stage classifies.
+
+    `assign` names the row of `assign_modes` (constants of the threshold) by which the coarse stage picks positives.
+    """
+
+    channels: int
+    anchor_scale: float
+    dilation: int
+    coarse_stds: tuple[float, ...]
+    fine_stds: tuple[float, ...]
+    assign: str
+    assign_modes: Mapping[str, Mapping[str, float]]
+    base_size: float
+    anchors_per_positive: float
+    positive_overlap: float
+    negative_overlap: float
+    min_positive_overlap: float
+    samples: int
+    positive_fraction: float
+    objectness_weight: float
+    box_weight: float
+    proposals: Mapping[str, Any]
+    ignore_overlap: float
+
+    def setup(self) -> None:
+        def head(features: int) -> Conv:
+            return Conv(features, 1, use_bias=True, kernel_init=small_normal)
+
+        self.coarse_conv = Conv(self.channels, 3, dilation=self.dilation, use_bias=True, kernel_init=small_normal)
+        self.coarse_box = head(4)
+        self.fine_conv = AdaptiveConv(self.channels)
+        self.fine_objectness = head(1)
+        self.fine_box = head(4)
+
+    def __call__(self, pyramid: tuple[Array, ...], sizes: Array) -> Outputs:
+        anchors = proposal_network.anchors_of(pyramid, self.anchor_scale, (1.0,))
+        levels = [
+            self.refine(features, jnp.asarray(grid), stride, sizes)
+            for features, grid, stride in zip(pyramid, anchors, strides_of(len(pyramid)), strict=True)
+        ]
+        return Outputs(tuple(jnp.asarray(grid) for grid in anchors), *(tuple(x) for x in zip(*levels, strict=True)))
+
+    def refine(self, features: Array, anchors: Array, stride: int, sizes: Array) -> tuple[Array, ...]:
+        """Coarse deltas, coarse boxes, logits and deltas of one level."""
+        features = nn.relu(self.coarse_conv(features))
+        coarse_deltas = proposal_network.flatten(self.coarse_box(features), 4)
+        decode = horizontal.decode(anchors[None], jax.lax.stop_gradient(coarse_deltas), self.coarse_stds)
+        boxes = jax.vmap(horizontal.clip)(decode, sizes)
+        features = nn.relu(self.fine_conv(features, boxes, stride))
+        logits = proposal_network.flatten(self.fine_objectness(features), 1)[..., 0]
+        return coarse_deltas, boxes, logits, proposal_network.flatten(self.fine_box(features), 4)
+
+    def losses(self, outputs: Outputs, batch: Batch, priorities: Priorities) -> tuple[dict, dict]:
+        """Losses (Eq. 2) and statistics as terms per image `[batch]`."""
+        anchors = jnp.concatenate(outputs.anchors)
+        coarse_deltas, coarse_boxes, logits, deltas = (jnp.concatenate(x, 1) for x in outputs[1:])
+
+        def of_image(truth, scale, coarse_deltas, coarse_boxes, logits, deltas, priorities):
+            coarse, statistics = self.coarse_loss(anchors, coarse_deltas, truth, scale)
+            objectness, box = self.fine_losses(coarse_boxes, logits, deltas, truth, priorities)
+            return {"coarse_box": coarse, "objectness": objectness, "box": box}, statistics
+
+        return jax.vmap(of_image)(
+            batch.ground_truth, batch.scales, coarse_deltas, coarse_boxes, logits, deltas, priorities.anchors
+        )
+
+    def coarse_loss(self, anchors, deltas, truth, scale) -> tuple[Term, dict[str, Term]]:
+        """IoU loss of every positive anchor of one image, divided by an assumed number of positives."""
+        mode = self.assign_modes[self.assign]
+        thresholds = matching.dynamic_thresholds(truth.boxes, scale, base_size=self.base_size, **mode)
+        assignment = matching.match_dynamic(anchors, truth, thresholds, ignore_overlap=self.ignore_overlap)
+        boxes = horizontal.decode(anchors, deltas, self.coarse_stds)
+        loss = losses.iou_loss(boxes, truth.boxes[assignment.indices])
+        total = self.box_weight * jnp.where(assignment.positive, loss, 0.0).sum()
+        count = jnp.float32(anchors.shape[0] / self.anchors_per_positive)
+        return Term(total, count), proposal_network.recall_statistics(assignment, truth)
+
+    def fine_losses(self, anchors, logits, deltas, truth, priorities) -> tuple[Term, Term]:
+        """Objectness and IoU loss of the sampled refined anchors of one image."""
+        assignment = matching.match_max_iou(
+            anchors,
+            truth,
+            positive=self.positive_overlap,
+            negative=self.negative_overlap,
+            min_positive=self.min_positive_overlap,
+            ignore_overlap=self.ignore_overlap,
+        )
+        objectness, sample = proposal_network.objectness_loss(
+            logits, assignment, priorities, size=self.samples, positive_fraction=self.positive_fraction
+        )
+        boxes = horizontal.decode(anchors[sample.indices], deltas[sample.indices], self.fine_stds)
+        loss = losses.iou_loss(boxes, truth.boxes[assignment.indices[sample.indices]])
+        total = self.box_weight * jnp.where(sample.positive, loss, 0.0).sum()
+        return Term(self.objectness_weight * objectness.total, objectness.count), Term(total, objectness.count)
+
+    def count_anchors(self, shape: tuple[int, int], levels: int) -> int:
+        """Anchors of an input of `shape` (height, width)."""
+        return proposal_network.count_cells(shape, levels)
+
+    def choose(self, outputs: Outputs, sizes: Array, phase: str) -> Proposals:
+        """The proposals of every image; `phase` is train or test."""
+        boxes = tuple(
+            horizontal.decode(anchors, deltas, self.fine_stds)
+            for anchors, deltas in zip(outputs.coarse_boxes, outputs.deltas, strict=True)
+        )
+        return proposal_network.choose_proposals(boxes, outputs.logits, sizes, self.proposals, phase)

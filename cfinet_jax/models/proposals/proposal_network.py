@@ -1,0 +1,92 @@
+"""What every proposal network offers, and what they share.
+
+A network has `__call__(pyramid, sizes) -> outputs`, `losses(outputs, batch, priorities) -> (losses, statistics)`
+`choose(outputs, sizes, phase) -> Proposals` and `count_anchors(shape, levels)`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cfinet_jax.boxes import anchors, horizontal
+from cfinet_jax.models.fpn import strides_of
+from cfinet_jax.ops import losses, matching, nms, sampling
+from cfinet_jax.structures import GroundTruth, Proposals, Term
+
+PerLevel = tuple[Array, ...]  # one array [batch, anchors of the level, ...] per level
+
+
+def anchors_of(pyramid: Sequence[Array], scale: float, ratios: Sequence[float]) -> tuple[np.ndarray, ...]:
+    """The anchors `[n, 4]` of every level, fine to coarse."""
+    strides = strides_of(len(pyramid))
+    return tuple(
+        anchors.anchor_grid((x.shape[1], x.shape[2]), stride, scale, ratios)
+        for x, stride in zip(pyramid, strides, strict=True)
+    )
+
+
+def count_cells(shape: tuple[int, int], levels: int) -> int:
+    """Cells of all levels of an input of `shape` (height, width)."""
+    return sum(-(-shape[0] // stride) * -(-shape[1] // stride) for stride in strides_of(levels))
+
+
+def flatten(x: Float[Array, "batch rows columns n"], size: int) -> Float[Array, "batch anchors size"]:
+    """A map with `size` numbers per anchor as a list of anchors, float32."""
+    return x.reshape(x.shape[0], -1, size).astype(jnp.float32)
+
+
+def choose_proposals(
+    boxes: PerLevel, logits: PerLevel, sizes: Array, settings: Mapping[str, Any], phase: str
+) -> Proposals:
+    """The best boxes after NMS within each level, of `candidates` per level (cfinet_facts 2.8)."""
+    limits = settings[phase]
+
+    def of_level(boxes: Array, logits: Array, size: Array) -> tuple[Array, Array, Array]:
+        scores, best = jax.lax.top_k(jax.nn.sigmoid(logits), min(limits["candidates"], logits.shape[0]))
+        chosen = horizontal.clip(boxes[best], size)
+        real = (chosen[:, 2] > chosen[:, 0]) & (chosen[:, 3] > chosen[:, 1])
+        return chosen, scores, nms.suppress(chosen, real, limits["nms_overlap"])
+
+    def of_image(boxes: PerLevel, logits: PerLevel, size: Array) -> Proposals:
+        levels = [of_level(*level, size) for level in zip(boxes, logits, strict=True)]
+        chosen, scores, keep = (jnp.concatenate(parts) for parts in zip(*levels, strict=True))
+        padding = max(0, settings["max_proposals"] - scores.shape[0])
+        chosen = jnp.pad(chosen, ((0, padding), (0, 0)))
+        ranked = jnp.pad(jnp.where(keep, scores, -1.0), (0, padding), constant_values=-1.0)
+        top, best = jax.lax.top_k(ranked, settings["max_proposals"])
+        return Proposals(chosen[best], jnp.maximum(top, 0.0), top >= 0)
+
+    return jax.lax.stop_gradient(jax.vmap(of_image)(boxes, logits, sizes))
+
+
+def objectness_loss(
+    logits: Array, assignment: matching.Assignment, priorities: Array, *, size: int, positive_fraction: float
+) -> tuple[Term, sampling.Sample]:
+    """Binary cross-entropy of the anchors sampled in one image, and which they are.
+
+    The count is max(positives, 1) + max(negatives, 1), by which the box loss is divided too.
+    """
+    sample = sampling.sample_balanced(
+        priorities, assignment.positive, assignment.negative, size=size, positive_fraction=positive_fraction
+    )
+    loss = losses.binary_cross_entropy(logits[sample.indices], sample.positive)
+    positives, negatives = sample.positive.sum(), (sample.valid & ~sample.positive).sum()
+    count = jnp.maximum(positives, 1) + jnp.maximum(negatives, 1)
+    return Term(jnp.where(sample.valid, loss, 0.0).sum(), count.astype(jnp.float32)), sample
+
+
+def recall_statistics(assignment: matching.Assignment, truth: GroundTruth) -> dict[str, Term]:
+    """How many anchors are positive, and the share of objects that have one, in one image."""
+    objects = truth.is_object
+    hit = jnp.zeros(objects.shape, bool).at[assignment.indices].max(assignment.positive)
+    return {
+        "positive_anchors": Term(assignment.positive.sum().astype(jnp.float32), jnp.float32(1)),
+        "objects_with_anchor": Term(
+            (hit & objects).sum().astype(jnp.float32),
+            objects.sum().astype(jnp.float32),
+        ),
+    }

@@ -1,0 +1,98 @@
+"""The plain region proposal network (Ren et al. 2015), as the baselines of the paper use it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from cfinet_jax.boxes import horizontal
+from cfinet_jax.models.layers import Conv, small_normal
+from cfinet_jax.models.proposals import proposal_network
+from cfinet_jax.models.proposals.proposal_network import PerLevel
+from cfinet_jax.ops import matching
+from cfinet_jax.structures import Batch, Priorities, Proposals, Term
+
+
+class Outputs(NamedTuple):
+    """Per level."""
+
+    anchors: PerLevel  # [n, 4]
+    logits: PerLevel  # [batch, n]
+    deltas: PerLevel  # [batch, n, 4]
+
+
+class RPN(nn.Module):
+    """Anchors of several ratios per cell, classified and regressed once."""
+
+    channels: int
+    anchor_scale: float
+    aspect_ratios: tuple[float, ...]
+    stds: tuple[float, ...]
+    positive_overlap: float
+    negative_overlap: float
+    min_positive_overlap: float
+    samples: int
+    positive_fraction: float
+    objectness_weight: float
+    box_weight: float
+    proposals: Mapping[str, Any]
+    ignore_overlap: float
+
+    def setup(self) -> None:
+        ratios = len(self.aspect_ratios)
+        self.conv = Conv(self.channels, 3, use_bias=True, kernel_init=small_normal)
+        self.objectness = Conv(ratios, 1, use_bias=True, kernel_init=small_normal)
+        self.box = Conv(4 * ratios, 1, use_bias=True, kernel_init=small_normal)
+
+    def __call__(self, pyramid: tuple[Array, ...], sizes: Array) -> Outputs:
+        grids = proposal_network.anchors_of(pyramid, self.anchor_scale, self.aspect_ratios)
+        features = [nn.relu(self.conv(x)) for x in pyramid]
+        return Outputs(
+            tuple(jnp.asarray(grid) for grid in grids),
+            tuple(proposal_network.flatten(self.objectness(x), 1)[..., 0] for x in features),
+            tuple(proposal_network.flatten(self.box(x), 4) for x in features),
+        )
+
+    def losses(self, outputs: Outputs, batch: Batch, priorities: Priorities) -> tuple[dict, dict]:
+        """Losses and statistics as terms per image `[batch]`."""
+        anchors = jnp.concatenate(outputs.anchors)
+        logits, deltas = jnp.concatenate(outputs.logits, 1), jnp.concatenate(outputs.deltas, 1)
+
+        def of_image(truth, logits, deltas, priorities):
+            assignment = matching.match_max_iou(
+                anchors,
+                truth,
+                positive=self.positive_overlap,
+                negative=self.negative_overlap,
+                min_positive=self.min_positive_overlap,
+                ignore_overlap=self.ignore_overlap,
+            )
+            objectness, sample = proposal_network.objectness_loss(
+                logits, assignment, priorities, size=self.samples, positive_fraction=self.positive_fraction
+            )
+            matched = truth.boxes[assignment.indices[sample.indices]]
+            targets = horizontal.encode(anchors[sample.indices], matched, self.stds)
+            distance = jnp.abs(deltas[sample.indices] - targets).sum(-1)
+            box = self.box_weight * jnp.where(sample.positive, distance, 0.0).sum()
+            terms = {
+                "objectness": Term(self.objectness_weight * objectness.total, objectness.count),
+                "box": Term(box, objectness.count),
+            }
+            return terms, proposal_network.recall_statistics(assignment, truth)
+
+        return jax.vmap(of_image)(batch.ground_truth, logits, deltas, priorities.anchors)
+
+    def count_anchors(self, shape: tuple[int, int], levels: int) -> int:
+        """Anchors of an input of `shape` (height, width)."""
+        return len(self.aspect_ratios) * proposal_network.count_cells(shape, levels)
+
+    def choose(self, outputs: Outputs, sizes: Array, phase: str) -> Proposals:
+        """The proposals of every image; `phase` is train or test."""
+        boxes = tuple(
+            horizontal.decode(anchors, deltas, self.stds)
+            for anchors, deltas in zip(outputs.anchors, outputs.deltas, strict=True)
+        )
+        return proposal_network.choose_proposals(boxes, outputs.logits, sizes, self.proposals, phase)

@@ -1,0 +1,1 @@
+"""Operations of static shape on one image."""

@@ -1,0 +1,45 @@
+"""CRPN's adaptive convolution: a 3x3 kernel whose nine taps sit on a box instead of on the grid."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cfinet_jax.boxes import horizontal
+from cfinet_jax.ops import bilinear
+
+TAPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1, 1))  # (row, column)
+
+
+def tap_points(boxes: Float[Array, "cells 4"], stride: int) -> Float[Array, "9 cells 2"]:
+    """Where the taps of each cell read (y, x in cells): centre, edge middles and corners of the cell's box.
+
+    As an offset from the grid this is cfinet_facts 2.4; an unmoved anchor of scale 2 gives an ordinary convolution.
+    """
+    centre, size = horizontal.centre_size(boxes)
+    taps = jnp.asarray(TAPS, boxes.dtype)[:, None]
+    return (centre[:, ::-1] + taps * size[:, ::-1] / 2) / stride
+
+
+def deformable_conv(
+    features: Float[Array, "rows columns inputs"],
+    kernel: Float[Array, "3 3 inputs outputs"],
+    points: Float[Array, "9 cells 2"],
+) -> Float[Array, "rows columns outputs"]:
+    """Reads the map at nine points per cell and applies the kernel; zero outside the map, no bias.
+
+    One tap at a time, recomputed in the backward pass: all nine at once need four times the memory.
+    """
+    rows, columns, channels = features.shape
+    table = features.reshape(-1, channels).astype(jnp.float32)  # sampled, and its gradient summed, in float32
+    shape = jnp.array([rows, columns], jnp.int32)
+
+    @jax.checkpoint
+    def add_tap(total: Array, tap: tuple[Array, Array]) -> tuple[Array, None]:
+        points, kernel = tap
+        cells, weights = bilinear.corners(points, shape)
+        read = bilinear.read(table, cells[..., 0] * columns + cells[..., 1], weights).astype(features.dtype)
+        return total + jnp.dot(read, kernel, preferred_element_type=jnp.float32), None
+
+    start = jnp.zeros((table.shape[0], kernel.shape[-1]), jnp.float32)
+    total, _ = jax.lax.scan(add_tap, start, (points, kernel.reshape(9, channels, -1)))
+    return total.reshape(rows, columns, -1).astype(features.dtype)

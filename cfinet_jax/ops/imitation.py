@@ -1,0 +1,117 @@
+"""The pure parts of feature imitation on ONE image: quality, jitter, choice of samples (section 3.2)."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from cfinet_jax.boxes import horizontal
+from cfinet_jax.ops import sampling
+from cfinet_jax.structures import RoiSamples
+
+
+class Quality(NamedTuple):
+    """How well the detector does on each object now."""
+
+    value: Float[Array, " objects"]  # IQ of Eq. 4, 0 where nothing counts
+    count: Int[Array, " objects"]  # predictions that count
+
+
+def instance_quality(
+    probabilities: Float[Array, " samples"],
+    overlaps: Float[Array, " samples"],
+    counts: Bool[Array, " samples"],
+    matched: Int[Array, " samples"],
+    objects: int,
+) -> Quality:
+    """Eq. 4: mean over the predictions of an object that count of class probability times IoU."""
+    weight = jnp.zeros(objects).at[matched].add(jnp.where(counts, probabilities * overlaps, 0.0))
+    count = jnp.zeros(objects, jnp.int32).at[matched].add(counts.astype(jnp.int32))
+    return Quality(weight / jnp.maximum(count, 1), count)
+
+
+def quality_released(
+    probabilities: Array, samples: RoiSamples, boxes: tuple[Array, Array], objects: int, min_score: float
+) -> Quality:
+    """As the released code: the class has probability >= `min_score`, IoU of the proposal (cfinet_facts 4.2)."""
+    own = jnp.take_along_axis(probabilities, samples.labels[:, None], 1)[:, 0]
+    counts = samples.is_object & (samples.source >= objects) & (own >= min_score)
+    return instance_quality(own, samples.overlaps, counts, samples.matched, objects)
+
+
+def quality_paper(
+    probabilities: Array, samples: RoiSamples, boxes: tuple[Array, Array], objects: int, min_score: float
+) -> Quality:
+    """Eq. 3-4: the class is the most probable one, IoU of the predicted box; `boxes` is (predicted, true)."""
+    own = jnp.take_along_axis(probabilities, samples.labels[:, None], 1)[:, 0]
+    counts = samples.is_object & (samples.source >= objects) & (probabilities.argmax(1) == samples.labels)
+    return instance_quality(own, horizontal.paired_iou(*boxes), counts, samples.matched, objects)
+
+
+QUALITIES = {"paper": quality_paper, "released": quality_released}
+
+
+def jitter(
+    boxes: Float[Array, "n 4"], size: Float[Array, "2"], shifts: tuple[float, ...], rescales: tuple[float, ...]
+) -> Float[Array, "n jitters 4"]:
+    """Gamma of Algorithm 1: each box moved by parts of its width and height, and rescaled about its centre.
+
+    Order: for each shift +x, +y, -x, -y; then the rescales. Clipped to the picture.
+    """
+    centre, extent = horizontal.centre_size(boxes)
+    directions = jnp.array([[1, 0], [0, 1], [-1, 0], [0, -1]], jnp.float32)
+    moves = jnp.concatenate([shift * directions for shift in shifts] + [jnp.zeros((len(rescales), 2))])
+    factors = jnp.asarray((1.0,) * (4 * len(shifts)) + tuple(rescales))
+    centres = centre[:, None] + moves * extent[:, None]
+    half = extent[:, None] * factors[:, None] / 2
+    return horizontal.clip(jnp.concatenate([centres - half, centres + half], -1), size)
+
+
+class Contrast(NamedTuple):
+    """Which candidates each object is compared with; exemplars are slots of all classes, flattened."""
+
+    exemplars: Bool[Array, "objects slots"]  # positives from the memory
+    jitters: Bool[Array, "objects exemplars_of_image jitters"]  # positives of its own
+    negatives: Bool[Array, "objects candidates"]  # of the regions, then (paper) the slots
+
+
+def choose_contrast(
+    labels: Int[Array, " objects"],
+    quality_class: Int[Array, " objects"],
+    own_exemplar: Bool[Array, "objects exemplars_of_image"],
+    samples: RoiSamples,
+    filled: Bool[Array, "classes slots"],
+    priorities: tuple[Array, Array],
+    *,
+    negatives: str,
+    size: int,
+    positive_fractions: tuple[float, float],
+    jitters: int,
+) -> Contrast:
+    """Algorithm 1, lines 4-10, for every object: `size` samples, fewer where the image has fewer negatives.
+
+    `quality_class` is 0 low, 1 middling, 2 high. Positives: a share of the exemplars of its class (low,
+    middling), its own jittered boxes (high and offered as an exemplar) or none. Negatives: `image`, regions with
+    another label; `paper`, background regions and the exemplars of other classes.
+    """
+    classes, slots = filled.shape
+    background = samples.valid & ~samples.is_object
+    total = jnp.minimum(background.sum(), size)
+    fractions = jnp.asarray((*positive_fractions, 0.0))
+    quota = jnp.floor(total * fractions[quality_class]).astype(jnp.int32)
+    of_class = labels[:, None] == jnp.arange(classes)
+    own_slots = filled[labels]
+    most = int(size * max(positive_fractions))
+    drawn = sampling.choose(priorities[0], own_slots, quota, most)
+    exemplars = (drawn[:, None, :] & of_class[:, :, None]).reshape(-1, classes * slots)
+    jittered = jnp.broadcast_to(own_exemplar[:, :, None], (*own_exemplar.shape, jitters))
+
+    if negatives == "paper":
+        others = (filled & ~of_class[:, :, None]).reshape(-1, classes * slots)
+        regions = jnp.broadcast_to(background, (labels.shape[0], background.shape[0]))
+        candidates = jnp.concatenate([regions, others], 1)
+    else:
+        candidates = samples.valid & (samples.labels != labels[:, None])
+    positives = exemplars.sum(1) + jittered.sum((1, 2))
+    chosen = sampling.choose(priorities[1], candidates, total - positives, size)
+    return Contrast(exemplars, jittered, chosen)

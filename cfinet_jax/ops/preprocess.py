@@ -1,0 +1,67 @@
+"""From the host's uint8 picture to the network's input: resize, flip, normalise, on the device."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt8
+
+from cfinet_jax.boxes import horizontal
+from cfinet_jax.structures import Batch
+
+
+def prepare_image(
+    image: UInt8[Array, "rows columns 3"],
+    size: Float[Array, "2"],
+    scale: Float[Array, ""],
+    flip: Bool[Array, ""],
+    *,
+    resize: bool,
+    shape: tuple[int, int],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Float[Array, "height width 3"]:
+    """The picture of `size` (height, width) inside `image`, scaled, mirrored if asked, zero around it."""
+    pixels = image.astype(jnp.float32)
+    if not resize:
+        pixels = jnp.pad(pixels, [(0, shape[0] - image.shape[0]), (0, shape[1] - image.shape[1]), (0, 0)])
+    else:
+        pixels = jax.image.scale_and_translate(
+            pixels, (*shape, 3), (0, 1), jnp.stack([scale, scale]), jnp.zeros(2), "linear", antialias=False
+        )
+    height, width = jnp.round(size * scale)
+    columns = jnp.arange(shape[1])
+    mirrored = jnp.clip(width.astype(jnp.int32) - 1 - columns, 0)
+    pixels = jnp.take(pixels, jnp.where(flip, mirrored, columns), axis=1)
+    inside = (jnp.arange(shape[0]) < height)[:, None, None] & (columns < width)[None, :, None]
+    return jnp.where(inside, (pixels - jnp.asarray(mean)) / jnp.asarray(std), 0.0)
+
+
+def prepare_boxes(
+    boxes: Float[Array, "objects 4"], size: Float[Array, "2"], scale: Float[Array, ""], flip: Bool[Array, ""]
+) -> Float[Array, "objects 4"]:
+    """The boxes of a picture, in pixels of the picture as `prepare_image` leaves it."""
+    boxes = boxes * scale
+    return jnp.where(flip, horizontal.flip(boxes, jnp.round(size[1] * scale)), boxes)
+
+
+def prepare(
+    batch: Batch,
+    flips: Bool[Array, " batch"],
+    *,
+    resize: bool,
+    shape: tuple[int, int],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Batch:
+    """A batch as the host ships it, made ready for the detector: images of `shape`, boxes and sizes to match."""
+    image = partial(prepare_image, resize=resize, shape=shape, mean=mean, std=std)
+    truth = batch.ground_truth
+    boxes = jax.vmap(prepare_boxes)(truth.boxes, batch.sizes, batch.scales, flips)
+    return dataclasses.replace(
+        batch,
+        images=jax.vmap(image)(batch.images, batch.sizes, batch.scales, flips),
+        sizes=jnp.round(batch.sizes * batch.scales[:, None]),
+        ground_truth=dataclasses.replace(truth, boxes=boxes),
+    )

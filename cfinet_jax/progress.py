@@ -1,0 +1,52 @@
+"""How far long work is: rate and time left."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class Progress:
+    """Tells a person how far long work is: a line that moves on a terminal, a few plain lines elsewhere."""
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self.what, self.total, self.done = what, total, done
+        self.terminal = sys.stdout.isatty()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Rates count from here: compilation and evaluation are not training."""
+        self.started, self.first, self.printed = time.perf_counter(), self.done, 0.0
+
+    def advance(self, count: int, values: dict[str, float] | None = None) -> None:
+        """`count` more images are done."""
+        self.done += count
+        now = time.perf_counter()
+        if now - self.printed < (0.5 if self.terminal else 10) and self.done < self.total:
+            return
+        self.printed = now
+        rate = (self.done - self.first) / max(now - self.started, 1e-9)
+        left = (self.total - self.done) / max(rate, 1e-9)
+        parts = [
+            f"{self.what} {self.done / self.total:4.0%}  {self.done:,}/{self.total:,} images",
+            *(f"{name} {value:.3f}" for name, value in (values or {}).items()),
+            f"{rate:.1f} images/s",
+            f"{left // 60:.0f}:{left % 60:02.0f} left",
+        ]
+        print(("\r\033[K" if self.terminal else "") + "  ".join(parts), end="" if self.terminal else "\n", flush=True)
+
+    def close(self) -> None:
+        """Ends the moving line."""
+        if self.terminal:
+            print(flush=True)
+
+
+def track(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """The items, one by one, with progress shown."""
+    progress = Progress(what, len(items))
+    for item in items:
+        yield item
+        progress.advance(1)
+    progress.close()

@@ -1,0 +1,221 @@
+"""What a run leaves for the reader: tables, curves and pictures."""
+
+import io
+import json
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.protocols import ANY_AREA, PROTOCOLS, Protocol
+
+Picture = UInt8[np.ndarray, "height width 3"]
+
+CURVE_POINTS = 200  # a longer log is averaged over that many stretches
+CANVAS_SIDE = 2000  # pictures are enlarged towards it,
+MAX_ENLARGEMENT = 3  # but not beyond recognition
+FONT, TEXT_SCALE, LINE_HEIGHT, SWATCH = cv2.FONT_HERSHEY_SIMPLEX, 0.42, 24, 16
+WHITE, BLACK, PANEL = (255, 255, 255), (0, 0, 0), (32, 32, 32)
+PALETTE = (  # of the classes, in turn; seen on dark, bright and grey pictures alike
+    (255, 90, 60),
+    (60, 200, 255),
+    (255, 210, 40),
+    (110, 230, 90),
+    (235, 110, 255),
+    (255, 150, 40),
+    (90, 140, 255),
+    (40, 220, 180),
+    (255, 130, 180),
+    (200, 170, 120),
+)
+
+
+def table(metrics: dict, min_boxes: int = 50) -> str:
+    """Markdown of the metrics that `metrics.score` returns, in percent.
+
+    A size or class with fewer than `min_boxes` boxes says `n/a`; the headline always speaks.
+    """
+    protocol = PROTOCOLS[metrics["protocol"]]
+    limit = protocol.limits[-1]
+    lines = [f"{protocol}.", "", "| size (area in px) | AP | AP50 | AP75 | AR | boxes |", "|---|--:|--:|--:|--:|--:|"]
+    headline = [_percent(metrics[key]) for key in ("AP", "AP50", "AP75", f"AR{limit}")]
+    lines.append(
+        _row(f"**{_range_name(protocol, protocol.headline)}**", *headline, metrics["boxes"][protocol.headline])
+    )
+    for size in protocol.sizes:
+        boxes = metrics["boxes"][size]
+        ap, ap50, ar = (_percent(metrics[f"{key}_{size}"], boxes, min_boxes) for key in ("AP", "AP50", "AR"))
+        lines.append(_row(_range_name(protocol, size), ap, ap50, "", ar, boxes))
+    lines += ["", f"| class ({protocol.headline}) | AP | AP50 | boxes |", "|---|--:|--:|--:|"]
+    for name, values in metrics["per_class"].items():
+        ap, ap50 = (_percent(values[key], values["boxes"], min_boxes) for key in ("AP", "AP50"))
+        lines.append(_row(name, ap, ap50, values["boxes"]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(*cells) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _range_name(protocol: Protocol, size: str) -> str:
+    low, high = protocol.ranges[size]
+    if (low, high) == ANY_AREA:
+        return size
+    return f"{size} (> {low:g})" if high == ANY_AREA[1] else f"{size} ({low:g}-{high:g})"
+
+
+def _percent(value: float | None, boxes: int = 0, min_boxes: int = 0) -> str:
+    return "n/a" if value is None or boxes < min_boxes else f"{100 * value:.1f}"
+
+
+def learning_curve(log_path: str, output_path: str) -> None:
+    """Draw the loss, its parts, AP and AP50 over the images seen, from a run's `metrics.jsonl`, as PNG.
+
+    Where a resumed run went over the same steps again, the later record counts.
+    """
+    from matplotlib.figure import Figure
+
+    records = _read_log(log_path)
+    train = [record for (kind, _), record in sorted(records.items()) if kind == "train"]
+    evaluations = [record for (kind, _), record in sorted(records.items()) if kind == "eval"]
+    if not train:
+        raise UserError(f"{log_path} has no training record yet: train with this workdir first")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    loss_axes, ap_axes = figure.subplots(1, 2, sharex=True)
+    for name in sorted({key for record in train for key in record if key.startswith("loss")}):
+        images, losses = _averaged([(record["images"], record[name]) for record in train if name in record])
+        style = {"color": "black", "linewidth": 2} if name == "loss" else {"linewidth": 1.2}
+        loss_axes.plot(images, losses, label=name.removeprefix("loss/"), **style)
+    loss_axes.set(title="Training loss and its parts", xlabel="images seen", yscale="log")
+    for name in ("AP50", "AP"):
+        points = [(record["images"], 100 * record[name]) for record in evaluations if record.get(name) is not None]
+        ap_axes.plot(*zip(*points, strict=True) if points else ([], []), marker="o", markersize=4, label=name)
+    ap_axes.set(title="Evaluation", xlabel="images seen", ylabel="percent", ylim=(0, None if evaluations else 100))
+    for axes in (loss_axes, ap_axes):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    epath.Path(output_path).write_bytes(png.getvalue())
+
+
+def _read_log(path: str) -> dict[tuple[str, int], dict]:
+    """Records by kind and step."""
+    records = {}
+    for number, line in enumerate(epath.Path(path).read_text().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            raise UserError(f"{path}, line {number} is not a JSON record: remove that line") from None
+        records[record["kind"], record["step"]] = record
+    return records
+
+
+def _averaged(points: list[tuple[float, float]]) -> np.ndarray:
+    """At most CURVE_POINTS means of consecutive points, [2, stretches]."""
+    stretches = np.array_split(np.array(points, float), min(len(points), CURVE_POINTS))
+    return np.array([stretch.mean(axis=0) for stretch in stretches]).T
+
+
+def write_overlays(
+    output_dir: str,
+    pictures: Iterable[tuple[str, Picture, list[dict], list[dict]]],
+    classes: dict[int, str],
+    min_score: float,
+) -> None:
+    """Write `<name>.png` for each (name, image, detections, ground truth), drawn by `draw_overlay`."""
+    directory = epath.Path(output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, image, detections, ground_truth in pictures:
+        overlay = draw_overlay(image, detections, ground_truth, classes, min_score)
+        _, png = cv2.imencode(".png", cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR))
+        (directory / f"{name}.png").write_bytes(png.tobytes())
+
+
+def draw_overlay(
+    image: Picture, detections: list[dict], ground_truth: list[dict], classes: dict[int, str], min_score: float
+) -> Picture:
+    """The image with detections coloured by class, ground truth dashed, regions hatched, and a legend below.
+
+    Detections are COCO results and ground truth COCO annotations of this image (x y w h in its pixels); `classes` is
+    category_id -> name, and an annotation of any other category is a region, as one with `ignore` or `iscrowd` is.
+    The picture is enlarged by a whole number so that objects of 8 pixels are seen.
+    """
+    factor = int(np.clip(CANVAS_SIDE // max(image.shape[:2]), 1, MAX_ENLARGEMENT))
+    canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    colours = {category_id: PALETTE[k % len(PALETTE)] for k, category_id in enumerate(sorted(classes))}
+    regions, objects = [], []
+    for annotation in ground_truth:
+        ignored = annotation.get("ignore") or annotation.get("iscrowd") or annotation["category_id"] not in classes
+        (regions if ignored else objects).append(_corners(annotation["bbox"], factor))
+    shown = sorted((d for d in detections if d["score"] >= min_score), key=lambda d: d["score"])
+
+    _hatch(canvas, regions)
+    for detection in shown:
+        x1, y1, x2, y2 = _corners(detection["bbox"], factor)
+        cv2.rectangle(canvas, (x1 - 1, y1 - 1), (x2 + 1, y2 + 1), colours[detection["category_id"]], 2)
+    _dash(canvas, objects)
+    for detection in shown:
+        text = f"{classes[detection['category_id']][:3]} {100 * detection['score']:.0f}"
+        _tag(canvas, text, _corners(detection["bbox"], factor), colours[detection["category_id"]])
+    seen = {entry["category_id"] for entry in [*shown, *ground_truth]}
+    legend = _legend(canvas.shape[1], {classes[k]: colour for k, colour in colours.items() if k in seen})
+    return np.concatenate([canvas, legend])
+
+
+def _corners(box: list[float], factor: int) -> tuple[int, int, int, int]:
+    x, y, width, height = (factor * side for side in box)
+    return round(x), round(y), round(x + width), round(y + height)
+
+
+def _hatch(canvas: Picture, boxes: list[tuple[int, int, int, int]]) -> None:
+    mask = np.zeros(canvas.shape[:2], np.uint8)
+    for x1, y1, x2, y2 in boxes:
+        cv2.rectangle(mask, (x1, y1), (x2, y2), 1, cv2.FILLED)
+    rows, columns = np.nonzero(mask)
+    canvas[rows, columns] = canvas[rows, columns] // 2 + 64
+    stripes = (rows + columns) % 8 == 0
+    canvas[rows[stripes], columns[stripes]] = 210
+
+
+def _dash(canvas: Picture, boxes: list[tuple[int, int, int, int]]) -> None:
+    """White dashes with black between, so that they are seen on any ground and over a detection's colour."""
+    mask = np.zeros(canvas.shape[:2], np.uint8)
+    for x1, y1, x2, y2 in boxes:
+        cv2.rectangle(mask, (x1, y1), (x2, y2), 1)
+    rows, columns = np.nonzero(mask)
+    dashes = (rows + columns) // 4 % 2 == 0
+    canvas[rows, columns] = np.where(dashes[:, None], WHITE, BLACK)
+
+
+def _tag(canvas: Picture, text: str, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> None:
+    """Black on colour, above the box, or below it at the upper border of the picture."""
+    (width, height), _ = cv2.getTextSize(text, FONT, TEXT_SCALE, 1)
+    x1, y1, _, y2 = box
+    x = max(min(x1 - 2, canvas.shape[1] - width - 4), 0)
+    base = y1 - 4 if y1 > height + 8 else y2 + height + 6
+    cv2.rectangle(canvas, (x, base - height - 2), (x + width + 3, base + 2), colour, cv2.FILLED)
+    cv2.putText(canvas, text, (x + 2, base), FONT, TEXT_SCALE, BLACK, 1, cv2.LINE_AA)
+
+
+def _legend(width: int, colours: dict[str, tuple[int, int, int]]) -> Picture:
+    """A strip of the given width that says what the marks and colours mean."""
+    places, x, y = [], 8, 4
+    names = ["ground truth", "ignored", *colours]
+    for name in names:
+        (text_width, _), _ = cv2.getTextSize(name, FONT, TEXT_SCALE, 1)
+        if x > 8 and x + SWATCH + 6 + text_width > width:
+            x, y = 8, y + LINE_HEIGHT
+        places.append((x, y, x + SWATCH, y + SWATCH))
+        x += SWATCH + 6 + text_width + 18
+    strip = np.full((y + LINE_HEIGHT, width, 3), PANEL, np.uint8)
+    _dash(strip, places[:1])
+    _hatch(strip, places[1:2])
+    for (x1, y1, x2, y2), colour in zip(places[2:], colours.values(), strict=True):
+        cv2.rectangle(strip, (x1, y1), (x2, y2), colour, 2)
+    for name, (_, y1, x2, _) in zip(names, places, strict=True):
+        cv2.putText(strip, name, (x2 + 6, y1 + 12), FONT, TEXT_SCALE, WHITE, 1, cv2.LINE_AA)
+    return strip

@@ -1,0 +1,103 @@
+"""What training and evaluation share: data, detector, optimizer and state of a config, on a mesh."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from cfinet_jax import dataset, mesh, optimizer, pretrained, train_state
+from cfinet_jax.errors import UserError
+from cfinet_jax.inputs import input_shape
+from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.models.detector import Detector, build_detector
+from cfinet_jax.models.resnet import frozen_parts
+from cfinet_jax.train_state import TrainState
+
+AT_LEAST_ONE = (
+    "dataset.batch_size",
+    "dataset.eval_batch_size",
+    "dataset.max_objects",
+    "training.images",
+    "training.micro_batches",
+    "training.log_every_images",
+    "training.checkpoint_every_images",
+    "training.keep_checkpoints",
+    "evaluation.every_images",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run before its first step."""
+
+    mesh: Any
+    training: dataset.Prepared
+    evaluation: dataset.Prepared
+    detector: Detector
+    optimizer: optax.GradientTransformation
+    state: TrainState
+
+
+def create_run(config: ConfigDict) -> Run:
+    """Opens the data, builds the detector and creates its state at random."""
+    settings = config.dataset
+    over = mesh.make_mesh()
+    check_values(config)
+    check_batches(config, over.size)
+    training = dataset.open_dataset(settings, settings.train_split)
+    evaluation = dataset.open_dataset(settings, settings.eval_split)
+    detector = build_detector(config.detector, len(training.classes))
+    backbone = config.detector.backbone
+    frozen = tuple(f"backbone/{part}" for part in frozen_parts(backbone.frozen_stages))
+    sgd = optimizer.make_optimizer(config.optimizer, settings.batch_size, frozen)
+    key = jax.random.key(config.seed)
+    state = train_state.create_state(key, detector, sgd, input_shape(settings), settings.max_objects)
+    return Run(over, training, evaluation, detector, sgd, mesh.replicate(state, over))
+
+
+def first_state(config: ConfigDict, run: Run) -> TrainState:
+    """The state a fresh run starts from: random but for the published backbone that the config names."""
+    backbone, source = config.detector.backbone, config.training.pretrained
+    if not source:
+        if backbone.frozen_stages >= 0:
+            raise UserError(
+                "detector.backbone.frozen_stages would freeze random weights: name published ones with "
+                "--config.training.pretrained=FILE, or train all with --config.detector.backbone.frozen_stages=-1 "
+                "--config.detector.backbone.last_norm_scale=0.3."
+            )
+        return run.state
+    variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+    loaded = pretrained.load_backbone(source, variables, backbone.stride_style, tuple(config.dataset.std))
+    return mesh.replicate(dataclasses.replace(run.state, **loaded), run.mesh)
+
+
+def check_values(config: ConfigDict) -> None:
+    """What would otherwise fail far from here, the protocol only after hours."""
+    for key in AT_LEAST_ONE:
+        section, name = key.split(".")
+        if config[section][name] < 1:
+            raise UserError(f"{key} is {config[section][name]}: make it at least 1.")
+    for name in ("stored_size", "image_size"):
+        size = config.dataset[name]
+        if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+            raise UserError(f'dataset.{name} is {size}: give height and width, --config.dataset.{name}="(512, 640)".')
+    if config.evaluation.protocol not in PROTOCOLS:
+        raise UserError(
+            f"evaluation.protocol is {config.evaluation.protocol!r}: choose one of {', '.join(sorted(PROTOCOLS))}."
+        )
+
+
+def check_batches(config: ConfigDict, devices: int) -> None:
+    """Every device needs as many images as every other, in every micro-batch."""
+    parts = devices * config.training.micro_batches
+    if config.dataset.batch_size % parts:
+        raise UserError(
+            f"dataset.batch_size is {config.dataset.batch_size}: make it a multiple of {parts} "
+            f"({devices} devices x {config.training.micro_batches} micro-batches)."
+        )
+    if config.dataset.eval_batch_size % devices:
+        raise UserError(
+            f"dataset.eval_batch_size is {config.dataset.eval_batch_size}: make it a multiple of {devices}."
+        )

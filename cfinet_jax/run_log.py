@@ -1,0 +1,119 @@
+"""What a run writes beside its checkpoints: settings, versions, a line per event, TensorBoard, progress."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from typing import Any
+
+import jax
+import tensorboardX
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax.errors import UserError
+
+PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+def write_settings(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes the resolved config, package versions, machine and git revision as `settings.json`.
+
+    Raises `UserError` where the workdir belongs to another model or cannot be written.
+    """
+    path = workdir / "settings.json"
+    settings = json.loads(config.to_json())
+    facts = {"config": settings, "versions": versions(), "machine": machine(), "revision": git_revision()}
+    try:
+        if path.exists():
+            check_same_run(path, settings)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts, indent=1, sort_keys=True))
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+
+
+def check_same_run(path: epath.Path, settings: dict) -> None:
+    """The run that left `settings.json` had the same model, data, batch size and seed."""
+    try:
+        before = identity(json.loads(path.read_text())["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: delete it, or choose another --workdir.") from error
+    now = identity(settings)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{path.parent} belongs to another run ({key} was {before.get(key)!r}, is {now.get(key)!r}): "
+            "choose another --workdir."
+        )
+
+
+def identity(settings: dict) -> dict[str, Any]:
+    """What may not change between the parts of one run: a checkpoint counts its steps in batches of its data."""
+    data = {key: settings["dataset"][key] for key in ("name", "train_split", "batch_size")}
+    return flatten({"seed": settings["seed"], "dataset": data, "detector": settings["detector"]})
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def machine() -> dict[str, Any]:
+    """The devices this process computes on."""
+    return {"platform": platform.platform(), "devices": [device.device_kind for device in jax.devices()]}
+
+
+def git_revision() -> str:
+    """The commit this package was run from, marked if files were changed; "unknown" outside a checkout."""
+    command = ["git", "-C", str(epath.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def logged_by(line: str, step: int) -> bool:
+    """Whether a line of `metrics.jsonl` is whole and of no later step."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class RunLog:
+    """Appends events to `metrics.jsonl` and TensorBoard, from `step` on: what an earlier try logged later is undone."""
+
+    def __init__(self, workdir: epath.Path, step: int) -> None:
+        self.path = workdir / "metrics.jsonl"
+        self.events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.path.write_text("".join(f"{line}\n" for line in lines if logged_by(line, step)))
+
+    def write(self, kind: str, step: int, images: int, values: dict[str, Any]) -> None:
+        """One event: `kind` is train or eval; what is not a number stays out of TensorBoard."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "images": images, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self.events.add_scalar(f"{kind}/{name}", value, images)
+
+    def close(self) -> None:
+        """Flushes what TensorBoard holds back."""
+        self.events.close()

@@ -1,0 +1,131 @@
+"""The data that flows through the detector, and every convention it obeys.
+
+* Boxes are `x1 y1 x2 y2` in pixels, float32; width is `x2 - x1` (no "+1"). Inside the detector a pixel is
+  one of the network's input, outside it one of the stored image; `Batch.scales` leads from the latter to the former.
+* Labels are 0..C-1; background is C, the last logit.
+* Images and feature maps are NHWC, channels R G B.
+* Every padded set carries a mask that is True where an entry is real; padding holds finite values.
+* Box arithmetic, NMS and losses are float32 even when the network runs in bfloat16.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Num
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass whose fields JAX transforms."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@pytree
+class GroundTruth:
+    """What is in an image, padded to `max_objects`."""
+
+    boxes: Float[Array, "*batch objects 4"]
+    labels: Int[Array, "*batch objects"]
+    valid: Bool[Array, "*batch objects"]
+    ignore: Bool[Array, "*batch objects"]  # a region in which nothing is to be learnt
+
+    @property
+    def is_object(self) -> Bool[Array, "*batch objects"]:
+        """Real entries that are to be found."""
+        return self.valid & ~self.ignore
+
+    @property
+    def is_region(self) -> Bool[Array, "*batch objects"]:
+        """Real entries that are to be left alone."""
+        return self.valid & self.ignore
+
+
+@pytree
+class Batch:
+    """Images with their ground truth; as shipped by the host, or as `ops.preprocess` prepares it.
+
+    Shipped: uint8 images, padded right and below by repeating the border, everything in pixels of the stored
+    image. Prepared: float32 images, resized, flipped, normalised, zero in the padding; pixels of the network.
+    """
+
+    images: Num[Array, "batch height width 3"]
+    sizes: Float[Array, "batch 2"]  # height, width of the picture inside the padding
+    scales: Float[Array, "batch"]  # network pixels per stored pixel
+    ground_truth: GroundTruth
+    image_ids: Int[Array, "batch"]
+    index: Int[Array, "batch"]  # position in the global batch, whatever the mesh
+    dropped: Int[Array, "batch"]  # objects beyond `max_objects`
+    valid: Bool[Array, "batch"]  # False: filler of the last batch
+
+
+@pytree
+class Proposals:
+    """Boxes that may hold an object, best first."""
+
+    boxes: Float[Array, "*batch proposals 4"]
+    scores: Float[Array, "*batch proposals"]
+    valid: Bool[Array, "*batch proposals"]
+
+
+@pytree
+class RoiSamples:
+    """Regions the second stage learns from: objects first, then background."""
+
+    boxes: Float[Array, "*batch samples 4"]
+    labels: Int[Array, "*batch samples"]  # C for background
+    matched: Int[Array, "*batch samples"]  # index of the ground truth; any where background
+    overlaps: Float[Array, "*batch samples"]  # IoU with it
+    source: Int[Array, "*batch samples"]  # index into ground truth followed by proposals
+    is_object: Bool[Array, "*batch samples"]
+    valid: Bool[Array, "*batch samples"]
+
+
+@pytree
+class Detections:
+    """What was found, best first."""
+
+    boxes: Float[Array, "*batch detections 4"]
+    scores: Float[Array, "*batch detections"]
+    labels: Int[Array, "*batch detections"]
+    valid: Bool[Array, "*batch detections"]
+
+
+@pytree
+class Exemplars:
+    """RoI features of well detected objects, offered to the memory."""
+
+    features: Float[Array, "*batch exemplars size size channels"]
+    labels: Int[Array, "*batch exemplars"]
+    valid: Bool[Array, "*batch exemplars"]
+
+
+@pytree
+class ExemplarMemory:
+    """A ring buffer of exemplars per class; part of the train state."""
+
+    features: Float[Array, "classes slots size size channels"]
+    cursor: Int[Array, "classes"]  # the next slot to write
+    size: Int[Array, "classes"]  # slots in use
+
+
+@pytree
+class Priorities:
+    """Random numbers that decide every draw of a step: the highest win.
+
+    Made once per image, so that no result depends on the mesh or on micro-batches, and a test can pin them.
+    """
+
+    anchors: Float[Array, "*batch anchors"]
+    rois: Float[Array, "*batch regions"]
+    positives: Float[Array, "*batch objects slots"]
+    negatives: Float[Array, "*batch objects candidates"]
+
+
+class Term(NamedTuple):
+    """A loss or statistic as a sum over local samples and what the global sum is divided by."""
+
+    total: Any  # float32 scalar
+    count: Any  # float32 scalar

@@ -1,0 +1,163 @@
+"""The run as a story: data, detector, state; then steps, checkpoints and evaluations; then the results."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax import checkpoint, dataset, evaluate, mesh, report
+from cfinet_jax.errors import UserError
+from cfinet_jax.inputs import preparation
+from cfinet_jax.progress import Progress
+from cfinet_jax.run import Run, create_run, first_state
+from cfinet_jax.run_log import RunLog, write_settings
+from cfinet_jax.structures import Batch
+from cfinet_jax.train_state import TrainState
+from cfinet_jax.train_step import train_step
+
+ON_NONFINITE = ("stop", "skip")
+
+
+def train(config: ConfigDict, workdir: epath.Path) -> dict:
+    """Trains to `training.images`, from the newest checkpoint if there is one; returns the final metrics."""
+    if config.training.on_nonfinite not in ON_NONFINITE:
+        raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
+    run = create_run(config)
+    write_settings(config, workdir)
+    size = config.dataset.batch_size
+    steps = -(-config.training.images // size)
+    batches = dataset.train_batches(run.training, config.dataset, config.seed, size)
+    detect = evaluate.make_detect(run.detector, config.dataset, run.mesh)
+    step, key = make_step(config, run), mesh.replicate(jax.random.fold_in(jax.random.key(config.seed), 1), run.mesh)
+
+    with checkpoint.open_checkpoints(workdir, config.training.keep_checkpoints) as checkpoints:
+        if (restored := checkpoint.restore(checkpoints, run.state)) is None:
+            state = first_state(config, run)
+        else:
+            state, position = restored
+            batches.set_state(position)
+        first = int(state.step)
+        log = RunLog(workdir, first)
+        monitor = Monitor(config, log, first)
+        print(
+            f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images, "
+            f"{len(run.training.classes)} classes; steps {first:,} to {steps:,} of {size} images.",
+            flush=True,
+        )
+        for number in range(first + 1, steps + 1):
+            batch = next(batches)
+            placed = mesh.place_batch(batch, run.mesh)
+            if number == first + 1:
+                step = compile_step(step, state, placed, key)
+                monitor.progress.restart_clock()
+            with jax.transfer_guard("disallow"):
+                state, metrics = step(state, placed, key)
+            monitor.follow(batch, metrics)
+            if due(number, size, config.training.checkpoint_every_images) or number == steps:
+                monitor.catch_up()
+                checkpoint.save(checkpoints, state, batches.get_state())
+            if due(number, size, config.evaluation.every_images) and number < steps:
+                monitor.catch_up()
+                evaluate_state(config, run, state, detect, log)
+                monitor.progress.restart_clock()
+        monitor.close()
+    metrics, results = evaluate_state(config, run, state, detect, log)
+    log.close()
+    evaluate.write_results(workdir, metrics, results, run.evaluation, config.evaluation)
+    print(report.table(metrics))
+    return metrics
+
+
+def due(number: int, size: int, every: int) -> bool:
+    """Whether step `number` (from 1) of `size` images crosses a multiple of `every` images."""
+    return number * size // every > (number - 1) * size // every
+
+
+def make_step(config: ConfigDict, run: Run) -> Any:
+    """The jitted (state, batch as shipped, key) -> (state, metrics) over the mesh; it consumes the state."""
+    step = partial(
+        train_step,
+        detector=run.detector,
+        optimizer=run.optimizer,
+        prepare=preparation(config.dataset),
+        flip=config.dataset.flip,
+        micro_batches=config.training.micro_batches,
+    )
+    specs = (mesh.EVERYWHERE, mesh.BY_IMAGE, mesh.EVERYWHERE)
+    return mesh.parallel(step, run.mesh, specs, mesh.EVERYWHERE, donate=(0,))
+
+
+def compile_step(step: Any, *arguments: Any) -> Callable[..., Any]:
+    """The step compiled for these arguments and no others: it can never compile again unnoticed."""
+    print("Compiling the training step, about 60 s on two cores, once: later runs find it in the cache.", flush=True)
+    started = time.perf_counter()
+    compiled = step.lower(*arguments).compile()
+    print(f"Compiled in {time.perf_counter() - started:.0f} s.", flush=True)
+    return compiled
+
+
+def evaluate_state(
+    config: ConfigDict, run: Run, state: TrainState, detect: evaluate.Detect, log: RunLog
+) -> tuple[dict, list[dict]]:
+    """Metrics and detections of a state on the evaluation split; the metrics are logged."""
+    results = evaluate.detect_split(detect, state.params, state.batch_stats, run.evaluation, config.dataset, run.mesh)
+    metrics = evaluate.score_split(results, run.evaluation, config.evaluation.protocol)
+    step = int(state.step)
+    images = step * config.dataset.batch_size
+    log.write("eval", step, images, {k: v for k, v in metrics.items() if v is None or isinstance(v, float)})
+    ap, ap50 = ("n/a" if metrics[name] is None else f"{metrics[name]:.3f}" for name in ("AP", "AP50"))
+    print(f"After {images:,} images: AP {ap}, AP50 {ap50}", flush=True)
+    return metrics, results
+
+
+class Monitor:
+    """Reads the metrics of a step while the next one runs, reports them, and stops at a loss that is not finite."""
+
+    def __init__(self, config: ConfigDict, log: RunLog, first: int) -> None:
+        self.training, self.size, self.log = config.training, config.dataset.batch_size, log
+        self.step, self.dropped = first, 0
+        total = -(-config.training.images // self.size) * self.size
+        self.progress = Progress("Training", total, first * self.size)
+        self.pending: tuple[Batch, dict] | None = None
+
+    def follow(self, batch: Batch, metrics: dict) -> None:
+        """Takes note of a step that has been started and reads the one before."""
+        self.catch_up()
+        self.pending = batch, metrics
+
+    def catch_up(self) -> None:
+        """Waits for the step that has been started, if any, and reads it."""
+        if self.pending is None:
+            return
+        (batch, metrics), self.pending = self.pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.step += 1
+        self.dropped += int(np.sum(batch.dropped))
+        if not values.pop("finite"):
+            self.complain(np.asarray(batch.image_ids).tolist())
+        elif due(self.step, self.size, self.training.log_every_images):
+            self.log.write("train", self.step, self.step * self.size, values)
+        self.progress.advance(self.size, {"loss": values["loss"]})
+
+    def complain(self, image_ids: list[int]) -> None:
+        """Of a loss that is not finite: stops the run or says that the step was skipped, as the config wants."""
+        message = f"The loss of step {self.step} is not finite (image ids {', '.join(map(str, image_ids))})"
+        if self.training.on_nonfinite == "stop":
+            self.progress.close()
+            raise UserError(
+                f"{message}: lower optimizer.learning_rate, set optimizer.clip_norm, or "
+                "--config.training.on_nonfinite=skip; the last checkpoint is kept."
+            )
+        print(f"{message}: skipped.", flush=True)
+
+    def close(self) -> None:
+        """Ends the progress line; says what was not trained on."""
+        self.catch_up()
+        self.progress.close()
+        if self.dropped:
+            print(f"{self.dropped:,} objects beyond dataset.max_objects were not trained on: raise it.", flush=True)

@@ -1,0 +1,132 @@
+"""One update: losses, gradients, parameters, memory."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from cfinet_jax.mesh import AXIS
+from cfinet_jax.models.detector import Detector
+from cfinet_jax.ops import exemplar_memory
+from cfinet_jax.structures import Batch, Exemplars, Term
+from cfinet_jax.train_state import TrainState
+
+Forward = Callable[[Any, Batch], tuple[dict, dict, Exemplars | None]]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: Array,
+    *,
+    detector: Detector,
+    optimizer: optax.GradientTransformation,
+    prepare: Callable[[Batch, Array], Batch],
+    flip: float,
+    micro_batches: int,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update on this device's part of a batch as shipped by the host, inside a `shard_map` over `data`.
+
+    The memory is read at the start and pushed at the end. A step whose loss is not finite changes nothing but the
+    step number. Returns the new state and metrics of the global batch.
+    """
+    flip_key, priority_key = jax.random.split(jax.random.fold_in(key, state.step))
+
+    def forward(params: Any, batch: Batch) -> tuple[dict, dict, Exemplars | None]:
+        flips = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(flip_key, index), flip))(batch.index)
+        batch = prepare(batch, flips)
+        height, width = batch.images.shape[1:3]
+        objects = batch.ground_truth.labels.shape[1]
+        priorities = detector.draw_priorities(priority_key, batch.index, (height, width), objects)
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        outputs: Any = detector.apply(variables, batch, state.memory, priorities, method="losses")
+        losses, statistics, exemplars = outputs
+        statistics["objects_dropped"] = Term(batch.dropped.astype(jnp.float32), jnp.ones(batch.dropped.shape))
+        return add_images(losses), add_images(statistics), exemplars
+
+    gradients, losses, statistics, exemplars = accumulate(forward, state.params, batch, micro_batches)
+    gradients, losses, statistics = jax.lax.psum((gradients, losses, statistics), AXIS)
+    metrics = {f"loss/{name}": mean(term) for name, term in losses.items()}
+    metrics["loss"] = jnp.stack(list(metrics.values())).sum()
+    metrics |= {name: mean(term) for name, term in statistics.items()}
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
+    metrics["finite"] = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updated = dataclasses.replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    if state.memory is not None and exemplars is not None:
+        offered = gather_exemplars(exemplars, batch.index)
+        updated = dataclasses.replace(updated, memory=exemplar_memory.push(state.memory, offered))
+        metrics |= memory_metrics(updated.memory, offered)
+    state = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), updated, state)
+    return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def accumulate(forward: Forward, params: Any, batch: Batch, micro_batches: int) -> tuple[Any, dict, dict, Any]:
+    """Local gradients of the global loss, and sums over local images of losses and statistics.
+
+    What each loss is divided by is known only when every image has been seen: with several micro-batches a first
+    pass adds up the divisors.
+    """
+
+    def loss(params: Any, batch: Batch, sums: dict | None) -> tuple[Array, tuple]:
+        losses, statistics, exemplars = forward(params, batch)
+        divisors = jax.lax.psum({name: term.count for name, term in losses.items()}, AXIS) if sums is None else sums
+        means = [mean(Term(term.total, divisors[name])) for name, term in losses.items()]
+        return jnp.stack(means).sum(), (losses, statistics, exemplars)
+
+    gradient = jax.grad(loss, has_aux=True)
+    if micro_batches == 1:
+        gradients, auxiliary = gradient(params, batch, None)
+        return gradients, *auxiliary
+
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    counts = jax.lax.map(lambda part: {name: term.count for name, term in forward(params, part)[0].items()}, parts)
+    divisors = jax.lax.psum(jax.tree.map(lambda x: x.sum(0), counts), AXIS)
+
+    def step(total: Any, part: Batch) -> tuple[Any, tuple]:
+        gradients, auxiliary = gradient(params, part, divisors)
+        return jax.tree.map(jnp.add, total, gradients), auxiliary
+
+    start = jax.tree.map(jnp.zeros_like, params)
+    gradients, (losses, statistics, exemplars) = jax.lax.scan(step, start, parts)
+    losses, statistics = jax.tree.map(lambda x: x.sum(0), (losses, statistics))
+    return gradients, losses, statistics, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), exemplars)
+
+
+def add_images(terms: dict[str, Term]) -> dict[str, Term]:
+    """Terms per image `[batch]` added up; a divisor has no gradient."""
+    return {name: Term(term.total.sum(), jax.lax.stop_gradient(term.count.sum())) for name, term in terms.items()}
+
+
+def mean(term: Term) -> Array:
+    """Sum over count; 0 where there is nothing to count."""
+    return term.total / jnp.where(term.count > 0, term.count, 1.0)
+
+
+def gather_exemplars(exemplars: Exemplars, index: Array) -> Exemplars:
+    """The exemplars of all devices in the order of the global batch: each fills its own images' places, one sum."""
+    images = index.shape[0] * jax.lax.axis_size(AXIS)
+
+    def spread(x: Array) -> Array:
+        places = jnp.zeros((images, *x.shape[1:]), jnp.int32 if x.dtype == bool else x.dtype)
+        return places.at[index].set(x.astype(places.dtype))
+
+    gathered = jax.lax.psum(jax.tree.map(spread, exemplars), AXIS)
+    features, labels, valid = (
+        x.reshape(-1, *x.shape[2:]) for x in (gathered.features, gathered.labels, gathered.valid)
+    )
+    return Exemplars(features, labels, valid > 0)
+
+
+def memory_metrics(memory: Any, offered: Exemplars) -> dict[str, Array]:
+    """How full the memory is, and what share of it this step replaced."""
+    places = memory.features.shape[0] * memory.features.shape[1]
+    return {
+        "memory/fill": memory.size.sum() / places,
+        "memory/turnover": offered.valid.sum() / jnp.maximum(memory.size.sum(), 1),
+    }

@@ -1,0 +1,67 @@
+"""CFINet on your own pictures: any COCO-format JSON and a folder of images.
+
+Prepare:   python data/prepare.py coco --name=NAME --source=FOLDER --data_dir=prepared
+               --annotations train=TRAIN.json,IMAGES --annotations val=VAL.json,IMAGES
+Command:   python -m cfinet_jax.main --config=configs/coco.py --workdir=runs/NAME --config.dataset.name=NAME
+               --config.dataset.stored_size="(512, 640)" --config.training.pretrained=resnet50.npz
+Variants:  released, faster_rcnn   as in sodad.py
+           cpu                     thinner and shorter, for two cores; joined by a comma: coco.py:released,cpu
+Hardware:  one accelerator; `cpu` two cores and 6 GiB
+Measured:  see the README
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import sodad
+
+OWN_DATA = {
+    "dataset.name": "coco",
+    "dataset.stored_size": (512, 640),  # at least the largest picture
+    "dataset.image_size": placeholder(tuple),  # None: pictures are not scaled
+    "dataset.max_objects": 128,
+    "detector.backbone.stride_style": "caffe",
+    # Few objects per picture: of the thermal drone pictures' anchors one in 600 is positive at first.
+    "detector.proposal_network.coarse_to_fine.anchors_per_positive": 600.0,
+    "optimizer.warmup_images": 800,
+    "optimizer.decay_images": (8 * 620, 11 * 620),
+    "training.images": 12 * 620,
+    "training.checkpoint_every_images": 1240,
+    "evaluation.protocol": "coco",
+    "evaluation.every_images": 1240,
+}
+CPU = {
+    "dataset.batch_size": 2,
+    "detector.precision": "float32",
+    "detector.backbone.frozen_stages": 2,
+    "detector.neck.channels": 64,
+    "detector.proposal_network.coarse_to_fine.channels": 64,
+    "detector.proposal_network.rpn.channels": 64,
+    "detector.roi_head.samples": 128,
+    "detector.roi_head.max_grid": 2,
+    "detector.roi_head.hidden": 256,
+    "detector.imitation.groups": 8,
+    "detector.imitation.encoder": 128,
+    "detector.imitation.embedding": 64,
+    "detector.imitation.samples": 64,
+    "detector.imitation.slots": 64,
+    "detector.imitation.max_exemplars": 4,
+    "optimizer.learning_rate": 0.04,
+    "optimizer.warmup_images": 200,
+    "optimizer.decay_images": (900, 1100),
+    "optimizer.clip_norm": 10.0,
+    "training.images": 1200,
+    "training.log_every_images": 20,
+    "training.checkpoint_every_images": 400,
+    "evaluation.every_images": 400,
+}
+VARIANTS = {"": {}, "released": sodad.RELEASED, "faster_rcnn": sodad.FASTER_RCNN, "cpu": CPU}
+
+
+def get_config(variants: str = "") -> ConfigDict:
+    """The paper's experiment on data of one's own."""
+    config = sodad.get_config()
+    config.update_from_flattened_dict(OWN_DATA)
+    for variant in variants.split(","):
+        config.update_from_flattened_dict(sodad.choose(VARIANTS, variant))
+    return config

@@ -1,0 +1,75 @@
+"""The embedded default: CFINet on generated scenes, from scratch, in minutes on a laptop.
+
+Command:   ./run.sh    (or python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes)
+Variants:  scenes.py:released      the released code's choices
+           scenes.py:faster_rcnn   the baseline on the same scenes
+Hardware:  two CPU cores
+Measured:  see the README
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import sodad
+
+SMALLER = {
+    "dataset.name": "scenes",
+    "dataset.eval_split": "test",
+    "dataset.stored_size": (320, 320),
+    "dataset.image_size": placeholder(tuple),
+    "dataset.max_objects": 32,
+    "dataset.batch_size": 2,
+    "dataset.eval_batch_size": 8,
+    "detector.precision": "float32",
+    "detector.backbone.depth": 18,
+    "detector.backbone.width": 32,
+    "detector.backbone.frozen_stages": -1,
+    "detector.backbone.last_norm_scale": 0.3,
+    "detector.neck.channels": 64,
+    "detector.proposal_network.coarse_to_fine.channels": 64,
+    "detector.proposal_network.coarse_to_fine.samples": 128,
+    "detector.proposal_network.coarse_to_fine.proposals": {
+        "max_proposals": 100,
+        "train": {"candidates": 500, "nms_overlap": 0.8},
+        "test": {"candidates": 500, "nms_overlap": 0.5},
+    },
+    "detector.proposal_network.rpn.channels": 64,
+    "detector.roi_head.samples": 64,
+    "detector.roi_head.max_grid": 2,
+    "detector.roi_head.hidden": 256,
+    "detector.imitation.groups": 8,
+    "detector.imitation.encoder": 128,
+    "detector.imitation.embedding": 64,
+    "detector.imitation.samples": 32,
+    "detector.imitation.slots": 32,
+    "detector.imitation.max_exemplars": 4,
+    "optimizer.learning_rate": 0.02,
+    "optimizer.warmup_images": 400,
+    "optimizer.decay_images": (1150, 1450),
+    "optimizer.clip_norm": 20.0,
+    "training.images": 1600,
+    "training.log_every_images": 40,
+    "training.checkpoint_every_images": 800,
+    "evaluation.protocol": "coco",
+    "evaluation.every_images": 800,
+}
+FASTER_RCNN = {
+    **sodad.FASTER_RCNN,
+    "detector.roi_head.samples": 64,
+    "detector.roi_head.max_detections": 100,
+    "detector.proposal_network.rpn.samples": 128,
+    "detector.proposal_network.rpn.proposals": {
+        "max_proposals": 100,
+        "train": {"candidates": 500, "nms_overlap": 0.7},
+        "test": {"candidates": 500, "nms_overlap": 0.7},
+    },
+}
+VARIANTS = {"": {}, "released": sodad.RELEASED, "faster_rcnn": FASTER_RCNN}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The paper's experiment, made small."""
+    config = sodad.get_config()
+    config.update_from_flattened_dict(SMALLER)
+    config.update_from_flattened_dict(sodad.choose(VARIANTS, variant))
+    return config

@@ -1,0 +1,1 @@
+"""What happens once, before training: data sets become prepared TFDS directories."""

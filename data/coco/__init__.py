@@ -1,0 +1,1 @@
+"""Any data set described by COCO JSON files."""

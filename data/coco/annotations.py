@@ -1,0 +1,198 @@
+"""Reads a COCO JSON file with its images: what is sound becomes records, everything else is counted and named."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from cfinet_jax.dataset import decode_image
+from cfinet_jax.errors import UserError
+from cfinet_jax.progress import track
+
+ANY_CLASS = -1  # label of a region in which objects of every class are to be ignored
+TOLERANCE = 0.01  # pixels by which rounding may push a box over the edge
+LARGEST = 1e18  # of a coordinate or an area; anything beyond, as NaN, is no number
+LIMIT = 2**31  # of ids, which are read as 32 bits
+NEEDED: dict[str, dict[str, Any]] = {  # keys and their types
+    "images": {"id": object, "file_name": str, "height": int | float, "width": int | float},
+    "annotations": {"image_id": object},
+    "categories": {"id": object, "name": str},
+}
+
+
+class Split(NamedTuple):
+    """The sound part of an annotation file, and an account of the rest."""
+
+    records: list[dict[str, Any]]
+    categories: dict[int, str]  # in the order of the labels
+    account: dict[str, Any]
+
+
+def read_split(split: str, path: epath.Path, folder: epath.Path) -> Split:
+    """Read a COCO JSON file and check it against the images in `folder`.
+
+    Raises:
+      UserError: the file is not COCO as a whole, repeats an image id, or leaves nothing to use.
+    """
+    coco = load_coco(path)
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    categories = {key: names[key] for key in sorted(names) if names[key].lower() != "ignore"}
+    labels = {key: ANY_CLASS for key in names} | {key: label for label, key in enumerate(categories)}
+    problems: dict[str, list[str]] = defaultdict(list)
+    files = {image["id"]: image["file_name"] for image in coco["images"]}
+    annotations = group_by_image(coco["annotations"], files, problems)
+
+    records = []
+    for image in track(coco["images"], f"Checking {split}"):
+        problem = image_problem(image, folder)
+        if problem:
+            problems[problem].append(image["file_name"])
+            continue
+        objects = (read_object(entry, image, labels, problems) for entry in annotations[image["id"]])
+        records.append(record(image, folder, [entry for entry in objects if entry]))
+    if not records:
+        raise UserError(f"no image of {path} can be used ({summary(problems)}): check the folder {folder}")
+    account = {
+        "images": len(coco["images"]),
+        "images_kept": len(records),
+        "annotations": len(coco["annotations"]),
+        "annotations_kept": sum(len(each["objects"]["id"]) for each in records),
+        "problems": dict(problems),
+    }
+    return Split(records, categories, account)
+
+
+def load_coco(path: epath.Path) -> dict[str, Any]:
+    """Parse a COCO JSON file and check what concerns it as a whole."""
+    try:
+        coco = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"annotation file {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise UserError(f"annotation file {path} is not JSON: {error}") from error
+    for key, needed in NEEDED.items():
+        entries = coco.get(key) if isinstance(coco, dict) else None
+        if not isinstance(entries, list):
+            raise UserError(f"annotation file {path} is not COCO: it has no list '{key}'")
+        for entry in entries:
+            if not isinstance(entry, dict) or not needed.keys() <= entry.keys():
+                raise UserError(f"annotation file {path} is not COCO: every one of '{key}' needs {sorted(needed)}")
+            for name, kind in needed.items():
+                if not isinstance(entry[name], kind):
+                    raise UserError(f"annotation file {path} is not COCO: '{name}' is {entry[name]!r} in '{key}'")
+        if key != "annotations":
+            check_ids(path, key, [entry["id"] for entry in entries])
+    if not any(category["name"].lower() != "ignore" for category in coco["categories"]):
+        raise UserError(f"annotation file {path} names no class: add at least one to 'categories'")
+    return coco
+
+
+def check_ids(path: epath.Path, key: str, ids: list[Any]) -> None:
+    if not all(is_id(each) for each in ids):
+        raise UserError(f"annotation file {path} is not COCO: the ids of '{key}' must be whole numbers below 2^31")
+    if len(set(ids)) < len(ids):
+        repeated = next(each for each in ids if ids.count(each) > 1)
+        raise UserError(f"annotation file {path} gives the id {repeated} to several of '{key}': make ids unique")
+
+
+def group_by_image(
+    entries: Iterable[dict[str, Any]], files: dict[int, str], problems: dict[str, list[str]]
+) -> dict[int, list[dict[str, Any]]]:
+    """Annotations by the image they belong to; those of unknown images are left out."""
+    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    seen: set[Any] = set()
+    for entry in entries:
+        if not is_id(entry["image_id"]) or entry["image_id"] not in files:
+            problems["annotation of an unknown image, skipped"].append(f"annotation {entry.get('id')}")
+            continue
+        if is_id(entry.get("id")):
+            if entry["id"] in seen:
+                problems["annotation id repeated, kept"].append(describe(entry, files[entry["image_id"]]))
+            seen.add(entry["id"])
+        groups[entry["image_id"]].append(entry)
+    return groups
+
+
+def describe(entry: dict[str, Any], file_name: str) -> str:
+    return f"annotation {entry.get('id')} of {file_name}"
+
+
+def image_problem(image: dict[str, Any], folder: epath.Path) -> str | None:
+    """Why an image cannot be used, or None."""
+    path = folder / image["file_name"]
+    if not path.exists():
+        return "image missing, skipped"
+    try:
+        height, width = decode_image(path.read_bytes(), str(path)).shape[:2]
+    except (OSError, UserError):
+        return "image broken or cut short, skipped"
+    if (height, width) != (image["height"], image["width"]):
+        return "image of another size than stated, skipped"
+    return None
+
+
+def read_object(
+    entry: dict[str, Any], image: dict[str, Any], labels: dict[int, int], problems: dict[str, list[str]]
+) -> dict[str, Any] | None:
+    """An annotation as an object of a record, or None if it cannot be used."""
+    name = describe(entry, image["file_name"])
+    if not is_id(entry.get("category_id")) or entry["category_id"] not in labels:
+        problems["annotation of an unknown category, skipped"].append(name)
+        return None
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
+        problems["box is not four finite numbers, skipped"].append(name)
+        return None
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        problems["box without width or height, skipped"].append(name)
+        return None
+    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, image["width"]), min(y + height, image["height"])
+    if x2 <= x1 or y2 <= y1:
+        problems["box outside the image, skipped"].append(name)
+        return None
+    if max(x1 - x, y1 - y, x + width - x2, y + height - y2) > TOLERANCE:
+        problems["box partly outside the image, clipped"].append(name)
+    label, area, number = labels[entry["category_id"]], entry.get("area"), entry.get("id")
+    region = label == ANY_CLASS  # stands for any number of objects, as a crowd does
+    return {
+        "bbox": (x1, y1, x2, y2),
+        "label": label,
+        "ignore": region or bool(entry.get("ignore")) or bool(entry.get("iscrowd")),
+        "iscrowd": region or bool(entry.get("iscrowd")),
+        "area": area if is_number(area) and area > 0 else (x2 - x1) * (y2 - y1),
+        "id": number if is_id(number) else 0,
+    }
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) < LIMIT
+
+
+def record(image: dict[str, Any], folder: epath.Path, objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """An image as a record that refers to its file."""
+    keys = ("bbox", "label", "ignore", "iscrowd", "area", "id")
+    return {
+        "image": b"",
+        "path": str(folder / image["file_name"]),
+        "image_id": image["id"],
+        "file_name": image["file_name"],
+        "height": image["height"],
+        "width": image["width"],
+        "objects": {key: [entry[key] for entry in objects] for key in keys},
+    }
+
+
+def summary(problems: dict[str, list[str]]) -> str:
+    """The problems in one line, each with its number and the first names."""
+    lines = (
+        f"{len(names)} x {problem}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for problem, names in sorted(problems.items())
+    )
+    return "; ".join(lines) or "no problem found"

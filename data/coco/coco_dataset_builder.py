@@ -1,0 +1,61 @@
+"""Any data set in COCO's format as a TFDS data set that refers to the image files instead of copying them."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from data.coco.annotations import Split, read_split, summary
+from data.features import FEATURES
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Records of boxes and image paths, and `account.json` on everything that was skipped or changed."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self, *, annotations: Mapping[str, tuple[epath.PathLike, epath.PathLike]], name: str = "coco", **arguments
+    ):
+        """Take a (JSON file, image folder) per split; the rest as every TFDS builder does.
+
+        Raises:
+          UserError: the name cannot be that of a data set.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UserError(f"'{name}' cannot name a data set: use small letters, digits and underscores")
+        self.name = name
+        self.annotations = {split: tuple(map(epath.Path, paths)) for split, paths in annotations.items()}
+        super().__init__(**arguments)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(features=FEATURES, metadata=tfds.core.MetadataDict())
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        splits = {split: read_split(split, *paths) for split, paths in self.annotations.items()}
+        categories = check_same_categories(splits)
+        self.info.metadata.update(classes=list(categories.values()), category_ids=list(categories))
+        accounts = {split: content.account for split, content in splits.items()}
+        (epath.Path(self.data_dir) / "account.json").write_text(json.dumps(accounts, indent=2))
+        for split, account in accounts.items():
+            print(
+                f"{split}: {account['images_kept']} of {account['images']} images and {account['annotations_kept']} of "
+                f"{account['annotations']} annotations kept; {summary(account['problems'])}"
+            )
+        return {split: self._generate_examples(content.records) for split, content in splits.items()}
+
+    def _generate_examples(self, records: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        return ((record["image_id"], record) for record in records)
+
+
+def check_same_categories(splits: Mapping[str, Split]) -> dict[int, str]:
+    """The categories that all splits agree on."""
+    (first, content), *others = splits.items()
+    for split, other in others:
+        if other.categories != content.categories:
+            raise UserError(f"splits '{first}' and '{split}' name different categories: make their JSON files agree")
+    return content.categories

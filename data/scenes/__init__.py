@@ -1,0 +1,1 @@
+"""Generated road scenes full of small objects."""

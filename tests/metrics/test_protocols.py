@@ -1,0 +1,20 @@
+"""The table of protocols: what it must contain and how it introduces itself."""
+
+import pytest
+
+from cfinet_jax.metrics.protocols import PROTOCOLS
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_rows_are_consistent(name):
+    protocol = PROTOCOLS[name]
+    assert protocol.name == name and protocol.headline in protocol.ranges
+    assert protocol.headline not in protocol.sizes and len(protocol.sizes) == len(protocol.ranges) - 1
+    assert list(protocol.limits) == sorted(protocol.limits) and protocol.precision_limit in protocol.limits
+    assert protocol.overlaps == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
+
+
+def test_protocols_print_themselves_in_one_line():
+    assert "\n" not in "".join(map(str, PROTOCOLS.values()))
+    assert "IoU 0.50:0.05:0.95" in str(PROTOCOLS["coco"]) and "any area" in str(PROTOCOLS["coco"])
+    assert "area 0-1024 px" in str(PROTOCOLS["soda_d"]) and "100/300/1000" in str(PROTOCOLS["soda_d"])

@@ -1,0 +1,60 @@
+"""The ring buffer against `collections.deque`."""
+
+from collections import deque
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfinet_jax.ops.exemplar_memory import empty_memory, filled, push
+from cfinet_jax.structures import Exemplars
+
+CLASSES, SLOTS, OFFERED = 3, 4, 7
+push_jitted = jax.jit(push)
+
+
+def offer(numbers: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> Exemplars:
+    """Exemplars whose features are a number each."""
+    features = jnp.broadcast_to(jnp.asarray(numbers, jnp.float32)[:, None, None, None], (OFFERED, 1, 1, 2))
+    return Exemplars(features, jnp.asarray(labels, jnp.int32), jnp.asarray(valid))
+
+
+def contents(memory) -> list[list[float]]:
+    """Numbers per class, oldest first."""
+    held = []
+    for label in range(CLASSES):
+        size, cursor = int(memory.size[label]), int(memory.cursor[label])
+        slots = [(cursor - size + k) % SLOTS for k in range(size)]
+        held.append([float(memory.features[label, slot, 0, 0, 0]) for slot in slots])
+    return held
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_pushes_behave_as_a_bounded_deque_per_class(seed):
+    rng = np.random.default_rng(seed)
+    memory = empty_memory(CLASSES, SLOTS, 1, 2)
+    queues = [deque(maxlen=SLOTS) for _ in range(CLASSES)]
+    for step in range(5):
+        numbers = step * OFFERED + np.arange(OFFERED) + 1
+        labels = rng.integers(0, CLASSES, OFFERED) if step != 2 else np.full(OFFERED, 1)  # more than fit
+        valid = rng.random(OFFERED) < (0.7 if step != 2 else 1.1)
+        memory = push_jitted(memory, offer(numbers, labels, valid))
+        for number, label, real in zip(numbers, labels, valid, strict=True):
+            if real:
+                queues[label].append(float(number))
+        assert contents(memory) == [list(queue) for queue in queues]
+        np.testing.assert_array_equal(filled(memory).sum(1), [len(queue) for queue in queues])
+
+
+def test_a_push_of_nothing_changes_nothing():
+    memory = push_jitted(empty_memory(CLASSES, SLOTS, 1, 2), offer(np.arange(7), np.arange(7) % 3, np.ones(7, bool)))
+    after = push_jitted(memory, offer(np.arange(7) + 50, np.arange(7) % 3, np.zeros(7, bool)))
+    jax.tree.map(np.testing.assert_array_equal, after, memory)
+
+
+def test_features_are_kept_in_float32():
+    exemplars = offer(np.arange(7), np.zeros(7), np.ones(7, bool))
+    rough = Exemplars(exemplars.features.astype(jnp.bfloat16), exemplars.labels, exemplars.valid)
+    assert push(empty_memory(CLASSES, SLOTS, 1, 2), rough).features.dtype == jnp.float32

@@ -1,0 +1,68 @@
+"""The picture on the device against a plain loop: resized, mirrored, normalised, zero around it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfinet_jax.ops import preprocess
+from cfinet_jax.structures import Batch
+from tests import plain
+
+MEAN, STD = (120.0, 110.0, 100.0), (50.0, 60.0, 70.0)
+
+
+def prepare_loop(image: np.ndarray, size: np.ndarray, scale: float, flip: bool, shape: tuple[int, int]) -> np.ndarray:
+    """Bilinear with half-pixel centres, the border repeated; then mirrored, then normalised."""
+    height, width = (round(float(extent) * scale) for extent in size)
+    result = np.zeros((*shape, 3))
+    for i in range(height):
+        for j in range(width):
+            y = np.clip((i + 0.5) / scale - 0.5, 0, image.shape[0] - 1)
+            x = np.clip((j + 0.5) / scale - 0.5, 0, image.shape[1] - 1)
+            pixel = plain.bilinear(image.astype(float), y, x)
+            result[i, width - 1 - j if flip else j] = (pixel - MEAN) / STD
+    return result
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    ("scale", "size", "shape"),
+    [(1.5, (8, 6), (16, 12)), (1.5, (6, 4), (16, 12)), (0.75, (8, 6), (8, 8)), (1.0, (7, 5), (12, 10))],
+)
+def test_picture_equals_the_loop(rng, scale, size, shape, flip):
+    image = rng.integers(0, 256, (8, 6, 3)).astype(np.uint8)
+    image[size[0] :] = image[size[0] - 1]  # the host repeats the border
+    image[:, size[1] :] = image[:, size[1] - 1 : size[1]]
+    ours = preprocess.prepare_image(
+        jnp.asarray(image), jnp.array(size, jnp.float32), jnp.array(scale), jnp.array(flip),
+        resize=scale != 1.0, shape=shape, mean=MEAN, std=STD,
+    )  # fmt: skip
+    expected = prepare_loop(image, np.array(size), scale, flip, shape)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_are_scaled_then_mirrored():
+    boxes = jnp.array([[10.0, 20.0, 30.0, 60.0]])
+    size, scale = jnp.array([200.0, 100.0]), jnp.array(1.5)
+    np.testing.assert_allclose(preprocess.prepare_boxes(boxes, size, scale, jnp.array(False)), [[15, 30, 45, 90]])
+    np.testing.assert_allclose(preprocess.prepare_boxes(boxes, size, scale, jnp.array(True)), [[105, 30, 135, 90]])
+
+
+def test_a_box_keeps_its_object_when_flipped():
+    """A bright object is where its box says, in either orientation, at any scale."""
+    images = np.zeros((2, 20, 30, 3), np.uint8)
+    images[:, 4:8, 3:9] = 255
+    truth = plain.ground_truth([[3, 4, 9, 8]])
+    batch = Batch(
+        jnp.asarray(images), jnp.array([[20.0, 26.0]] * 2), jnp.array([2.0, 2.0]),
+        jax.tree.map(lambda x: jnp.stack([x, x]), truth), *[jnp.zeros(2, jnp.int32)] * 3, jnp.ones(2, bool),
+    )  # fmt: skip
+    prepared = preprocess.prepare(
+        batch, jnp.array([False, True]), resize=True, shape=(64, 64), mean=(0.0,) * 3, std=(255.0,) * 3
+    )
+    np.testing.assert_allclose(prepared.sizes, [[40, 52]] * 2)
+    np.testing.assert_allclose(prepared.ground_truth.boxes[:, 0], [[6, 8, 18, 16], [34, 8, 46, 16]])
+    for image, box in zip(np.asarray(prepared.images), np.asarray(prepared.ground_truth.boxes[:, 0]), strict=True):
+        bright = np.argwhere(image[..., 0] > 0.5)
+        np.testing.assert_allclose([*bright.min(0)[::-1], *bright.max(0)[::-1] + 1], box)

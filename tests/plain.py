@@ -1,0 +1,75 @@
+"""Plain NumPy statements that several tests compare with, and the small inputs they share."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from cfinet_jax.structures import GroundTruth
+
+
+def some_boxes(rng: np.random.Generator, count: int, extent: float = 64.0, largest: float = 24.0) -> np.ndarray:
+    """Boxes of all shapes `[count, 4]`; half sit on every fourth pixel, so that overlaps tie, and some are empty."""
+    corner = rng.uniform(0, extent - largest, (count, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, largest, (count, 2))], 1)
+    boxes[::2] = (boxes[::2] / 4).round() * 4
+    return boxes.astype(np.float32)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / max(union, 1e-6)
+
+
+def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of every pair, float32 so that ties are ties."""
+    return np.array([[iou(x, y) for y in b] for x in a], np.float32).reshape(len(a), len(b))
+
+
+def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
+    """A map `[rows, columns, channels]` read at one point; cells outside it are zero."""
+    rows, columns = feature.shape[:2]
+    total = np.zeros(feature.shape[2])
+    for i in (int(np.floor(y)), int(np.floor(y)) + 1):
+        for j in (int(np.floor(x)), int(np.floor(x)) + 1):
+            if 0 <= i < rows and 0 <= j < columns:
+                total += (1 - abs(y - i)) * (1 - abs(x - j)) * feature[i, j]
+    return total
+
+
+def convolve(
+    x: np.ndarray, kernel: np.ndarray, stride: int = 1, dilation: int = 1, padding: int | None = None
+) -> np.ndarray:
+    """Convolution of `[batch, rows, columns, inputs]` with `[size, size, inputs, outputs]`, as torch defines it."""
+    size = kernel.shape[0]
+    padding = dilation * (size // 2) if padding is None else padding
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    reach = dilation * (size - 1) + 1
+    rows, columns = ((extent - reach) // stride + 1 for extent in x.shape[1:3])
+    y = np.zeros((x.shape[0], rows, columns, kernel.shape[-1]))
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * stride, j * stride
+            window = x[:, top : top + reach : dilation, left : left + reach : dilation]
+            y[:, i, j] = np.tensordot(window, kernel, 3)
+    return y
+
+
+def ground_truth(boxes: np.ndarray, labels: np.ndarray | None = None, size: int = 0, regions=()) -> GroundTruth:
+    """Objects, then ignore regions, padded to `size` by boxes that would match anything."""
+    objects = np.asarray(boxes, np.float32).reshape(-1, 4)
+    regions = np.asarray(regions, np.float32).reshape(-1, 4)
+    count = len(objects) + len(regions)
+    size = max(size, count)
+    padding = np.tile(np.float32([-1e3, -1e3, 1e3, 1e3]), (size - count, 1))
+    kept = np.zeros(size, np.int32)
+    kept[: len(objects)] = 0 if labels is None else labels
+    place = np.arange(size)
+    return GroundTruth(
+        jnp.asarray(np.concatenate([objects, regions, padding])),
+        jnp.asarray(kept),
+        jnp.asarray(place < count),
+        jnp.asarray((place >= len(objects)) & (place < count)),
+    )

@@ -1,0 +1,111 @@
+"""A checkpoint gives back the whole state and the place in the data, or says why it cannot."""
+
+import gc
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+
+from cfinet_jax import checkpoint
+from cfinet_jax.errors import UserError
+from cfinet_jax.structures import ExemplarMemory
+from cfinet_jax.train_state import TrainState
+
+
+def make_state(step: int = 7, width: int = 3, parts: int = 1, remembers: bool = True) -> TrainState:
+    """A small state in which no two arrays are alike."""
+    keys = iter(jax.random.split(jax.random.key(step), 20))
+    params = {f"part{index}": {"kernel": jax.random.normal(next(keys), (width, 2))} for index in range(parts)}
+    sgd = optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(0.1))
+    momentum = jax.tree.map(lambda x: x + jax.random.normal(next(keys), x.shape), sgd.init(params))
+    features = jax.random.normal(next(keys), (2, 3, 7, 7, 4))
+    memory = ExemplarMemory(features, jnp.array([1, 2]), jnp.array([3, 2])) if remembers else None
+    statistics = {"bn": {"mean": jax.random.normal(next(keys), (5,))}}
+    return TrainState(jnp.array(step), params, statistics, momentum, memory)
+
+
+@pytest.mark.parametrize("position", [b'{"next": 12, "seed": [0, 1]}', {"next": 12, "window": [1, 2]}])
+def test_state_and_position_come_back(tmp_path, position):
+    state = make_state()
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        checkpoint.save(checkpoints, state, position)
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        restored = checkpoint.restore(checkpoints, jax.tree.map(jnp.zeros_like, state))
+    assert restored is not None and restored[1] == position
+    assert jax.tree.structure(restored[0]) == jax.tree.structure(state)
+    for leaf, expected in zip(jax.tree.leaves(restored[0]), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+        assert leaf.dtype == expected.dtype
+
+
+def test_what_is_saved_is_what_was_given_even_if_the_next_step_takes_it_over(tmp_path):
+    state = make_state()
+    expected = jax.device_get(state)
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        checkpoint.save(checkpoints, state, 0)
+        jax.jit(lambda state: jax.tree.map(lambda x: x * 0, state), donate_argnums=0)(state)
+        restored = checkpoint.restore(checkpoints, make_state(step=1))
+    assert restored is not None
+    jax.tree.map(np.testing.assert_array_equal, restored[0], expected)
+
+
+def test_a_fresh_workdir_holds_none(tmp_path):
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        assert checkpoint.restore(checkpoints, make_state()) is None
+    with checkpoint.open_checkpoints(epath.Path(tmp_path) / "absent", create=False) as checkpoints:
+        assert checkpoint.restore(checkpoints, make_state()) is None
+    assert not (tmp_path / "absent").exists()
+
+
+def test_the_newest_are_kept(tmp_path):
+    with checkpoint.open_checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:
+        for step in (2, 4, 10):
+            checkpoint.save(checkpoints, make_state(step), step)
+        restored = checkpoint.restore(checkpoints, make_state())
+    assert restored is not None and int(restored[0].step) == restored[1] == 10
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {"4", "10"}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A workdir with one checkpoint."""
+    folder = tmp_path_factory.mktemp("saved")
+    with checkpoint.open_checkpoints(epath.Path(folder)) as checkpoints:
+        checkpoint.save(checkpoints, make_state(), 0)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"width": 4}, "opt_state/0/trace/part0/kernel was (3, 2), is (4, 2)"),
+        ({"parts": 2}, "opt_state/0/trace/part1/kernel was None, is (3, 2)"),
+        ({"remembers": False}, "memory/cursor was (2,), is None"),
+    ],
+)
+def test_another_model_is_refused_in_one_line(saved, other, difference, capfd):
+    with checkpoint.open_checkpoints(epath.Path(saved)) as checkpoints:
+        with pytest.raises(UserError) as error:
+            checkpoint.restore(checkpoints, make_state(**other))
+        assert f"is of another model ({difference}): choose another --workdir" in str(error.value)
+        assert checkpoint.restore(checkpoints, make_state()) is not None
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("part", ["_METADATA", "manifest.ocdbt"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, part):
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        checkpoint.save(checkpoints, make_state(), 0)
+    file = tmp_path / "checkpoints" / "7" / "state" / part
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        with pytest.raises(UserError, match="Checkpoint 7 in .* is damaged .*: delete it") as error:
+            checkpoint.restore(checkpoints, make_state())
+        assert "\n" not in str(error.value)
+    del error
+    gc.collect()  # here, and not in another test, Python finds what orbax left unread

@@ -1,0 +1,160 @@
+"""Every experiment can be built, and the paper's numbers are in the one that claims them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from cfinet_jax import optimizer, train_state
+from cfinet_jax.errors import UserError
+from cfinet_jax.inputs import input_shape
+from cfinet_jax.models.detector import build_detector
+from cfinet_jax.models.feature_imitation import FeatureImitation
+from cfinet_jax.models.fpn import FPN
+from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
+from cfinet_jax.models.resnet import ResNet
+from cfinet_jax.models.roi_head import RoiHead
+from cfinet_jax.run import check_batches, check_values
+from cfinet_jax.run_log import flatten
+from configs import coco, scenes, sodad
+
+EXPERIMENTS = [(module, variant) for module in (sodad, scenes, coco) for variant in module.VARIANTS]
+NETWORK = "detector.proposal_network.coarse_to_fine"
+
+# cfinet_facts, section 0; 58,023 pictures make an epoch.
+PAPER = {
+    "dataset.stored_size": (800, 800),
+    "dataset.image_size": (1200, 1200),
+    "detector.backbone.depth": 50,
+    "detector.backbone.stride_style": "pytorch",
+    "detector.backbone.frozen_stages": 1,
+    "detector.neck.channels": 256,
+    "detector.neck.levels": 4,
+    f"{NETWORK}.anchor_scale": 2.0,
+    f"{NETWORK}.dilation": 3,
+    f"{NETWORK}.coarse_stds": (0.1, 0.1, 0.5, 0.5),
+    f"{NETWORK}.anchors_per_positive": 200.0,
+    f"{NETWORK}.fine_stds": (0.05, 0.05, 0.1, 0.1),
+    f"{NETWORK}.objectness_weight": 0.9,
+    f"{NETWORK}.box_weight": 9.0,
+    f"{NETWORK}.base_size": 12.0,
+    f"{NETWORK}.assign_modes.paper": {"base": 0.20, "slope": 0.15, "low": 0.25, "cap": 1.0},
+    f"{NETWORK}.positive_overlap": 0.7,
+    f"{NETWORK}.negative_overlap": 0.7,
+    f"{NETWORK}.min_positive_overlap": 0.3,
+    f"{NETWORK}.samples": 256,
+    f"{NETWORK}.positive_fraction": 0.5,
+    f"{NETWORK}.proposals.max_proposals": 300,
+    f"{NETWORK}.proposals.train": {"candidates": 2000, "nms_overlap": 0.8},
+    f"{NETWORK}.proposals.test": {"candidates": 1000, "nms_overlap": 0.5},
+    "detector.roi_head.pool_size": 7,
+    "detector.roi_head.finest_scale": 56.0,
+    "detector.roi_head.positive_overlap": 0.5,
+    "detector.roi_head.samples": 256,
+    "detector.roi_head.positive_fraction": 0.5,
+    "detector.roi_head.hidden": 1024,
+    "detector.roi_head.stds": (0.1, 0.1, 0.2, 0.2),
+    "detector.roi_head.min_score": 0.05,
+    "detector.roi_head.nms_overlap": 0.5,
+    "detector.roi_head.max_detections": 100,
+    "detector.imitation.groups": 32,
+    "detector.imitation.encoder": 512,
+    "detector.imitation.embedding": 128,
+    "detector.imitation.temperature": 0.6,
+    "detector.imitation.weight": 0.5,
+    "detector.imitation.high_quality": 0.65,
+    "detector.imitation.low_quality": 0.25,
+    "detector.imitation.min_predictions": 8,
+    "detector.imitation.slots": 256,
+    "optimizer.learning_rate": 0.01,
+    "optimizer.reference_batch": 4,
+    "optimizer.momentum": 0.9,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.warmup_images": 500 * 4,
+    "optimizer.warmup_factor": 0.001,
+    "optimizer.decay_images": (8 * 58_023, 11 * 58_023),
+    "optimizer.decay_factor": 0.1,
+    "optimizer.clip_norm": None,
+    "dataset.batch_size": 4,
+    "dataset.flip": 0.5,
+    "dataset.mean": (123.675, 116.28, 103.53),
+    "dataset.std": (58.395, 57.12, 57.375),
+    "training.images": 12 * 58_023,
+    "evaluation.protocol": "soda_d",
+}
+
+
+def entry(config: ConfigDict, path: str) -> Any:
+    """The value at `a.b.c`."""
+    for key in path.split("."):
+        config = config[key]
+    return config.to_dict() if isinstance(config, ConfigDict) else config
+
+
+@pytest.mark.parametrize(("module", "variant"), EXPERIMENTS, ids=lambda x: getattr(x, "__name__", x or "default"))
+def test_every_experiment_has_a_state(module, variant):
+    config = module.get_config(variant)
+    assert config.is_locked
+    check_values(config)
+    check_batches(config, 1)
+    detector = build_detector(config.detector, 9)
+    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
+    shape, objects = input_shape(config.dataset), config.dataset.max_objects
+    state = jax.eval_shape(
+        lambda: train_state.create_state(jax.random.key(0), detector, sgd, shape, objects),
+    )
+    assert {"backbone", "neck", "proposal_network", "roi_head"} <= state.params.keys()
+    assert ("imitation" in state.params) == (state.memory is not None) == config.detector.imitation.enabled
+
+
+def test_variants_of_own_data_can_be_joined():
+    config = coco.get_config("released,cpu")
+    assert config.detector.imitation.reweight and config.detector.neck.channels == 64
+
+
+@pytest.mark.parametrize("module", [sodad, scenes, coco])
+def test_an_unknown_variant_is_named_with_those_there_are(module):
+    with pytest.raises(UserError, match="no variant 'relased': choose one of released, faster_rcnn"):
+        module.get_config("relased")
+
+
+@pytest.mark.parametrize("module", [sodad, scenes, coco])
+def test_a_misspelt_key_of_a_variant_is_refused(module, monkeypatch):
+    monkeypatch.setitem(module.VARIANTS, "mine", {"training.imagse": 3})
+    with pytest.raises(KeyError, match="imagse"):
+        module.get_config("mine")
+
+
+def test_the_presets_differ_in_six_choices():
+    paper, released = (flatten(sodad.get_config(variant).to_dict()) for variant in ("", "released"))
+    assert {key: (paper[key], released[key]) for key in paper if paper[key] != released[key]} == {
+        f"{NETWORK}.assign": ("paper", "released"),
+        "detector.imitation.quality": ("paper", "released"),
+        "detector.imitation.negatives": ("paper", "image"),
+        "detector.imitation.quality_weights": ((1.0, 1.0, 1.0), (0.5, 0.1, 0.05)),
+        "detector.imitation.reweight": (False, True),
+        "detector.imitation.contrast": ("eq6", "means"),
+    }
+    assert paper.keys() == released.keys()
+
+
+@pytest.mark.parametrize(("path", "value"), PAPER.items())
+def test_the_numbers_of_the_paper(path, value):
+    assert entry(sodad.get_config(), path) == value
+
+
+def test_the_embedding_learns_at_a_twentieth():
+    assert sodad.get_config().optimizer.rate_multipliers.to_dict() == {
+        "imitation/encode": 0.05,
+        "imitation/project": 0.05,
+    }
+
+
+@pytest.mark.parametrize("part", [ResNet, FPN, RoiHead, FeatureImitation, *PROPOSAL_NETWORKS.values()])
+def test_a_number_lives_in_the_config_alone(part):
+    own = [field for field in dataclasses.fields(part) if field.name not in ("parent", "name")]
+    assert own
+    for field in own:
+        assert field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING, field.name

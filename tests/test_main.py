@@ -1,0 +1,103 @@
+"""The command line: what it leaves, what it says, and how it ends."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from cfinet_jax import main
+from cfinet_jax.errors import UserError
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_training_leaves_everything(trained):
+    workdir, output = trained
+    assert {path.name for path in workdir.iterdir()} == {
+        "checkpoints",
+        "detections.json",
+        "learning_curve.png",
+        "metrics.json",
+        "metrics.jsonl",
+        "metrics.md",
+        "overlays",
+        "settings.json",
+        "tensorboard",
+    }
+    assert [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()] != []
+    kinds = [json.loads(line)["kind"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert kinds == ["train", "train", "eval"]
+    assert "16 training and 8 evaluation images, 6 classes; steps 0 to 2 of 8 images." in output
+    assert (workdir / "metrics.md").read_text() in output and "traffic-light" in output
+
+
+def test_evaluation_repeats_the_numbers(trained, tiny_scenes, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained[0], workdir)
+    (workdir / "metrics.json").unlink()
+    status, output, errors = tiny.call_main(*tiny.arguments(tiny_scenes, workdir), "--mode=evaluate")
+    assert (status, errors) == (0, "")
+    assert (workdir / "metrics.json").read_text() == (trained[0] / "metrics.json").read_text()
+    assert (workdir / "metrics.md").read_text() in output
+
+
+def test_a_mistake_of_the_users_is_one_line(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise UserError("Change this.")
+
+    monkeypatch.setitem(main.MODES, "train", refuse)
+    assert tiny.call_main(*tiny.arguments(tmp_path, tmp_path)) == (2, "", "cfinet_jax: Change this.\n")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+    def fail(*_):
+        raise ValueError("wrong shape")
+
+    monkeypatch.setitem(main.MODES, "train", fail)
+    with pytest.raises(ValueError, match="wrong shape"):
+        tiny.call_main(*tiny.arguments(tmp_path, tmp_path))
+
+
+def test_settings_reach_the_mode(monkeypatch, tmp_path):
+    received = []
+    monkeypatch.setitem(main.MODES, "evaluate", lambda *arguments: received.append(arguments))
+    changes = ("--config.training.images=24", "--config.dataset.image_size=(96, 64)", "--config.detector.neck.levels=5")
+    status, _, _ = tiny.call_main(*tiny.arguments("data", tmp_path), "--mode=evaluate", *changes)
+    (config, workdir) = received[0]
+    assert (status, workdir) == (0, main.epath.Path(tmp_path))
+    assert (config.training.images, config.dataset.image_size, config.detector.neck.levels) == (24, (96, 64), 5)
+    assert config.dataset.data_dir == "data" and config.is_locked
+
+
+def test_compiled_programs_are_kept(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(jax.config, "update", kept.__setitem__)
+    monkeypatch.setattr(main, "guarded", lambda _: 3)
+    monkeypatch.setattr(main.app, "define_help_flags", lambda: None)
+    for given in (True, False):
+        if not given:
+            monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        assert end.value.code == 3 and bool(kept) != given
+    assert kept == {"jax_compilation_cache_dir": str(Path.home() / ".cache" / "cfinet_jax")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "output", "errors"),
+    [
+        (["--help"], 1, "--workdir: Where checkpoints", ""),
+        (["--config=configs/scenes.py", "--workdir=x", "--config.training.imagse=1"], 2, "", "no key 'imagse'"),
+    ],
+)
+def test_as_a_program(arguments, status, output, errors):
+    command = [sys.executable, "-m", "cfinet_jax.main", *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == status
+    assert output in ended.stdout and errors in ended.stderr
+    assert len(ended.stderr.splitlines()) == bool(errors)

@@ -1,0 +1,108 @@
+"""The schedule and SGD against plain NumPy (cfinet_facts, section 5)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from cfinet_jax.optimizer import learning_rate, make_optimizer
+from configs import sodad
+
+STEPS = 5
+
+
+def settings(**changes) -> ConfigDict:
+    """The paper's section `optimizer`, changed."""
+    config = sodad.get_config().optimizer
+    with config.unlocked():
+        config.update(changes)
+    return config
+
+
+def tree() -> dict:
+    """Parameters of four parts."""
+    values = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    return {
+        "backbone": {"conv1": {"kernel": values[0]}, "conv10": {"kernel": values[1]}},
+        "imitation": {"encode1": {"bias": values[2]}},
+        "roi_head": {"bias": values[3]},
+    }
+
+
+def gradients(step: int) -> dict:
+    rng = np.random.default_rng(step + 1)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), tree())
+
+
+def updated(config: ConfigDict, frozen: tuple[str, ...] = (), batch_size: int = 4) -> dict:
+    """The parameters after `STEPS` steps."""
+    sgd, params = make_optimizer(config, batch_size, frozen), jax.tree.map(jnp.asarray, tree())
+    state = sgd.init(params)
+    for step in range(STEPS):
+        updates, state = sgd.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return jax.device_get(params)
+
+
+def plain_sgd(leaf, rates, factor: float = 1.0, scales=None) -> np.ndarray:
+    """v = .9 v + (g + wd p), p -= rate v, as torch does it; `leaf` picks a parameter from a tree."""
+    p, v = leaf(tree()).astype(np.float64), 0.0
+    for step in range(STEPS):
+        g = leaf(gradients(step)) * (1.0 if scales is None else scales[step])
+        v = 0.9 * v + g + 1e-4 * p
+        p = p - factor * rates[step] * v
+    return p
+
+
+def plain_rate(iteration: float, batch_size: int) -> float:
+    """By epochs of 58,023 images and 500 iterations of four of warm-up."""
+    rate = 0.01 * batch_size / 4
+    images = iteration * batch_size
+    rate *= 0.1 ** sum(images >= epoch * 58_023 for epoch in (8, 11))
+    if images < 2000:
+        rate *= 1 - (1 - images / 2000) * (1 - 0.001)
+    return rate
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_the_rate_warms_up_and_drops_by_images(batch_size):
+    images = np.array([0, 64, 1024, 1984, 2048, 6400, 8 * 58_023 - 64, 8 * 58_023 + 64, 11 * 58_023 + 64, 12 * 58_023])
+    rate = learning_rate(sodad.get_config().optimizer, batch_size)
+    for iteration in images // batch_size:
+        np.testing.assert_allclose(rate(iteration), plain_rate(iteration, batch_size), rtol=1e-4)
+
+
+def test_the_rate_drops_at_the_very_image():
+    rate = learning_rate(settings(decay_images=(40,), warmup_factor=1.0), 4)
+    np.testing.assert_allclose([rate(9), rate(10)], [0.01, 0.001], rtol=1e-6)
+
+
+def test_momentum_and_decay_as_torch_has_them():
+    params = updated(settings())
+    rates = [plain_rate(step, 4) for step in range(STEPS)]
+    for part, factor in (("roi_head/bias", 1.0), ("imitation/encode1/bias", 0.05), ("backbone/conv1/kernel", 1.0)):
+
+        def leaf(of: dict, part: str = part) -> np.ndarray:
+            for key in part.split("/"):
+                of = of[key]
+            return of
+
+        np.testing.assert_allclose(leaf(params), plain_sgd(leaf, rates, factor), rtol=1e-6, err_msg=part)
+        assert np.any(leaf(params) != leaf(tree())), part
+
+
+def test_frozen_parts_neither_move_nor_decay():
+    params = updated(settings(weight_decay=0.5), frozen=("backbone/conv1/",))
+    np.testing.assert_array_equal(params["backbone"]["conv1"]["kernel"], tree()["backbone"]["conv1"]["kernel"])
+    moved = params["backbone"]["conv10"]["kernel"] != tree()["backbone"]["conv10"]["kernel"]
+    assert moved.all()  # its name only begins like the frozen one
+
+
+def test_clipping_scales_the_whole_gradient():
+    config = settings(clip_norm=0.5, warmup_factor=1.0)
+    norms = [np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(gradients(step)))) for step in range(STEPS)]
+    assert min(norms) > 0.5
+    expected = plain_sgd(lambda of: of["roi_head"]["bias"], [0.01] * STEPS, scales=[0.5 / norm for norm in norms])
+    np.testing.assert_allclose(updated(config)["roi_head"]["bias"], expected, rtol=1e-6)

@@ -1,0 +1,94 @@
+"""What a run leaves to read: settings, events, progress."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from etils import epath
+
+from cfinet_jax import progress
+from cfinet_jax.errors import UserError
+from cfinet_jax.progress import Progress, track
+from cfinet_jax.run_log import RunLog, write_settings
+from tests import tiny
+
+
+def test_settings_say_what_ran_where(tmp_path):
+    config = tiny.tiny_config()
+    write_settings(config, epath.Path(tmp_path) / "new" / "run")
+    settings = json.loads((tmp_path / "new" / "run" / "settings.json").read_text())
+    assert settings["config"] == json.loads(config.to_json())
+    assert settings["config"]["detector"]["backbone"]["width"] == 8
+    assert {"python", "jax", "flax", "numpy", "cfinet-jax"} <= settings["versions"].keys()
+    assert len(settings["machine"]["devices"]) == 8
+    assert settings["revision"] == "unknown" or len(settings["revision"].removesuffix("-dirty")) == 40
+
+
+def test_a_workdir_keeps_its_model(tmp_path):
+    config, file = tiny.tiny_config(), tmp_path / "settings.json"
+    write_settings(config, epath.Path(tmp_path))
+    config.training.images = 3000  # not of the model
+    write_settings(config, epath.Path(tmp_path))
+    before = file.read_text()
+    assert json.loads(before)["config"]["training"]["images"] == 3000
+    config.detector.imitation.temperature = 0.1
+    with pytest.raises(UserError, match=r"another run \(detector.imitation.temperature was 0.6, is 0.1\)"):
+        write_settings(config, epath.Path(tmp_path))
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {}}'])
+def test_damaged_settings_are_named(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(UserError, match="settings.json is damaged: delete it"):
+        write_settings(tiny.tiny_config(), epath.Path(tmp_path))
+
+
+def test_events_are_appended_and_a_new_run_starts_afresh(tmp_path):
+    log = RunLog(epath.Path(tmp_path), step=0)
+    log.write("train", 1, 8, {"loss": 2.5})
+    log.close()
+    resumed = RunLog(epath.Path(tmp_path), step=4)
+    resumed.write("eval", 1, 8, {"AP": None, "AP50": 0.25})
+    resumed.close()
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        {"kind": "train", "step": 1, "images": 8, "loss": 2.5},
+        {"kind": "eval", "step": 1, "images": 8, "AP": None, "AP50": 0.25},
+    ]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 7}\n{"kind": "tra')  # beyond the checkpoint, and cut off by a kill
+    RunLog(epath.Path(tmp_path), step=4).close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 1]
+    RunLog(epath.Path(tmp_path), step=0).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """Time as the test sets it."""
+    clock = SimpleNamespace(now=1000.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_progress_without_a_terminal_is_a_few_plain_lines(clock, capsys):
+    training = Progress("Training", total=2000, done=1000)
+    clock.now += 60  # compiling
+    training.restart_clock()
+    for _ in range(10):
+        clock.now += 5
+        training.advance(100, {"loss": 1.23456})
+    training.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Training  55%  1,100/2,000 images  loss 1.235  20.0 images/s  0:45 left"
+    assert len(lines) == 6 and lines[-1].startswith("Training 100%  2,000/2,000")
+    assert not any("\r" in line or "\033" in line for line in lines)
+
+
+def test_progress_on_a_terminal_is_one_moving_line(clock, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert list(track("abcd", "Checking")) == ["a", "b", "c", "d"]
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1 and output.endswith("\n") and output.startswith("\r")
+    assert "Checking  25%" in output and "Checking 100%  4/4" in output and "Checking  50%" not in output

@@ -1,0 +1,127 @@
+"""The run as a whole: it learns, and an interruption changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from cfinet_jax import checkpoint, main
+from cfinet_jax.run import create_run
+from cfinet_jax.train import train
+from configs import scenes
+from data.coco.coco_dataset_builder import Builder
+from data.scenes.render import render_scene
+
+SIDE = 160  # pixels of the corner of a scene
+
+
+@pytest.fixture(scope="module")
+def corners(tmp_path_factory) -> str:
+    """Four corners of scenes as a COCO data set whose two splits are the same; the folder it is prepared in."""
+    folder = tmp_path_factory.mktemp("corners")
+    images, annotations = [], []
+    for index in range(200):
+        scene = render_scene("train", index)
+        inside = (scene.boxes < SIDE - 2).all(1)
+        cut = (scene.boxes[:, :2] < SIDE).all(1) & ~inside  # would be an object without a box
+        if inside.sum() < 2 or cut.any() or scene.ignore.any():
+            continue
+        name = f"{index}.png"
+        cv2.imwrite(str(folder / name), scene.image[:SIDE, :SIDE, ::-1])
+        images.append({"id": index, "file_name": name, "height": SIDE, "width": SIDE})
+        for box, label in zip(scene.boxes[inside], scene.labels[inside], strict=True):
+            x1, y1, x2, y2 = (float(x) for x in box)
+            entry = {"image_id": index, "category_id": int(label) + 1, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            annotations.append(entry | {"id": len(annotations) + 1, "area": (x2 - x1) * (y2 - y1), "iscrowd": 0})
+        if len(images) == 4:
+            break
+    categories = [{"id": index + 1, "name": f"class {index + 1}"} for index in range(6)]
+    path = folder / "truth.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    files = {split: (epath.Path(path), epath.Path(folder)) for split in ("train", "test")}
+    Builder(annotations=files, name="corners", data_dir=str(folder / "prepared")).download_and_prepare(
+        file_format="array_record"
+    )
+    return str(folder / "prepared")
+
+
+SMALL = {
+    "dataset.name": "corners",
+    "dataset.stored_size": (SIDE, SIDE),
+    "dataset.max_objects": 16,
+    "dataset.batch_size": 8,
+    "dataset.flip": 0.0,
+    "detector.backbone.width": 16,
+    "detector.neck.channels": 32,
+    "detector.proposal_network.coarse_to_fine.channels": 32,
+    "detector.roi_head.samples": 32,
+    "detector.roi_head.hidden": 128,
+    "detector.imitation.groups": 4,
+    "detector.imitation.slots": 8,
+    "detector.imitation.max_exemplars": 2,
+    "optimizer.learning_rate": 0.006,
+    "optimizer.warmup_images": 400,
+    "optimizer.decay_images": (2600, 10_000),
+    "training.log_every_images": 80,
+    "training.checkpoint_every_images": 100_000,
+    "evaluation.every_images": 100_000,
+    "evaluation.overlays": 1,
+}
+
+
+def test_four_images_are_overfitted(corners, tmp_path):
+    config = scenes.get_config()
+    config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners, "training.images": 3600})
+    metrics = train(config, epath.Path(tmp_path))
+    assert metrics["AP50"] >= 0.95
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert results and results[0].keys() == {"image_id", "category_id", "bbox", "score"}
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = {"loss", "loss/roi/box", "roi/small_box_loss_share", "imitation/quality", "memory/fill", "memory/turnover"}
+    assert logged <= records[0].keys() and records[-1]["kind"] == "eval"
+    assert list((tmp_path / "overlays").iterdir()) and (tmp_path / "learning_curve.png").stat().st_size > 1000
+
+
+def run_in_new_process(workdir: Path, data_dir: str, images: int) -> None:
+    """Trains to `images` with the command line, in a process of its own."""
+    overrides = SMALL | {"dataset.data_dir": data_dir, "training.images": images}
+    settings = [f"--config.{key}={value}" for key, value in overrides.items()]
+    root = Path(__file__).parents[1]
+    where = ["--config=configs/scenes.py", f"--workdir={os.path.relpath(workdir, root)}"]  # relative, as people do
+    command = [sys.executable, "-m", "cfinet_jax.main", *where, *settings]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(corners, tmp_path):
+    run_in_new_process(tmp_path / "whole", corners, images=160)
+    run_in_new_process(tmp_path / "parts", corners, images=80)
+    run_in_new_process(tmp_path / "parts", corners, images=160)
+
+    config = scenes.get_config()
+    config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners})
+    template = create_run(config).state
+    ends = []
+    for name in ("whole", "parts"):
+        with checkpoint.open_checkpoints(epath.Path(tmp_path / name)) as checkpoints:
+            ends.append(checkpoint.restore(checkpoints, template))
+    (whole, whole_position), (parts, parts_position) = ends
+    assert int(whole.step) == int(parts.step) == 20 and whole_position == parts_position
+    for first, second in zip(*(jax.tree.leaves(each) for each in (whole, parts)), strict=True):
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_evaluation_finds_the_checkpoint_again(corners, tmp_path, capsys):
+    config = scenes.get_config()
+    config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners, "training.images": 8})
+    trained = train(config, epath.Path(tmp_path))
+    assert main.MODES["evaluate"](config, epath.Path(tmp_path)) == trained
+    assert "boxes" in capsys.readouterr().out

@@ -1,0 +1,110 @@
+"""One update: the same on one device, on eight and in micro-batches; harmless when the loss is not finite."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfinet_jax import mesh, optimizer, train_state
+from cfinet_jax.models.detector import build_detector
+from cfinet_jax.ops import exemplar_memory, preprocess
+from cfinet_jax.structures import Batch, Exemplars
+from cfinet_jax.train_step import train_step
+from configs import sodad
+from tests import tiny
+
+IMAGES, CLASSES = 8, 9
+CONFIG = sodad.get_config()
+
+
+def shipped_batch(objects: int = tiny.OBJECTS) -> Batch:
+    """Images as the host ships them, in NumPy."""
+    batch = jax.tree.map(np.asarray, tiny.batch(objects=objects, images=IMAGES))
+    pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, *tiny.SHAPE, 3)).astype(np.uint8)
+    return dataclasses.replace(batch, images=pixels)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Detector, optimizer and a state whose memory is half full; every object is an exemplar."""
+    settings = tiny.settings()
+    settings.imitation.update(high_quality=0.0, min_predictions=0)
+    detector = build_detector(settings, CLASSES)
+    sgd = optimizer.make_optimizer(CONFIG.optimizer, IMAGES, ("backbone/conv1/", "backbone/bn1/", "backbone/layer1_"))
+    state = train_state.create_state(jax.random.key(0), detector, sgd, tiny.SHAPE, tiny.OBJECTS)
+    features = jax.random.normal(jax.random.key(1), (2 * CLASSES, *state.memory.features.shape[2:]))
+    half = Exemplars(features, jnp.arange(2 * CLASSES, dtype=jnp.int32) % CLASSES, jnp.ones(2 * CLASSES, bool))
+    memory = exemplar_memory.push(state.memory, half)
+    return detector, sgd, jax.device_get(dataclasses.replace(state, memory=memory))
+
+
+def make_step(parts, devices: int, micro_batches: int):
+    """The jitted step over the first devices, and a function that places its arguments there."""
+    detector, sgd, _ = parts
+    prepare = partial(preprocess.prepare, resize=False, shape=tiny.SHAPE, mean=(120.0,) * 3, std=(60.0,) * 3)
+    step = partial(train_step, detector=detector, optimizer=sgd, prepare=prepare, flip=0.5, micro_batches=micro_batches)
+    over = mesh.make_mesh(jax.devices()[:devices])
+    specs = (mesh.EVERYWHERE, mesh.BY_IMAGE, mesh.EVERYWHERE)
+    jitted = mesh.parallel(step, over, specs, mesh.EVERYWHERE)
+
+    def run(state, batch):
+        placed = mesh.replicate(state, over), mesh.place_batch(batch, over), mesh.replicate(jax.random.key(2), over)
+        return jax.device_get(jitted(*placed))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_device(parts):
+    return make_step(parts, devices=1, micro_batches=1)
+
+
+@pytest.mark.parametrize(("devices", "micro_batches"), [(8, 1), (1, 2)])
+def test_mesh_and_micro_batches_change_nothing(parts, one_device, devices, micro_batches):
+    state, metrics = one_device(parts[2], shipped_batch())
+    same_state, same_metrics = make_step(parts, devices, micro_batches)(parts[2], shipped_batch())
+    assert metrics["imitation/exemplars_offered"] > 0 and metrics["loss/imitation/contrast"] > 0
+    assert metrics.keys() == same_metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(same_metrics[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+    learnt = [jax.tree_util.tree_leaves_with_path((each.params, each.memory)) for each in (state, same_state)]
+    for (path, leaf), (_, other) in zip(*learnt, strict=True):
+        np.testing.assert_allclose(other, leaf, rtol=1e-5, atol=1e-5 * np.abs(leaf).max(), err_msg=str(path))
+
+
+def test_a_step_moves_what_it_should(parts, one_device):
+    before, (after, metrics) = parts[2], one_device(parts[2], shipped_batch())
+    assert after.step == before.step + 1 and metrics["finite"]
+    np.testing.assert_array_equal(
+        after.params["backbone"]["conv1"]["kernel"], before.params["backbone"]["conv1"]["kernel"]
+    )
+    for part in ("backbone", "neck", "proposal_network", "roi_head", "imitation"):
+        moved = jax.tree.map(lambda new, old: np.any(new != old), after.params[part], before.params[part])
+        assert any(jax.tree.leaves(moved)), part
+    assert after.memory.size.sum() > before.memory.size.sum()
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, before.batch_stats)
+
+
+def test_exemplars_enter_the_memory_in_the_order_of_the_batch(parts, one_device):
+    batch = shipped_batch()
+    after, metrics = one_device(parts[2], batch)
+    offered = metrics["imitation/exemplars_offered"] * IMAGES
+    grown = after.memory.cursor.astype(int) - parts[2].memory.cursor
+    assert offered == (grown % after.memory.features.shape[1]).sum() or offered >= after.memory.features.shape[1]
+
+
+def test_a_loss_that_is_not_finite_changes_only_the_step_number(parts, one_device):
+    broken = jax.tree.map(np.copy, parts[2])
+    broken.params["roi_head"]["classify"]["bias"][:] = np.nan
+    after, metrics = one_device(broken, shipped_batch())
+    assert not metrics["finite"] and after.step == broken.step + 1
+    jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(after, step=broken.step), broken)
+
+
+def test_images_without_objects_train(parts, one_device):
+    after, metrics = one_device(parts[2], shipped_batch(objects=0))
+    assert metrics["finite"] and metrics["loss/roi/box"] == 0 and metrics["loss/imitation/contrast"] == 0
+    jax.tree.map(np.testing.assert_array_equal, after.memory, parts[2].memory)

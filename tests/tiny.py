@@ -1,0 +1,115 @@
+"""A detector small enough for tests, batches for it, and a whole experiment: `--config=tests/tiny.py`."""
+
+import contextlib
+import io
+import sys
+import warnings
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags
+from absl.testing import flagsaver
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax import main
+from cfinet_jax.structures import Batch, ExemplarMemory
+from configs import scenes, sodad
+from data.scenes.scenes_dataset_builder import Builder
+from tests import plain
+
+SHAPE, OBJECTS = (64, 64), 6
+SCENES = {"train": 16, "val": 2, "test": 8}  # images of each split
+
+
+def settings(variant: str = "") -> Any:
+    """The section `detector` of the paper's configuration, every width reduced."""
+    detector = sodad.get_config(variant).detector
+    shrink(detector)
+    return detector
+
+
+def shrink(detector: Any) -> None:
+    """Reduces every width of a section `detector`."""
+    detector.precision = "float32"
+    detector.backbone.update(depth=18, width=8)
+    detector.neck.channels = 16
+    for network in (detector.proposal_network.coarse_to_fine, detector.proposal_network.rpn):
+        network.update(channels=16, samples=32)
+        network.proposals.max_proposals = 40
+        for phase in ("train", "test"):
+            network.proposals[phase].candidates = 50
+    detector.roi_head.update(hidden=32, samples=24, max_grid=2, max_detections=20)
+    detector.imitation.update(groups=4, encoder=16, embedding=8, slots=4, max_exemplars=2, samples=16)
+
+
+def tiny_config(variant: str = "") -> ConfigDict:
+    """The experiment of `configs/scenes.py` on tiny scenes: two steps of eight images, then an evaluation."""
+    config = scenes.get_config(variant)
+    shrink(config.detector)
+    config.dataset.update(image_size=SHAPE, max_objects=OBJECTS, batch_size=8, eval_batch_size=8, read_threads=1)
+    config.training.update(images=16, log_every_images=8, checkpoint_every_images=8)
+    config.evaluation.update(every_images=16, overlays=1)
+    return config.lock()
+
+
+get_config = tiny_config  # as `cfinet_jax.main` asks for it
+
+
+def call_main(*arguments: str) -> tuple[int, str, str]:
+    """Status, output and errors of `cfinet_jax.main`, in this process: starting another takes 4 s."""
+    command = ["main", *arguments]
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(flagsaver.flagsaver())  # forgets the flags that --config.key=value defines
+        stack.enter_context(mock.patch.object(sys, "argv", command))  # where ml_collections looks for them
+        stack.enter_context(contextlib.redirect_stdout(output))
+        stack.enter_context(contextlib.redirect_stderr(errors))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # so ml_collections reads the file
+        flags.FLAGS.unparse_flags()
+        status = main.guarded(command)
+    return status, output.getvalue(), errors.getvalue()
+
+
+def arguments(data_dir: epath.PathLike, workdir: epath.PathLike) -> tuple[str, ...]:
+    """Of a run of `tiny_config`."""
+    return f"--config={__file__}", f"--config.dataset.data_dir={data_dir}", f"--workdir={workdir}"
+
+
+def prepare_scenes(folder: epath.PathLike) -> epath.Path:
+    """Prepares `SCENES` in a folder and returns it, for `dataset.data_dir`."""
+    Builder(counts=SCENES, data_dir=folder).download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    return epath.Path(folder)
+
+
+def batch(objects: int = OBJECTS, regions: list | None = None, images: int = 2, seed: int = 0) -> Batch:
+    """Prepared random images; every one holds `objects` objects, and those `regions` instead where given."""
+    rng = np.random.default_rng(seed)
+    truths = []
+    for _ in range(images):
+        corner, size = rng.uniform(2, 40, (objects, 2)), rng.uniform(6, 20, (objects, 2))
+        boxes = np.concatenate([corner, corner + size], 1)
+        labels = rng.integers(0, 9, objects)
+        truths.append(plain.ground_truth(boxes, labels, OBJECTS, [] if regions is None else regions))
+    numbers = jnp.arange(images, dtype=jnp.int32)
+    return Batch(
+        images=jnp.asarray(rng.normal(size=(images, *SHAPE, 3)), jnp.float32),
+        sizes=jnp.full((images, 2), 64.0),
+        scales=jnp.ones(images),
+        ground_truth=jax.tree.map(lambda *x: jnp.stack(x), *truths),
+        image_ids=numbers,
+        index=numbers,
+        dropped=0 * numbers,
+        valid=numbers >= 0,
+    )
+
+
+def full_memory(memory: ExemplarMemory, seed: int = 0) -> ExemplarMemory:
+    """The memory with random exemplars in every slot."""
+    features = jax.random.normal(jax.random.key(seed), memory.features.shape)
+    return ExemplarMemory(features, memory.cursor, jnp.full_like(memory.size, memory.features.shape[1]))
