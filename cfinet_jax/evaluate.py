@@ -1,49 +1,42 @@
 """Detect over a prepared split, score, and leave metrics, detections and overlays."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import checkpoint, dataset, mesh, report
+from cfinet_jax import dataset, mesh, report
 from cfinet_jax.errors import UserError
-from cfinet_jax.inputs import preparation
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
-from cfinet_jax.models.detector import Detector
+from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.progress import Progress
-from cfinet_jax.run import create_run
+from cfinet_jax.run import check_batches, check_values
+from cfinet_jax.run_log import write_settings
 from cfinet_jax.structures import Batch, Detections
+from cfinet_jax.trained import detection, trained_variables
 
-Detect = Callable[[Any, Any, Batch], Detections]
+Detect = Callable[[Any, Batch], Detections]
 
 
 def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
-    """The jitted function (params, batch_stats, batch as shipped) -> detections in stored pixels."""
-    prepare = preparation(settings)
-
-    def detect(params: Any, batch_stats: Any, batch: Batch) -> Detections:
-        batch = prepare(batch, jnp.zeros(batch.index.shape, bool))
-        found: Any = detector.apply({"params": params, "batch_stats": batch_stats}, batch, method="detect")
-        return dataclasses.replace(found, boxes=found.boxes / batch.scales[:, None, None])
-
-    return mesh.parallel(detect, over, (mesh.EVERYWHERE, mesh.EVERYWHERE, mesh.BY_IMAGE), mesh.BY_IMAGE)
+    """The jitted function (variables, batch as shipped) -> detections in stored pixels, over the mesh."""
+    specs = (mesh.EVERYWHERE, mesh.BY_IMAGE)
+    return mesh.parallel(detection(detector, settings), over, specs, mesh.BY_IMAGE)
 
 
 def detect_split(
-    detect: Detect, params: Any, batch_stats: Any, prepared: dataset.Prepared, settings: ConfigDict, over: Any
+    detect: Detect, variables: Any, prepared: dataset.Prepared, settings: ConfigDict, over: Any
 ) -> list[dict]:
     """Every detection in a split, in COCO's results format."""
     results = []
     progress = Progress("Detecting", len(prepared))
     for batch in dataset.eval_batches(prepared, settings, settings.eval_batch_size):
-        found = jax.device_get(detect(params, batch_stats, mesh.place_batch(batch, over)))
+        found = jax.device_get(detect(variables, mesh.place_batch(batch, over)))
         for image in np.flatnonzero(batch.valid):
             results += as_results(found, int(image), int(batch.image_ids[image]), prepared.category_ids)
         progress.advance(int(batch.valid.sum()))
@@ -100,16 +93,17 @@ def write_results(
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
-    """Scores the newest checkpoint of a workdir on `dataset.eval_split` and writes the results beside it."""
-    run = create_run(config)
-    with checkpoint.open_checkpoints(workdir, create=False) as checkpoints:
-        restored = checkpoint.restore(checkpoints, run.state)
-    if restored is None:
-        raise UserError(f"No checkpoint in {workdir}: train first (--mode=train), or choose another --workdir.")
-    state, _ = restored
-    detect = make_detect(run.detector, config.dataset, run.mesh)
-    results = detect_split(detect, state.params, state.batch_stats, run.evaluation, config.dataset, run.mesh)
-    metrics = score_split(results, run.evaluation, config.evaluation.protocol)
-    write_results(workdir, metrics, results, run.evaluation, config.evaluation)
+    """Scores what `trained_variables` finds on `dataset.eval_split` and writes the results into the workdir."""
+    over = mesh.make_mesh()
+    check_values(config)
+    check_batches(config, over.size)
+    prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
+    detector = build_detector(config.detector, len(prepared.classes))
+    variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
+    if not (workdir / "settings.json").exists():  # a published detector has not been here before
+        write_settings(config, workdir, prepared.classes, prepared.category_ids)
+    results = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config.dataset, over)
+    metrics = score_split(results, prepared, config.evaluation.protocol)
+    write_results(workdir, metrics, results, prepared, config.evaluation)
     print(report.table(metrics))
     return metrics

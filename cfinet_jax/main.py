@@ -1,5 +1,6 @@
-"""`python -m cfinet_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=train|evaluate] [--config.key=value]`."""
+"""`python -m cfinet_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=MODE] [--config.key=value]`."""
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,14 +12,12 @@ from etils import epath
 from ml_collections import config_flags
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.evaluate import evaluate
-from cfinet_jax.train import train
 
-MODES = {"train": train, "evaluate": evaluate}
+MODES = ("train", "evaluate", "export")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE or FILE:VARIANT.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
-MODE = flags.DEFINE_enum("mode", "train", sorted(MODES), "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -30,7 +29,9 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"--{name} is missing: python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes"
             )
-    MODES[MODE.value](CONFIG.value, epath.Path(WORKDIR.value))
+    # Each in a module of its name; only what the mode needs is imported.
+    mode = importlib.import_module(f"cfinet_jax.{MODE.value}")
+    getattr(mode, MODE.value)(CONFIG.value, epath.Path(WORKDIR.value))
 
 
 def parse(arguments: Sequence[str]) -> list[str]:

@@ -36,3 +36,9 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A tree of arrays, whole on every device."""
     return jax.device_put(tree, NamedSharding(mesh, EVERYWHERE))
+
+
+def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
+    """The shapes of a tree that is to be whole on every device."""
+    sharding = NamedSharding(mesh, EVERYWHERE)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -11,8 +11,8 @@ Item = TypeVar("Item")
 class Progress:
     """Tells a person how far long work is: a line that moves on a terminal, a few plain lines elsewhere."""
 
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
-        self.what, self.total, self.done = what, total, done
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
+        self.what, self.total, self.done, self.unit = what, total, done, unit
         self.terminal = sys.stdout.isatty()
         self.restart_clock()
 
@@ -21,7 +21,7 @@ class Progress:
         self.started, self.first, self.printed = time.perf_counter(), self.done, 0.0
 
     def advance(self, count: int, values: dict[str, float] | None = None) -> None:
-        """`count` more images are done."""
+        """`count` more images (or another unit) are done."""
         self.done += count
         now = time.perf_counter()
         if now - self.printed < (0.5 if self.terminal else 10) and self.done < self.total:
@@ -30,9 +30,9 @@ class Progress:
         rate = (self.done - self.first) / max(now - self.started, 1e-9)
         left = (self.total - self.done) / max(rate, 1e-9)
         parts = [
-            f"{self.what} {self.done / self.total:4.0%}  {self.done:,}/{self.total:,} images",
+            f"{self.what} {self.done / self.total:4.0%}  {self.done:,}/{self.total:,} {self.unit}",
             *(f"{name} {value:.3f}" for name, value in (values or {}).items()),
-            f"{rate:.1f} images/s",
+            f"{rate:.1f} {self.unit}/s",
             f"{left // 60:.0f}:{left % 60:02.0f} left",
         ]
         print(("\r\033[K" if self.terminal else "") + "  ".join(parts), end="" if self.terminal else "\n", flush=True)

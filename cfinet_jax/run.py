@@ -1,4 +1,4 @@
-"""What training and evaluation share: data, detector, optimizer and state of a config, on a mesh."""
+"""What a run starts from: data, detector, optimizer and state of a config, on a mesh."""
 
 import dataclasses
 from typing import Any
@@ -7,13 +7,14 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from cfinet_jax import dataset, mesh, optimizer, pretrained, train_state
+from cfinet_jax import dataset, mesh, optimizer, train_state
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.models.resnet import frozen_parts
 from cfinet_jax.train_state import TrainState
+from cfinet_jax.trained import load_published
 
 AT_LEAST_ONE = (
     "dataset.batch_size",
@@ -58,10 +59,9 @@ def create_run(config: ConfigDict) -> Run:
 
 
 def first_state(config: ConfigDict, run: Run) -> TrainState:
-    """The state a fresh run starts from: random but for the published backbone that the config names."""
-    backbone, source = config.detector.backbone, config.training.pretrained
-    if not source:
-        if backbone.frozen_stages >= 0:
+    """The state a fresh run starts from: random but for the published weights that the config names."""
+    if not config.training.pretrained:
+        if config.detector.backbone.frozen_stages >= 0:
             raise UserError(
                 "detector.backbone.frozen_stages would freeze random weights: name published ones with "
                 "--config.training.pretrained=FILE, or train all with --config.detector.backbone.frozen_stages=-1 "
@@ -69,8 +69,8 @@ def first_state(config: ConfigDict, run: Run) -> TrainState:
             )
         return run.state
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
-    loaded = pretrained.load_backbone(source, variables, backbone.stride_style, tuple(config.dataset.std))
-    return mesh.replicate(dataclasses.replace(run.state, **loaded), run.mesh)
+    loaded = load_published(config, variables, run.training.classes)
+    return mesh.replicate(dataclasses.replace(run.state, **loaded.variables), run.mesh)
 
 
 def check_values(config: ConfigDict) -> None:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,14 +17,17 @@ from cfinet_jax.errors import UserError
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
-def write_settings(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes the resolved config, package versions, machine and git revision as `settings.json`.
+def write_settings(
+    config: ConfigDict, workdir: epath.Path, classes: Sequence[str], category_ids: Sequence[int]
+) -> None:
+    """Writes the resolved config, classes, package versions, machine and git revision as `settings.json`.
 
     Raises `UserError` where the workdir belongs to another model or cannot be written.
     """
     path = workdir / "settings.json"
     settings = json.loads(config.to_json())
-    facts = {"config": settings, "versions": versions(), "machine": machine(), "revision": git_revision()}
+    facts = {"config": settings, "classes": list(classes), "category_ids": list(category_ids)}
+    facts |= {"versions": versions(), "machine": machine(), "revision": git_revision()}
     try:
         if path.exists():
             check_same_run(path, settings)

@@ -28,7 +28,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict:
     if config.training.on_nonfinite not in ON_NONFINITE:
         raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
     run = create_run(config)
-    write_settings(config, workdir)
+    write_settings(config, workdir, run.training.classes, run.training.category_ids)
     size = config.dataset.batch_size
     steps = -(-config.training.images // size)
     batches = dataset.train_batches(run.training, config.dataset, config.seed, size)
@@ -105,7 +105,8 @@ def evaluate_state(
     config: ConfigDict, run: Run, state: TrainState, detect: evaluate.Detect, log: RunLog
 ) -> tuple[dict, list[dict]]:
     """Metrics and detections of a state on the evaluation split; the metrics are logged."""
-    results = evaluate.detect_split(detect, state.params, state.batch_stats, run.evaluation, config.dataset, run.mesh)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    results = evaluate.detect_split(detect, variables, run.evaluation, config.dataset, run.mesh)
     metrics = evaluate.score_split(results, run.evaluation, config.evaluation.protocol)
     step = int(state.step)
     images = step * config.dataset.batch_size

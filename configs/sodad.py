@@ -182,7 +182,8 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "images": 12 * 58_023,
             "micro_batches": 1,
-            "pretrained": placeholder(str),
+            "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector
+            "pretrained_partial": False,  # take what fits of it, and list the rest
             "on_nonfinite": "stop",
             "log_every_images": 200,
             "checkpoint_every_images": 8_000,

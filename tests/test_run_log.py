@@ -15,10 +15,11 @@ from tests import tiny
 
 def test_settings_say_what_ran_where(tmp_path):
     config = tiny.tiny_config()
-    write_settings(config, epath.Path(tmp_path) / "new" / "run")
+    write_settings(config, epath.Path(tmp_path) / "new" / "run", ["car", "bus"], [3, 5])
     settings = json.loads((tmp_path / "new" / "run" / "settings.json").read_text())
     assert settings["config"] == json.loads(config.to_json())
     assert settings["config"]["detector"]["backbone"]["width"] == 8
+    assert settings["classes"] == ["car", "bus"] and settings["category_ids"] == [3, 5]
     assert {"python", "jax", "flax", "numpy", "cfinet-jax"} <= settings["versions"].keys()
     assert len(settings["machine"]["devices"]) == 8
     assert settings["revision"] == "unknown" or len(settings["revision"].removesuffix("-dirty")) == 40
@@ -26,14 +27,14 @@ def test_settings_say_what_ran_where(tmp_path):
 
 def test_a_workdir_keeps_its_model(tmp_path):
     config, file = tiny.tiny_config(), tmp_path / "settings.json"
-    write_settings(config, epath.Path(tmp_path))
+    write_settings(config, epath.Path(tmp_path), [], [])
     config.training.images = 3000  # not of the model
-    write_settings(config, epath.Path(tmp_path))
+    write_settings(config, epath.Path(tmp_path), [], [])
     before = file.read_text()
     assert json.loads(before)["config"]["training"]["images"] == 3000
     config.detector.imitation.temperature = 0.1
     with pytest.raises(UserError, match=r"another run \(detector.imitation.temperature was 0.6, is 0.1\)"):
-        write_settings(config, epath.Path(tmp_path))
+        write_settings(config, epath.Path(tmp_path), [], [])
     assert file.read_text() == before
 
 
@@ -41,7 +42,7 @@ def test_a_workdir_keeps_its_model(tmp_path):
 def test_damaged_settings_are_named(tmp_path, content):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(UserError, match="settings.json is damaged: delete it"):
-        write_settings(tiny.tiny_config(), epath.Path(tmp_path))
+        write_settings(tiny.tiny_config(), epath.Path(tmp_path), [], [])
 
 
 def test_events_are_appended_and_a_new_run_starts_afresh(tmp_path):

@@ -1,0 +1,150 @@
+"""Hand a model on: inference as StableHLO, parameters as safetensors, and a card that says how to use them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax import export as stablehlo
+from ml_collections import ConfigDict
+
+from cfinet_jax import pretrained
+from cfinet_jax.structures import Batch, GroundTruth
+from cfinet_jax.trained import Trained, detection, open_trained
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+CARD = """# {name}
+
+A detector of small objects, trained with cfinet_jax.
+
+| file | what it holds |
+|---|---|
+| `detector.stablehlo` | inference for {platforms}: pictures in, detections out |
+| `weights.safetensors` | {numbers:,} parameters; what the first file wants as its first argument |
+
+It runs with jax {jax} or later and without cfinet_jax:
+
+```python
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from jax import export
+
+detector = export.deserialize(bytearray(Path("detector.stablehlo").read_bytes()))
+weights = safetensors.numpy.load_file("weights.safetensors")
+images = np.zeros(({batch}, {height}, {width}, 3), np.uint8)  # R G B
+sizes = np.full(({batch}, 2), ({height}, {width}), np.float32)  # height, width of each picture
+found = detector.call(weights, images, sizes)
+```
+
+## Conventions
+
+- A picture smaller than {height} x {width} lies at the upper left; repeat its last row and column to fill up. The model
+  scales and normalises by itself.
+- `found["boxes"]` [{batch}, n, 4] are x1 y1 x2 y2 in pixels of the picture, float32; `found["scores"]` [{batch}, n],
+  best first; `found["labels"]` [{batch}, n] count the classes below from 0; `found["valid"]` says which rows are real.
+- Classes, in order, with their ids in the annotations: {classes}.
+
+## Data and metrics
+
+Trained on the data set `{data}` (split `{split}`), measured on `{eval_split}`: {metrics}
+
+## Licence
+
+The code that made this is Apache-2.0. The parameters were learnt from `{data}` and whatever weights they started from:
+their licences apply.
+
+## Configuration
+
+```json
+{config}
+```
+"""
+
+
+def export(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes `export/` into the workdir: `detector.stablehlo`, `weights.safetensors` and the model card."""
+    trained = open_trained(config, workdir)
+    weights = {name: np.asarray(leaf) for name, leaf in pretrained.named(trained.variables).items()}
+    inputs = batch_shapes(config.dataset)
+    print(f"Exporting for {', '.join(PLATFORMS)}: batches of {inputs[0].shape}.", flush=True)
+    artefact = stablehlo.export(jax.jit(inference(trained, config.dataset)), platforms=PLATFORMS)(weights, *inputs)
+    folder = workdir / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "detector.stablehlo").write_bytes(artefact.serialize())
+    pretrained.save(folder / "weights.safetensors", trained.variables, facts(config, trained))
+    (folder / "README.md").write_text(card(config, trained, workdir))
+    print(f"Written: {folder}")
+
+
+def batch_shapes(settings: ConfigDict) -> tuple[Any, Any]:
+    """Images and sizes of a batch, as the exported function takes them."""
+    count = settings.eval_batch_size
+    images = jax.ShapeDtypeStruct((count, *settings.stored_size, 3), jnp.uint8)
+    return images, jax.ShapeDtypeStruct((count, 2), jnp.float32)
+
+
+def inference(trained: Trained, settings: ConfigDict) -> Callable[..., dict[str, Any]]:
+    """The function (weights by name, uint8 images, sizes) -> boxes, scores, labels, valid in pixels of the pictures."""
+    detect = detection(trained.detector, settings)
+
+    def infer(weights: dict[str, Any], images: Any, sizes: Any) -> dict[str, Any]:
+        variables = jax.tree_util.tree_map_with_path(
+            lambda path, _: weights[pretrained.path_name(path)], trained.variables
+        )
+        found = detect(variables, without_truth(images, sizes, settings))
+        return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, "valid": found.valid}
+
+    return infer
+
+
+def without_truth(images: Any, sizes: Any, settings: ConfigDict) -> Batch:
+    """Pictures to detect in, as a batch."""
+    count = images.shape[0]
+    limits = None if settings.image_size is None else jnp.asarray(settings.image_size, jnp.float32)
+    scales = jnp.ones(count) if limits is None else (limits / sizes).min(1)
+    nothing, none = jnp.zeros((count, 1, 4)), jnp.zeros((count, 1), bool)
+    numbers = jnp.zeros(count, jnp.int32)
+    truth = GroundTruth(nothing, jnp.zeros((count, 1), jnp.int32), none, none)
+    return Batch(images, sizes, scales, truth, numbers, numbers, numbers, numbers == 0)
+
+
+def facts(config: ConfigDict, trained: Trained) -> dict[str, Any]:
+    """What the weights say of themselves."""
+    return {
+        "stride_style": config.detector.backbone.stride_style,
+        "classes": trained.classes,
+        "category_ids": trained.category_ids,
+        "mean": config.dataset.mean,
+        "std": config.dataset.std,
+        "config": config.to_json(),
+    }
+
+
+def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
+    """The model card."""
+    height, width = config.dataset.stored_size
+    path = workdir / "metrics.json"
+    metrics = {k: v for k, v in json.loads(path.read_text()).items() if k.startswith("AP")} if path.exists() else {}
+    measured = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if value is not None)
+    return CARD.format(
+        name=f"{config.dataset.name}: {config.detector.proposal_network.name}",
+        platforms=", ".join(PLATFORMS),
+        numbers=sum(leaf.size for leaf in jax.tree.leaves(trained.variables)),
+        jax=jax.__version__,
+        batch=config.dataset.eval_batch_size,
+        height=height,
+        width=width,
+        classes=", ".join(
+            f"{name} ({index})" for name, index in zip(trained.classes, trained.category_ids, strict=True)
+        ),
+        data=config.dataset.name,
+        split=config.dataset.train_split,
+        eval_split=config.dataset.eval_split,
+        metrics=f"{measured}." if measured else "not yet (`--mode=evaluate` does it).",
+        config=config.to_json(indent=1),
+    )

@@ -1,0 +1,169 @@
+"""Published weights in: backbones as the start of training, whole detectors to go on with or to detect with."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.pretrained.files import read
+from cfinet_jax.pretrained.names import MEAN, STD, Published, translate
+
+BACKBONE = re.compile(r"(params|batch_stats)/backbone/")
+DEPTHS = {(8, "conv2"): 18, (16, "conv2"): 34, (16, "conv3"): 50, (33, "conv3"): 101}  # blocks, last of a block
+
+
+class Loaded(NamedTuple):
+    """Variables with published weights in their place."""
+
+    variables: dict[str, Any]
+    complete: bool  # nothing was left at random
+    account: str  # what came from where, for a person
+
+
+def load(
+    source: str,
+    variables: Mapping[str, Any],
+    *,
+    stride_style: str,
+    classes: Sequence[str],
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
+    partial: bool = False,
+) -> Loaded:
+    """Puts the weights of a file or URL into the variables of a detector.
+
+    A file with a backbone only fills that; any other has to fill the whole model. `partial` takes what fits.
+    `stride_style`, `classes` (names), `mean` and `std` are the model's.
+
+    Raises:
+      UserError: the file cannot be read, is of the other stride style, wants other pictures, or does not fit.
+    """
+    published = translate(read(source), source)
+    check_conventions(published, source, stride_style, mean, std)
+    backbone_only = all(map(BACKBONE.match, published.arrays))
+    leaves = {name: leaf for name, leaf in named(variables).items() if not backbone_only or BACKBONE.match(name)}
+    fitting = {name for name, leaf in leaves.items() if shape_in(published, name) == leaf.shape}
+    if not partial and (len(fitting) < len(leaves) or published.arrays.keys() - leaves.keys()):
+        raise UserError(mismatch(published, {name: leaf.shape for name, leaf in leaves.items()}, source))
+    if not fitting:
+        raise UserError(f"{source} has nothing that fits this model: choose another file.")
+
+    def fill(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = path_name(path)
+        return jnp.asarray(published.arrays[name], leaf.dtype) if name in fitting else leaf
+
+    filled = jax.tree_util.tree_map_with_path(fill, dict(variables))
+    account = tell(published, source, fitting, named(variables).keys() - fitting)
+    if published.classes is not None and tuple(published.classes) != tuple(classes) and not backbone_only:
+        account += f"\nIts classes were {shorten(published.classes)}; here they are {shorten(classes)}."
+    return Loaded(filled, fitting == named(variables).keys(), account)
+
+
+def save(path: epath.Path, variables: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes variables as our own safetensors; `facts` (JSON values) become its metadata."""
+    arrays = {name: np.asarray(leaf) for name, leaf in named(variables).items()}
+    path.write_bytes(safetensors.numpy.save(arrays, {key: as_text(value) for key, value in facts.items()}))
+
+
+def as_text(value: Any) -> str:
+    """A fact as safetensors keep it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`params/backbone/conv1/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a tree by name."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))}
+
+
+def shape_in(published: Published, name: str) -> tuple[int, ...] | None:
+    """The shape of a published array, None where there is none."""
+    return published.arrays[name].shape if name in published.arrays else None
+
+
+def check_conventions(
+    published: Published, source: str, stride_style: str, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """The file was trained as the model computes, on pictures as it will see them."""
+    if published.stride_style not in (None, stride_style):
+        places = {"caffe": "the first 1x1 convolution", "pytorch": "the 3x3 convolution"}
+        raise UserError(
+            f"{source} holds {published.stride_style}-style weights (stride in {places[published.stride_style]}) and "
+            f"the model is {stride_style}-style: set --config.detector.backbone.stride_style={published.stride_style}."
+        )
+    for key, values, expected in (("mean", mean, MEAN), ("std", std, STD)):
+        if tuple(values) != expected:
+            raise UserError(f"{source} wants dataset.{key} = {expected}, which is {tuple(values)}: set it so.")
+
+
+def mismatch(published: Published, shapes: dict[str, tuple[int, ...]], source: str) -> str:
+    """One line: why a file does not fit, and every kind of difference with its first names."""
+    arrays = published.arrays
+    common = sorted(arrays.keys() & shapes.keys())
+    differences = {
+        "missing": sorted(shapes.keys() - arrays.keys()),
+        "unexpected": sorted(arrays.keys() - shapes.keys()),
+        "of another shape": [
+            f"{name} {arrays[name].shape} for {shapes[name]}" for name in common if arrays[name].shape != shapes[name]
+        ],
+    }
+    listed = "; ".join(f"{len(names)} {what}: {shorten(names)}" for what, names in differences.items() if names)
+    reasons = []
+    if (theirs := depth_of(arrays)) != (ours := depth_of(shapes)) and theirs is not None:
+        reasons.append(f"it holds a ResNet-{theirs} and detector.backbone.depth is {ours}")
+    head = "params/roi_head/classify/bias"
+    if head in common and arrays[head].shape != shapes[head]:
+        reasons.append(f"it knows {arrays[head].shape[0] - 1} classes and the data set has {shapes[head][0] - 1}")
+    why = f" ({', '.join(reasons)})" if reasons else ""
+    return (
+        f"{source} does not fit the model{why}. {listed}. Correct the config, or take what fits with "
+        "--config.training.pretrained_partial=True."
+    )
+
+
+def depth_of(names: Iterable[str]) -> int | None:
+    """The depth of the ResNet that has these parameters; None where there is none such."""
+    last = {match[1]: match[2] for name in sorted(names) if (match := re.search(r"(layer\d_\d+)/(conv\d)/", name))}
+    return DEPTHS.get((len(last), max(last.values(), default="")))
+
+
+def shorten(names: Sequence[str], most: int = 3) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def tell(published: Published, source: str, taken: set[str], at_random: set[str]) -> str:
+    """What went where, a line for each part; then what stayed at random and what of the file was not used."""
+    lines = [f"Weights of {source} ({published.kind} names):"]
+    for part, names in by_part(taken).items():
+        numbers = sum(published.arrays[name].size for name in names)
+        lines.append(f"  {part}: {len(names):,} arrays, {numbers:,} numbers")
+    for part, names in by_part(at_random).items():
+        lines.append(f"  {part}: {len(names):,} arrays as initialised ({shorten(names)})")
+    unused = sorted(published.arrays.keys() - taken)
+    if unused:
+        lines.append(f"  not used: {shorten(unused, 10)}")
+    if published.left_out:
+        reasons = sorted(set(published.left_out.values()))
+        lines.append(f"  left out: {len(published.left_out):,} arrays ({', '.join(reasons)})")
+    return "\n".join(lines)
+
+
+def by_part(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by the part of the detector they belong to, all in alphabetical order."""
+    parts: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: name.split("/")[1:]):
+        parts.setdefault(name.split("/")[1], []).append(name)
+    return parts

@@ -1,0 +1,42 @@
+"""`python -m cfinet_jax.pretrained SOURCE --output=FILE`: weights of others as a file of this project."""
+
+import argparse
+import sys
+
+from etils import epath
+
+from cfinet_jax import pretrained
+from cfinet_jax.errors import UserError
+from cfinet_jax.pretrained.files import read
+from cfinet_jax.pretrained.names import MEAN, STD, translate
+
+
+def convert(source: str, output: str) -> str:
+    """Writes the weights of a file or URL as safetensors under our names; returns the account of it."""
+    published = translate(read(source), source)
+    if strangers := sorted(name for name in published.arrays if not name.startswith(("params/", "batch_stats/"))):
+        raise UserError(f"{source} has names that are not known: {pretrained.shorten(strangers, 5)}.")
+    facts = {"converted_from": source, "mean": MEAN, "std": STD}
+    facts |= {"stride_style": published.stride_style} if published.stride_style else {}
+    facts |= {"classes": published.classes} if published.classes else {}
+    pretrained.save(epath.Path(output), published.arrays, facts)
+    return pretrained.tell(published, source, set(published.arrays), set())
+
+
+def main() -> int:
+    """The command line; a user's mistake becomes one line and exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m cfinet_jax.pretrained", description=__doc__)
+    parser.add_argument("source", help="path or URL of an .npz, .safetensors or .pth; URL#sha256=HASH is checked")
+    parser.add_argument("--output", required=True, help="the .safetensors to write")
+    options = parser.parse_args()
+    try:
+        print(convert(options.source, options.output))
+        print(f"Written: {options.output}")
+    except UserError as error:
+        print(f"cfinet_jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""What others call the parameters of these networks, and how they lay them out."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.pretrained.files import WeightFile
+
+# Input of the pictures that ImageNet's weights and mmdetection's models were trained on: R G B, minus mean, over std.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+# mmdetection's layers, which hold torchvision's names in `backbone`.
+LAYERS: dict[str, str | Callable[[re.Match], str]] = {
+    r"backbone\.layer(\d)\.(\d+)\.downsample\.0": r"backbone/layer\1_\2/downsample_conv",
+    r"backbone\.layer(\d)\.(\d+)\.downsample\.1": r"backbone/layer\1_\2/downsample_bn",
+    r"backbone\.layer(\d)\.(\d+)\.(conv\d|bn\d)": r"backbone/layer\1_\2/\3",
+    r"backbone\.(conv1|bn1)": r"backbone/\1",
+    r"neck\.lateral_convs\.(\d)\.conv": lambda m: f"neck/lateral{int(m[1]) + 2}",
+    r"neck\.fpn_convs\.(\d)\.conv": lambda m: f"neck/output{int(m[1]) + 2}",
+    r"rpn_head\.stages\.0\.rpn_conv\.conv": "proposal_network/coarse_conv",
+    r"rpn_head\.stages\.0\.rpn_reg": "proposal_network/coarse_box",
+    r"rpn_head\.stages\.1\.rpn_conv\.conv": "proposal_network/fine_conv",
+    r"rpn_head\.stages\.1\.rpn_cls": "proposal_network/fine_objectness",
+    r"rpn_head\.stages\.1\.rpn_reg": "proposal_network/fine_box",
+    r"rpn_head\.rpn_conv": "proposal_network/conv",
+    r"rpn_head\.rpn_cls": "proposal_network/objectness",
+    r"rpn_head\.rpn_reg": "proposal_network/box",
+    r"roi_head\.bbox_head\.shared_fcs\.(\d)": lambda m: f"roi_head/hidden{int(m[1]) + 1}",
+    r"roi_head\.bbox_head\.fc_cls": "roi_head/classify",
+    r"roi_head\.bbox_head\.fc_reg": "roi_head/regress",
+    r"roi_head\.comp_convs\.(\d)\.conv": r"imitation/compressions_\1",
+    r"roi_head\.comp_convs\.(\d)\.gn": r"imitation/compressions_\1/norm",
+    r"roi_head\.fc_enc\.(\d)": lambda m: f"imitation/encode{int(m[1]) + 1}",
+    r"roi_head\.fc_proj": "imitation/project",
+}
+NORM = re.compile(r"/(bn\d|downsample_bn|norm)$")
+UNUSED = {  # left out, and why
+    r".*num_batches_tracked": "a counter of training",
+    r"(backbone\.)?fc\.(weight|bias)": "ImageNet's classes",
+    r"ema_.*": "raw weights beside the averaged ones",
+}
+POOL_SIZE = 7  # cells a side of a region, in every published model
+
+
+class Published(NamedTuple):
+    """Weights under our names: `params/...` and `batch_stats/...`."""
+
+    arrays: dict[str, np.ndarray]
+    left_out: dict[str, str]  # name in the file -> why
+    kind: str  # whose names they had
+    stride_style: str | None  # None: the file does not say
+    classes: tuple[str, ...] | None
+
+
+def translate(file: WeightFile, source: str) -> Published:
+    """The weights of a file under our names, for R G B pictures normalised by MEAN and STD.
+
+    Raises `UserError` where the names are of no known kind.
+    """
+    arrays = {name.removeprefix("module."): array for name, array in file.arrays.items()}
+    if any(name.startswith("params/") for name in arrays):
+        classes = json.loads(file.facts["classes"]) if "classes" in file.facts else None
+        return Published(arrays, {}, "cfinet_jax", file.facts.get("stride_style"), classes and tuple(classes))
+    if "conv1/kernel" in arrays:
+        return of_keras(arrays)
+    if "conv1.weight" in arrays:
+        prefixed = {f"backbone.{name}": array for name, array in arrays.items()}
+        return of_torch(prefixed, "torchvision", "pytorch", {})
+    if "backbone.conv1.weight" in arrays:
+        text = str(file.facts.get("config") or file.facts.get("cfg") or "")
+        style = re.search(r"style\s*=\s*['\"](\w+)", text)
+        return of_torch(arrays, "mmdetection", style[1] if style else None, file.facts)
+    first = ", ".join(sorted(arrays)[:3]) or "none"
+    raise UserError(
+        f"{source} has names that are not known ({first}): give a ResNet with torchvision's, timm's or Keras' names, a "
+        "detector with mmdetection's, or a file of this project."
+    )
+
+
+def of_keras(arrays: dict[str, np.ndarray]) -> Published:
+    """Keras' ResNet, kernels HWIO; caffe style, for B G R pictures that are not divided."""
+    found = {}
+    for name, array in arrays.items():
+        layer, leaf = name.rsplit("/", 1)
+        kind = "batch_stats" if leaf in ("mean", "var") else "params"
+        layer = layer.replace(".", "_")  # layer1.0/conv1
+        found[f"{kind}/backbone/{layer}/{leaf}"] = np.asarray(array, np.float32)
+    stem = "params/backbone/conv1/kernel"
+    found[stem] = to_rgb(found[stem], reverse=True, unscaled=True)
+    return Published(found, {}, "Keras", "caffe", None)
+
+
+def of_torch(arrays: dict[str, np.ndarray], kind: str, style: str | None, facts: dict[str, Any]) -> Published:
+    """Torch's layouts: kernels OIHW, matrices [outputs, inputs], regions flattened as channel, row, column."""
+    found, left_out = {}, {}
+    for name, array in arrays.items():
+        reason = next((why for pattern, why in UNUSED.items() if re.fullmatch(pattern, name)), None)
+        if reason is not None:
+            left_out[name] = reason
+            continue
+        ours = our_name(name)
+        found[ours or name] = our_layout(ours, array) if ours else array  # what has no name of ours is found out later
+    text = str(facts.get("config") or facts.get("cfg") or "")
+    stem = "params/backbone/conv1/kernel"
+    reverse = re.search(r"to_rgb\s*=\s*False", text) is not None
+    unscaled = re.search(r"std\s*=\s*\[1(\.0)?,", text) is not None
+    found[stem] = to_rgb(found[stem], reverse, unscaled)
+    classes = facts.get("CLASSES") or facts.get("dataset_meta", {}).get("classes")
+    return Published(found, left_out, kind, style, tuple(classes) if classes else None)
+
+
+def our_name(name: str) -> str | None:
+    """`backbone.layer1.0.bn1.running_mean` as `batch_stats/backbone/layer1_0/bn1/mean`; None for a stranger."""
+    layer, _, leaf = name.rpartition(".")
+    ours = next((re.sub(pattern, to, layer) for pattern, to in LAYERS.items() if re.fullmatch(pattern, layer)), None)
+    if ours is None or leaf not in ("weight", "bias", "running_mean", "running_var"):
+        return None
+    if leaf.startswith("running_"):
+        return f"batch_stats/{ours}/{leaf.removeprefix('running_')}"
+    if leaf == "weight":
+        leaf = "scale" if NORM.search(ours) else "kernel"
+    return f"params/{ours}/{leaf}"
+
+
+def our_layout(ours: str, array: np.ndarray) -> np.ndarray:
+    """An array of torch's in our layout, float32."""
+    array = np.asarray(array, np.float32)
+    if ours == "params/roi_head/hidden1/kernel" and array.ndim == 2:
+        outputs = len(array)
+        return array.reshape(outputs, -1, POOL_SIZE, POOL_SIZE).transpose(2, 3, 1, 0).reshape(-1, outputs)
+    return np.ascontiguousarray(array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))))
+
+
+def to_rgb(kernel: np.ndarray, reverse: bool, unscaled: bool) -> np.ndarray:
+    """The first kernel [7, 7, 3, outputs], read by B G R pictures or undivided ones, for ours."""
+    kernel = kernel[:, :, ::-1] if reverse else kernel
+    return kernel * np.asarray(STD, np.float32)[:, None] if unscaled else kernel

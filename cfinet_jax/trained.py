@@ -1,0 +1,96 @@
+"""A trained detector without its training: from a workdir's newest checkpoint, or from a published file."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax import checkpoint, mesh, optimizer, pretrained, train_state
+from cfinet_jax.errors import UserError
+from cfinet_jax.inputs import input_shape, preparation
+from cfinet_jax.models.detector import Detector, build_detector
+from cfinet_jax.structures import Batch, Detections
+from cfinet_jax.train_state import TrainState
+
+
+class Trained(NamedTuple):
+    """A detector and what it has learnt."""
+
+    detector: Detector
+    variables: dict[str, Any]  # params and batch_stats
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def open_trained(config: ConfigDict, workdir: epath.Path) -> Trained:
+    """The detector of a workdir, its data set not needed. Raises `UserError` where there is none."""
+    try:
+        settings = json.loads((workdir / "settings.json").read_text())
+        classes, category_ids = settings["classes"], settings["category_ids"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir."
+        ) from error
+    detector = build_detector(config.detector, len(classes))
+    variables = trained_variables(config, detector, classes, workdir)
+    return Trained(detector, variables, tuple(classes), tuple(category_ids))
+
+
+def trained_variables(
+    config: ConfigDict, detector: Detector, classes: Sequence[str], workdir: epath.Path
+) -> dict[str, Any]:
+    """Of the newest checkpoint of a workdir; where there is none, of the published detector that the config names."""
+    template = state_shapes(config, detector)
+    with checkpoint.open_checkpoints(workdir, create=False) as checkpoints:
+        restored = checkpoint.restore(checkpoints, template)
+    if restored is not None:
+        return {"params": restored[0].params, "batch_stats": restored[0].batch_stats}
+    if config.training.pretrained:
+        loaded = load_published(config, {"params": template.params, "batch_stats": template.batch_stats}, classes)
+        if loaded.complete:
+            return loaded.variables
+    raise UserError(
+        f"No checkpoint in {workdir}: train first (--mode=train), choose another --workdir, or name a whole detector "
+        "with --config.training.pretrained=FILE."
+    )
+
+
+def state_shapes(config: ConfigDict, detector: Detector) -> TrainState:
+    """The state of a run as shapes, placed as it is restored."""
+    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
+    shape, most = input_shape(config.dataset), config.dataset.max_objects
+    create = partial(train_state.create_state, detector=detector, optimizer=sgd, shape=shape, max_objects=most)
+    return mesh.replicated_shapes(jax.eval_shape(create, jax.random.key(0)), mesh.make_mesh())
+
+
+def load_published(config: ConfigDict, variables: dict[str, Any], classes: Sequence[str]) -> pretrained.Loaded:
+    """The variables with the weights that the config names in their place; prints the account of them."""
+    loaded = pretrained.load(
+        config.training.pretrained,
+        variables,
+        stride_style=config.detector.backbone.stride_style,
+        classes=classes,
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        partial=config.training.pretrained_partial,
+    )
+    print(loaded.account, flush=True)
+    return loaded
+
+
+def detection(detector: Detector, settings: ConfigDict) -> Callable[[Any, Batch], Detections]:
+    """The function (variables, batch as shipped) -> detections in stored pixels; `settings` is `dataset`."""
+    prepare = preparation(settings)
+
+    def detect(variables: Any, batch: Batch) -> Detections:
+        batch = prepare(batch, jnp.zeros(batch.index.shape, bool))
+        found: Any = detector.apply(variables, batch, method="detect")
+        return dataclasses.replace(found, boxes=found.boxes / batch.scales[:, None, None])
+
+    return detect

@@ -1,0 +1,205 @@
+"""Weight files are read whole or refused in one line; nothing in them runs; downloads are checked and kept."""
+
+import hashlib
+import io
+import os
+import pickle
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.pretrained import torch_pickle
+from cfinet_jax.pretrained.files import of_checkpoint, read
+
+HERE = Path(__file__).parent
+ARRAYS = {"conv1/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "half": np.float16([1, -2])}
+
+
+def npz(arrays: dict) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+ENCODED = {
+    "weights.npz": npz(ARRAYS),
+    "weights.safetensors": safetensors.numpy.save(ARRAYS, {"stride_style": "caffe"}),
+    "zip.pth": (HERE / "zip.pth").read_bytes(),
+    "legacy.pth": (HERE / "legacy.pth").read_bytes(),
+}
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])  # as torch 2.13 and 1.4 write them
+def test_torch_files(name):
+    base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    expected = {
+        "weight": base,
+        "transposed": base.transpose(2, 0, 1),
+        "slice": base[1, 1:, ::2],
+        "half": np.float16([0.5, -2]),
+        "brain": np.array([1.5, -3], ml_dtypes.bfloat16),
+        "double": np.float64([1, 2]),
+        "count": np.array(7),
+        "flags": np.array([True, False]),
+        "empty": np.zeros((0, 3), np.float32),
+        "parameter": np.float32([4, 5]),
+    }
+    arrays, facts = read(str(HERE / name))
+    assert list(arrays) == [f"module.{key}" for key in expected]
+    for key, value in expected.items():
+        np.testing.assert_array_equal(arrays[f"module.{key}"], value)
+        assert arrays[f"module.{key}"].dtype == value.dtype
+    assert facts["epoch"] == 12 and facts["CLASSES"] == ("person", "car") and facts["size"] == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["weights.npz", "weights.safetensors"])
+def test_other_files(tmp_path, name):
+    (tmp_path / "any_name").write_bytes(ENCODED[name])
+    arrays, facts = read(str(tmp_path / "any_name"))
+    assert arrays.keys() == ARRAYS.keys()
+    for key, value in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[key], value)
+    assert facts == ({"stride_style": "caffe"} if name.endswith("safetensors") else {})
+
+
+@pytest.mark.parametrize("name", ENCODED)
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.9, 0.999])
+def test_what_is_cut_short_is_refused(tmp_path, name, share):
+    path = tmp_path / name
+    path.write_bytes(ENCODED[name][: int(share * len(ENCODED[name]))])
+    with pytest.raises(UserError, match="is damaged or cut short|is no weight file") as error:
+        read(str(path))
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+class Bomb:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_is_refused_and_never_runs(tmp_path, legacy):
+    path, left = tmp_path / "model.pth", tmp_path / "left"
+    content = pickle.dumps({"state_dict": {}, "meta": Bomb(left)}, protocol=2)
+    pickle.loads(content)
+    left.rmdir()  # so it would have run
+    if legacy:
+        heads = (torch_pickle.LEGACY_MAGIC, 1001, {"little_endian": True})
+        path.write_bytes(b"".join(pickle.dumps(head, protocol=2) for head in heads) + content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+    with pytest.raises(UserError, match=r"model.pth is refused: it asks to run \w+\.mkdir, and only weights are read"):
+        read(str(path))
+    assert not left.exists()
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    np.savez(tmp_path / "weights.npz", conv1=np.array([Bomb(tmp_path / "left")], object))
+    with pytest.raises(UserError, match="is damaged"):
+        read(str(tmp_path / "weights.npz"))
+    assert not (tmp_path / "left").exists()
+
+
+def test_a_tensor_may_not_reach_beyond_its_numbers():
+    storage = torch_pickle.Storage(np.dtype(np.float32), 6)
+    storage.fill(np.arange(6, dtype=np.float32).tobytes())
+    assert torch_pickle.Tensor(storage, 2, (2, 2), (2, 1)).array().tolist() == [[2, 3], [4, 5]]
+    for offset, shape, strides in ((3, (2, 2), (2, 1)), (-1, (2,), (1,)), (5, (2,), (-1,)), (6, (), ())):
+        with pytest.raises(ValueError, match="beyond its numbers"):
+            torch_pickle.Tensor(storage, offset, shape, strides).array()
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", None])
+def test_a_state_dict_lies_bare_or_among_other_things(key):
+    state = {"a": np.zeros(2), "counter": 3}
+    ema = {"a": np.ones(2)}
+    found = of_checkpoint({key: state, "ema_state_dict": ema, "meta": {"epoch": 1}} if key else state)
+    assert found.arrays.keys() == {"a"} and not found.arrays["a"].any()
+    assert found.facts == ({"epoch": 1} if key else {})
+
+
+def test_what_is_no_weight_file_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("the weights are elsewhere")
+    with pytest.raises(UserError, match=r"is no weight file: give an .npz, .safetensors or .pth"):
+        read(str(tmp_path / "notes.txt"))
+    with pytest.raises(UserError, match="No pretrained weights at /nowhere.npz"):
+        read("/nowhere.npz")
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Counts what it serves."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, format: str, *args) -> None: ...
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Iterator[str]:
+    """The address of a folder with a weight file under several names; downloads go elsewhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "served").mkdir()
+    content = ENCODED["weights.npz"]
+    digest = hashlib.sha256(content).hexdigest()
+    for name in ("weights.npz", f"resnet-{digest[:8]}.npz", "resnet-01234567.npz"):
+        (tmp_path / "served" / name).write_bytes(content)
+    Handler.asked.clear()
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served")))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_url_is_fetched_once_and_checked(server, capsys):
+    digest = hashlib.sha256(ENCODED["weights.npz"]).hexdigest()
+    for address in (f"{server}/weights.npz#sha256={digest}", f"{server}/resnet-{digest[:8]}.npz"):
+        for _ in range(2):
+            np.testing.assert_array_equal(read(address).arrays["half"], ARRAYS["half"])
+    assert len(Handler.asked) == 2
+    output = capsys.readouterr().out
+    assert "Fetching weights.npz 100%" in output and f"SHA-256 {digest}" in output
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        (f"weights.npz#sha256={'0' * 64}", "is not the file of SHA-256 000"),
+        ("resnet-01234567.npz", "was not received whole"),
+        ("absent.npz", "cannot be fetched (HTTPError)"),
+    ],
+)
+def test_a_wrong_download_is_refused_and_not_kept(server, tmp_path, file, line):
+    for _ in range(2):
+        with pytest.raises(UserError) as error:
+            read(f"{server}/{file}")
+        assert line in str(error.value) and "\n" not in str(error.value)
+    assert len(Handler.asked) == 2
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_offline_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"cannot be fetched \(ConnectionError\): if you are offline, fetch it elsewhere"
+    ):
+        read("http://127.0.0.1:9/weights.npz")

@@ -1,0 +1,90 @@
+"""What is handed on detects as the run did, in a process that knows nothing of this package."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from cfinet_jax import dataset
+from cfinet_jax.trained import detection, open_trained
+from tests import tiny
+
+BLOCKED = """
+import sys
+for name in ("cfinet_jax", "flax", "orbax", "grain", "tensorflow_datasets"):
+    sys.modules[name] = None
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tiny_scenes, tmp_path_factory) -> tuple[Path, epath.Path]:
+    """A workdir whose model was exported, and its data."""
+    workdir = tmp_path_factory.mktemp("exported") / "run"
+    shutil.copytree(trained[0], workdir)
+    status, output, errors = tiny.call_main(*tiny.arguments("absent", workdir), "--mode=export")
+    assert (status, errors) == (0, ""), errors
+    assert f"Written: {workdir / 'export'}" in output
+    return workdir, tiny_scenes
+
+
+def test_the_card_says_all_that_a_user_needs(exported, tmp_path):
+    workdir, data_dir = exported
+    config = tiny.tiny_config()
+    config.dataset.data_dir = str(data_dir)
+    batch = next(dataset.eval_batches(dataset.open_dataset(config.dataset, "test"), config.dataset, 8))
+    model = open_trained(config, epath.Path(workdir))
+    expected = jax.device_get(jax.jit(detection(model.detector, config.dataset))(model.variables, batch))
+    assert expected.valid.any()
+    np.savez(tmp_path / "pictures.npz", images=batch.images, sizes=batch.sizes)
+
+    card = (workdir / "export" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    code, count = re.subn(r"np\.(zeros|full)\(.*\)", "pictures[SLOT]", code)
+    assert count == 2
+    code = code.replace("SLOT", "'images'", 1).replace("SLOT", "'sizes'", 1)
+    reading = f"import numpy\npictures = numpy.load({str(tmp_path / 'pictures.npz')!r})\n"
+    writing = f"np.savez({str(tmp_path / 'found.npz')!r}, **found)\n"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"XLA_FLAGS": ""}
+    subprocess.run(
+        [sys.executable, "-c", BLOCKED + reading + code + writing], cwd=workdir / "export", env=environment, check=True
+    )
+    found = np.load(tmp_path / "found.npz")
+    for name in ("boxes", "scores"):
+        np.testing.assert_allclose(found[name], getattr(expected, name), rtol=1e-5, atol=1e-5)
+    for name in ("labels", "valid"):
+        np.testing.assert_array_equal(found[name], getattr(expected, name))
+
+
+def test_the_card_holds_data_metrics_classes_and_config(exported):
+    workdir, _ = exported
+    card = (workdir / "export" / "README.md").read_text()
+    metrics, settings = (json.loads((workdir / name).read_text()) for name in ("metrics.json", "settings.json"))
+    assert f"AP50 {metrics['AP50']:.3f}" in card and "data set `scenes` (split `train`)" in card
+    assert all(
+        f"{name} ({number})" in card for name, number in zip(settings["classes"], settings["category_ids"], strict=True)
+    )
+    assert json.loads(re.search(r"```json\n(.*?)```", card, re.DOTALL)[1]) == settings["config"] | {
+        "dataset": settings["config"]["dataset"] | {"data_dir": "absent"}
+    }
+
+
+def test_exported_weights_are_evaluated_and_exported_again(exported, tmp_path):
+    workdir, data_dir = exported
+    weights = workdir / "export" / "weights.safetensors"
+    arguments = (*tiny.arguments(data_dir, tmp_path / "again"), f"--config.training.pretrained={weights}")
+    status, output, errors = tiny.call_main(*arguments, "--mode=evaluate")
+    assert (status, errors) == (0, ""), errors
+    assert "cfinet_jax names" in output
+    before, again = (json.loads((folder / "detections.json").read_text()) for folder in (workdir, tmp_path / "again"))
+    assert before and again == before
+    status, _, errors = tiny.call_main(*arguments, "--mode=export")
+    assert (status, errors) == (0, ""), errors
+    assert (tmp_path / "again" / "export" / "weights.safetensors").read_bytes()
