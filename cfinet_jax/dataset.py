@@ -1,6 +1,7 @@
 """Prepared TFDS directories, read through Grain as padded batches in NumPy arrays."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -31,6 +32,11 @@ class Prepared:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @functools.cached_property
+    def coco(self) -> dict[str, list[dict[str, Any]]]:
+        """`coco_ground_truth`, read once: every record is."""
+        return coco_ground_truth(self)
 
 
 def open_dataset(settings: ConfigDict, split: str) -> Prepared:

@@ -64,7 +64,7 @@ def as_results(found: Detections, image: int, image_id: int, category_ids: tuple
 
 def score_split(results: list[dict], prepared: dataset.Prepared, protocol: str) -> dict:
     """The metrics of a split's detections under a protocol of `metrics.protocols`."""
-    return score(dataset.coco_ground_truth(prepared), results, PROTOCOLS[protocol])
+    return score(prepared.coco, results, PROTOCOLS[protocol])
 
 
 def write_results(
@@ -80,12 +80,12 @@ def write_results(
         except UserError as error:  # a run too short to have logged a step has results all the same
             print(f"No learning curve: {error}.")
 
-    truth = dataset.coco_ground_truth(prepared)
     pictures = []
     for record in np.linspace(0, len(prepared) - 1, min(settings.overlays, len(prepared))).astype(int):
         image, image_id, name = dataset.picture(prepared, int(record))
         of_image = [
-            [entry for entry in entries if entry["image_id"] == image_id] for entries in (results, truth["annotations"])
+            [entry for entry in entries if entry["image_id"] == image_id]
+            for entries in (results, prepared.coco["annotations"])
         ]
         pictures.append((epath.Path(name).stem, image, *of_image))
     classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))

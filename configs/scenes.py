@@ -28,12 +28,14 @@ SMALLER = {
     "detector.neck.channels": 64,
     "detector.proposal_network.coarse_to_fine.channels": 64,
     "detector.proposal_network.coarse_to_fine.samples": 128,
-    "detector.proposal_network.coarse_to_fine.proposals": {
-        "max_proposals": 100,
-        "train": {"candidates": 500, "nms_overlap": 0.8},
-        "test": {"candidates": 500, "nms_overlap": 0.5},
-    },
+    "detector.proposal_network.coarse_to_fine.proposals.max_proposals": 100,
+    "detector.proposal_network.coarse_to_fine.proposals.train.candidates": 500,
+    "detector.proposal_network.coarse_to_fine.proposals.test.candidates": 500,
     "detector.proposal_network.rpn.channels": 64,
+    "detector.proposal_network.rpn.samples": 128,
+    "detector.proposal_network.rpn.proposals.max_proposals": 100,
+    "detector.proposal_network.rpn.proposals.train.candidates": 500,
+    "detector.proposal_network.rpn.proposals.test.candidates": 500,
     "detector.roi_head.samples": 64,
     "detector.roi_head.max_grid": 2,
     "detector.roi_head.hidden": 256,
@@ -53,17 +55,7 @@ SMALLER = {
     "evaluation.protocol": "coco",
     "evaluation.every_images": 800,
 }
-FASTER_RCNN = {
-    **sodad.FASTER_RCNN,
-    "detector.roi_head.samples": 64,
-    "detector.roi_head.max_detections": 100,
-    "detector.proposal_network.rpn.samples": 128,
-    "detector.proposal_network.rpn.proposals": {
-        "max_proposals": 100,
-        "train": {"candidates": 500, "nms_overlap": 0.7},
-        "test": {"candidates": 500, "nms_overlap": 0.7},
-    },
-}
+FASTER_RCNN = sodad.FASTER_RCNN | {"detector.roi_head.samples": 64, "detector.roi_head.max_detections": 100}
 VARIANTS = {"": {}, "released": sodad.RELEASED, "faster_rcnn": FASTER_RCNN}
 
 

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cfinet_jax import pretrained
 from cfinet_jax.models.detector import Detector, build_detector
+from cfinet_jax.pretrained.files import WeightFile
+from cfinet_jax.pretrained.names import translate
 from cfinet_jax.structures import Batch
 from cfinet_jax.train_state import empty_batch
 from configs.sodad import get_config
@@ -90,24 +93,21 @@ def official_name(path: str) -> str:
 
 
 def official_variables(detector: Detector, weights: dict[str, np.ndarray]) -> dict:
-    """The variables of a detector, read from the state of the released code."""
+    """The variables of a detector, read from the state of the released code as a user's file is read."""
 
     def create(key):
         batch = empty_batch(1, (64, 64), 4)
         priorities = detector.draw_priorities(key, batch.index, (64, 64), 4)
         return detector.init(key, batch, detector.empty_memory(), priorities, method="losses")
 
-    def load(path, leaf):
-        name = official_name("/".join(entry.key for entry in path[1:]))
-        array = np.asarray(weights[name])
-        if name.endswith("shared_fcs.0.weight"):  # its inputs are in the order channel, row, column
-            array = array.reshape(len(array), -1, 7, 7).transpose(2, 3, 1, 0).reshape(leaf.shape)
-        elif array.ndim > 1:
-            array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
-        assert array.shape == leaf.shape, name
-        return jnp.asarray(array)
-
-    return jax.tree_util.tree_map_with_path(load, jax.eval_shape(create, jax.random.key(0)))
+    published = translate(WeightFile(weights, {}), "golden file")
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    assert {name: leaf.shape for name, leaf in pretrained.named(shapes).items()} == {
+        name: array.shape for name, array in published.arrays.items()
+    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jnp.asarray(published.arrays[pretrained.path_name(path)]), shapes
+    )
 
 
 def layout(detector: Detector, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -118,7 +118,8 @@ def layout(detector: Detector, weights: dict[str, np.ndarray]) -> dict[str, np.n
     ends = np.cumsum([array.size for array in weights.values()])
     places = np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
     places = {name: x.reshape(weights[name].shape) for name, x in zip(weights, places, strict=True)}
-    loaded = jax.device_get(jax.tree.leaves(official_variables(detector, places)["params"]))
+    leaves = jax.tree.leaves(official_variables(detector, places)["params"])
+    loaded = [np.asarray(leaf).astype(int) for leaf in leaves]
     names = [list(weights)[np.searchsorted(ends, leaf.ravel()[0], side="right")] for leaf in loaded]
     return {name: leaf - places[name].ravel()[0] for name, leaf in zip(names, loaded, strict=True)}
 

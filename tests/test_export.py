@@ -88,3 +88,8 @@ def test_exported_weights_are_evaluated_and_exported_again(exported, tmp_path):
     status, _, errors = tiny.call_main(*arguments, "--mode=export")
     assert (status, errors) == (0, ""), errors
     assert (tmp_path / "again" / "export" / "weights.safetensors").read_bytes()
+
+
+def test_exporting_needs_no_training_stack():
+    blocked = BLOCKED.replace('"cfinet_jax", "flax", "orbax", ', '"array_record", "pycocotools", ')
+    subprocess.run([sys.executable, "-c", f"{blocked}\nimport cfinet_jax.main, cfinet_jax.export"], check=True)

@@ -102,7 +102,7 @@ def check_conventions(
             f"{source} holds {published.stride_style}-style weights (stride in {places[published.stride_style]}) and "
             f"the model is {stride_style}-style: set --config.detector.backbone.stride_style={published.stride_style}."
         )
-    for key, values, expected in (("mean", mean, MEAN), ("std", std, STD)):
+    for key, values, expected in (("mean", mean, published.mean), ("std", std, published.std)):
         if tuple(values) != expected:
             raise UserError(f"{source} wants dataset.{key} = {expected}, which is {tuple(values)}: set it so.")
 

@@ -54,17 +54,19 @@ class Published(NamedTuple):
     kind: str  # whose names they had
     stride_style: str | None  # None: the file does not say
     classes: tuple[str, ...] | None
+    mean: tuple[float, ...] = MEAN  # of the pictures
+    std: tuple[float, ...] = STD
 
 
 def translate(file: WeightFile, source: str) -> Published:
-    """The weights of a file under our names, for R G B pictures normalised by MEAN and STD.
+    """The weights of a file under our names, for R G B pictures; those of others normalised by MEAN and STD.
 
     Raises `UserError` where the names are of no known kind.
     """
     arrays = {name.removeprefix("module."): array for name, array in file.arrays.items()}
     if any(name.startswith("params/") for name in arrays):
-        classes = json.loads(file.facts["classes"]) if "classes" in file.facts else None
-        return Published(arrays, {}, "cfinet_jax", file.facts.get("stride_style"), classes and tuple(classes))
+        facts = {key: tuple(json.loads(file.facts[key])) for key in ("classes", "mean", "std") if key in file.facts}
+        return Published(arrays, {}, "cfinet_jax", file.facts.get("stride_style"), **{"classes": None} | facts)
     if "conv1/kernel" in arrays:
         return of_keras(arrays)
     if "conv1.weight" in arrays:

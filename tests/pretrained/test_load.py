@@ -161,14 +161,16 @@ def test_what_mmdetection_says_of_its_training_counts(tmp_path, cfinet, monkeypa
 
 
 def test_our_own_files_come_back(tmp_path, cfinet):
-    facts = {"stride_style": "caffe", "classes": ["one", "two"]}
+    facts = {"stride_style": "caffe", "classes": ["one", "two"], "mean": [1.0, 2.0, 3.0]}
     pretrained.save(epath.Path(tmp_path / "own.safetensors"), cfinet, facts)
     zeros = jax.tree.map(jnp.zeros_like, cfinet)
-    loaded = load(tmp_path / "own.safetensors", zeros, stride_style="caffe")
+    loaded = load(tmp_path / "own.safetensors", zeros, stride_style="caffe", mean=(1.0, 2.0, 3.0))
     assert_same(loaded.variables, cfinet)
     assert loaded.complete and "Its classes were one, two;" in loaded.account
     with pytest.raises(UserError, match="stride_style=caffe"):
         load(tmp_path / "own.safetensors", zeros)
+    with pytest.raises(UserError, match=r"wants dataset.mean = \(1.0, 2.0, 3.0\), which is \(123.675"):
+        load(tmp_path / "own.safetensors", zeros, stride_style="caffe")
 
 
 def test_the_command_converts(tmp_path, cfinet):

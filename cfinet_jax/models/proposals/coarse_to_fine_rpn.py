@@ -108,21 +108,11 @@ class CoarseToFineRPN(nn.Module):
 
     def fine_losses(self, anchors, logits, deltas, truth, priorities) -> tuple[Term, Term]:
         """Objectness and IoU loss of the sampled refined anchors of one image."""
-        assignment = matching.match_max_iou(
-            anchors,
-            truth,
-            positive=self.positive_overlap,
-            negative=self.negative_overlap,
-            min_positive=self.min_positive_overlap,
-            ignore_overlap=self.ignore_overlap,
-        )
-        objectness, sample = proposal_network.objectness_loss(
-            logits, assignment, priorities, size=self.samples, positive_fraction=self.positive_fraction
-        )
+        objectness, sample, assignment = proposal_network.objectness_loss(self, anchors, logits, truth, priorities)
         boxes = horizontal.decode(anchors[sample.indices], deltas[sample.indices], self.fine_stds)
         loss = losses.iou_loss(boxes, truth.boxes[assignment.indices[sample.indices]])
         total = self.box_weight * jnp.where(sample.positive, loss, 0.0).sum()
-        return Term(self.objectness_weight * objectness.total, objectness.count), Term(total, objectness.count)
+        return objectness, Term(total, objectness.count)
 
     def count_anchors(self, shape: tuple[int, int], levels: int) -> int:
         """Anchors of an input of `shape` (height, width)."""

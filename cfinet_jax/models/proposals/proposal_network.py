@@ -64,19 +64,32 @@ def choose_proposals(
 
 
 def objectness_loss(
-    logits: Array, assignment: matching.Assignment, priorities: Array, *, size: int, positive_fraction: float
-) -> tuple[Term, sampling.Sample]:
-    """Binary cross-entropy of the anchors sampled in one image, and which they are.
+    network: Any, anchors: Array, logits: Array, truth: GroundTruth, priorities: Array
+) -> tuple[Term, sampling.Sample, matching.Assignment]:
+    """Weighted binary cross-entropy of the anchors that `network` samples in one image, and which of all they are.
 
     The count is max(positives, 1) + max(negatives, 1), by which the box loss is divided too.
     """
+    assignment = matching.match_max_iou(
+        anchors,
+        truth,
+        positive=network.positive_overlap,
+        negative=network.negative_overlap,
+        min_positive=network.min_positive_overlap,
+        ignore_overlap=network.ignore_overlap,
+    )
     sample = sampling.sample_balanced(
-        priorities, assignment.positive, assignment.negative, size=size, positive_fraction=positive_fraction
+        priorities,
+        assignment.positive,
+        assignment.negative,
+        size=network.samples,
+        positive_fraction=network.positive_fraction,
     )
     loss = losses.binary_cross_entropy(logits[sample.indices], sample.positive)
+    total = network.objectness_weight * jnp.where(sample.valid, loss, 0.0).sum()
     positives, negatives = sample.positive.sum(), (sample.valid & ~sample.positive).sum()
     count = jnp.maximum(positives, 1) + jnp.maximum(negatives, 1)
-    return Term(jnp.where(sample.valid, loss, 0.0).sum(), count.astype(jnp.float32)), sample
+    return Term(total, count.astype(jnp.float32)), sample, assignment
 
 
 def recall_statistics(assignment: matching.Assignment, truth: GroundTruth) -> dict[str, Term]:

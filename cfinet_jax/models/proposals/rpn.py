@@ -12,7 +12,6 @@ from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.layers import Conv, small_normal
 from cfinet_jax.models.proposals import proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
-from cfinet_jax.ops import matching
 from cfinet_jax.structures import Batch, Priorities, Proposals, Term
 
 
@@ -62,25 +61,12 @@ class RPN(nn.Module):
         logits, deltas = jnp.concatenate(outputs.logits, 1), jnp.concatenate(outputs.deltas, 1)
 
         def of_image(truth, logits, deltas, priorities):
-            assignment = matching.match_max_iou(
-                anchors,
-                truth,
-                positive=self.positive_overlap,
-                negative=self.negative_overlap,
-                min_positive=self.min_positive_overlap,
-                ignore_overlap=self.ignore_overlap,
-            )
-            objectness, sample = proposal_network.objectness_loss(
-                logits, assignment, priorities, size=self.samples, positive_fraction=self.positive_fraction
-            )
+            objectness, sample, assignment = proposal_network.objectness_loss(self, anchors, logits, truth, priorities)
             matched = truth.boxes[assignment.indices[sample.indices]]
             targets = horizontal.encode(anchors[sample.indices], matched, self.stds)
             distance = jnp.abs(deltas[sample.indices] - targets).sum(-1)
             box = self.box_weight * jnp.where(sample.positive, distance, 0.0).sum()
-            terms = {
-                "objectness": Term(self.objectness_weight * objectness.total, objectness.count),
-                "box": Term(box, objectness.count),
-            }
+            terms = {"objectness": objectness, "box": Term(box, objectness.count)}
             return terms, proposal_network.recall_statistics(assignment, truth)
 
         return jax.vmap(of_image)(batch.ground_truth, logits, deltas, priorities.anchors)
