@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.pictures import decode_image
 from cfinet_jax.structures import Batch, GroundTruth
 
 PREPARE_ARGUMENTS = {"scenes": "scenes", "coco": "coco --source=IMAGES --annotations SPLIT=JSON"}
@@ -170,21 +171,6 @@ def _picture(record: dict[str, Any]) -> np.ndarray:
             f"{record['height']} x {record['width']} when prepared: prepare the data set again"
         )
     return picture
-
-
-def decode_image(encoded: bytes, name: str) -> np.ndarray:
-    """Decode an image file to uint8 [height, width, 3], R G B, turned upright as its EXIF data say.
-
-    Raises:
-      UserError: it is no image, or not all of one.
-    """
-    try:
-        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # raised for an empty file
-        picture = None
-    if picture is None:
-        raise UserError(f"image {name} cannot be decoded: replace the file or remove it from the annotations")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.ndarray:

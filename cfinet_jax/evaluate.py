@@ -100,7 +100,8 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
     detector = build_detector(config.detector, len(prepared.classes))
     variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
-    if not (workdir / "settings.json").exists():  # a published detector has not been here before
+    if not (workdir / "checkpoints").exists():  # a published detector, and perhaps another one before it
+        (workdir / "settings.json").unlink(missing_ok=True)
         write_settings(config, workdir, prepared.classes, prepared.category_ids)
     results = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config.dataset, over)
     metrics = score_split(results, prepared, config.evaluation.protocol)

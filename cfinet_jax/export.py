@@ -12,20 +12,21 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 
 from cfinet_jax import pretrained
-from cfinet_jax.structures import Batch, GroundTruth
+from cfinet_jax.structures import without_truth
 from cfinet_jax.trained import Trained, detection, open_trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CARD = """# {name}
 
-A detector of small objects, trained with cfinet_jax.
+A detector of small objects, as cfinet_jax hands it on.
 
 | file | what it holds |
 |---|---|
 | `detector.stablehlo` | inference for {platforms}: pictures in, detections out |
-| `weights.safetensors` | {numbers:,} parameters; what the first file wants as its first argument |
+| `weights.safetensors` | {numbers:,} numbers, statistics of batch norm included: the first argument of the first file |
 
-It runs with jax {jax} or later and without cfinet_jax:
+It runs without cfinet_jax, after `pip install "jax>={jax}" flatbuffers safetensors`; later versions of jax read it for
+six months at least:
 
 ```python
 from pathlib import Path
@@ -51,12 +52,12 @@ found = detector.call(weights, images, sizes)
 
 ## Data and metrics
 
-Trained on the data set `{data}` (split `{split}`), measured on `{eval_split}`: {metrics}
+{origin}; measured on the split `{eval_split}` of `{data}`: {metrics}
 
 ## Licence
 
-The code that made this is Apache-2.0. The parameters were learnt from `{data}` and whatever weights they started from:
-their licences apply.
+The code that made this is Apache-2.0. To the parameters the licences of the data they were learnt from and of the
+weights they started from apply.
 
 ## Configuration
 
@@ -68,7 +69,7 @@ their licences apply.
 
 def export(config: ConfigDict, workdir: epath.Path) -> None:
     """Writes `export/` into the workdir: `detector.stablehlo`, `weights.safetensors` and the model card."""
-    trained = open_trained(config, workdir)
+    trained, _ = open_trained(workdir, config)
     weights = {name: np.asarray(leaf) for name, leaf in pretrained.named(trained.variables).items()}
     inputs = batch_shapes(config.dataset)
     print(f"Exporting for {', '.join(PLATFORMS)}: batches of {inputs[0].shape}.", flush=True)
@@ -96,21 +97,10 @@ def inference(trained: Trained, settings: ConfigDict) -> Callable[..., dict[str,
         variables = jax.tree_util.tree_map_with_path(
             lambda path, _: weights[pretrained.path_name(path)], trained.variables
         )
-        found = detect(variables, without_truth(images, sizes, settings))
+        found = detect(variables, without_truth(images, sizes, settings.image_size))
         return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, "valid": found.valid}
 
     return infer
-
-
-def without_truth(images: Any, sizes: Any, settings: ConfigDict) -> Batch:
-    """Pictures to detect in, as a batch."""
-    count = images.shape[0]
-    limits = None if settings.image_size is None else jnp.asarray(settings.image_size, jnp.float32)
-    scales = jnp.ones(count) if limits is None else (limits / sizes).min(1)
-    nothing, none = jnp.zeros((count, 1, 4)), jnp.zeros((count, 1), bool)
-    numbers = jnp.zeros(count, jnp.int32)
-    truth = GroundTruth(nothing, jnp.zeros((count, 1), jnp.int32), none, none)
-    return Batch(images, sizes, scales, truth, numbers, numbers, numbers, numbers == 0)
 
 
 def facts(config: ConfigDict, trained: Trained) -> dict[str, Any]:
@@ -128,6 +118,9 @@ def facts(config: ConfigDict, trained: Trained) -> dict[str, Any]:
 def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
     """The model card."""
     height, width = config.dataset.stored_size
+    origin = f"Trained on the data set `{config.dataset.name}` (split `{config.dataset.train_split}`)"
+    if not (workdir / "checkpoints").exists():
+        origin = f"Not trained here but read from `{epath.Path(config.training.pretrained).name}`"
     path = workdir / "metrics.json"
     metrics = {k: v for k, v in json.loads(path.read_text()).items() if k.startswith("AP")} if path.exists() else {}
     measured = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if value is not None)
@@ -143,7 +136,7 @@ def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
             f"{name} ({index})" for name, index in zip(trained.classes, trained.category_ids, strict=True)
         ),
         data=config.dataset.name,
-        split=config.dataset.train_split,
+        origin=origin,
         eval_split=config.dataset.eval_split,
         metrics=f"{measured}." if measured else "not yet (`--mode=evaluate` does it).",
         config=config.to_json(indent=1),

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from cfinet_jax.errors import UserError
 from cfinet_jax.ops import preprocess
 from cfinet_jax.structures import Batch
 
@@ -13,7 +14,15 @@ MULTIPLE = 32  # the coarsest stride of C2..C5
 
 
 def input_shape(settings: Any) -> tuple[int, int]:
-    """Height and width of the network's input: the picture's limits, rounded up to whole cells of C5."""
+    """Height and width of the network's input: the picture's limits, rounded up to whole cells of C5.
+
+    Raises:
+      UserError: `stored_size` or `image_size` is no size.
+    """
+    for name in ("stored_size", "image_size"):
+        size = settings[name]
+        if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+            raise UserError(f'dataset.{name} is {size}: give height and width, --config.dataset.{name}="(512, 640)".')
     height, width = settings.image_size or settings.stored_size
     return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
 

@@ -13,11 +13,13 @@ from ml_collections import config_flags
 
 from cfinet_jax.errors import UserError
 
-MODES = ("train", "evaluate", "export")
+MODES = ("train", "evaluate", "export", "predict")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE or FILE:VARIANT.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+IMAGES = flags.DEFINE_string("images", None, "For --mode=predict: a picture, or a folder of them.")
+OUTPUT = flags.DEFINE_string("output", None, "For --mode=predict: where the detections go.")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -30,8 +32,19 @@ def run(arguments: Sequence[str]) -> None:
                 f"--{name} is missing: python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes"
             )
     # Each in a module of its name; only what the mode needs is imported.
-    mode = importlib.import_module(f"cfinet_jax.{MODE.value}")
-    getattr(mode, MODE.value)(CONFIG.value, epath.Path(WORKDIR.value))
+    mode = getattr(importlib.import_module(f"cfinet_jax.{MODE.value}"), MODE.value)
+    mode(CONFIG.value, epath.Path(WORKDIR.value), *places())
+
+
+def places() -> list[epath.Path]:
+    """What `predict` takes besides: where the pictures are and where the detections go."""
+    given = {"images": IMAGES.value, "output": OUTPUT.value}
+    for name, value in given.items():
+        if MODE.value == "predict" and value is None:
+            raise UserError(f"--{name} is missing: --mode=predict --images=PICTURES --output=FOLDER")
+        if MODE.value != "predict" and value is not None:
+            raise UserError(f"--{name} belongs to --mode=predict.")
+    return [epath.Path(value) for value in given.values() if value is not None]
 
 
 def parse(arguments: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from cfinet_jax import dataset, mesh, optimizer, train_state
+from cfinet_jax import dataset, mesh, optimizer, pretrained, train_state
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
@@ -60,16 +60,17 @@ def create_run(config: ConfigDict) -> Run:
 
 def first_state(config: ConfigDict, run: Run) -> TrainState:
     """The state a fresh run starts from: random but for the published weights that the config names."""
-    if not config.training.pretrained:
-        if config.detector.backbone.frozen_stages >= 0:
-            raise UserError(
-                "detector.backbone.frozen_stages would freeze random weights: name published ones with "
-                "--config.training.pretrained=FILE, or train all with --config.detector.backbone.frozen_stages=-1 "
-                "--config.detector.backbone.last_norm_scale=0.3."
-            )
-        return run.state
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
-    loaded = load_published(config, variables, run.training.classes)
+    loaded = pretrained.Loaded(variables, frozenset(pretrained.named(variables)), "")
+    if config.training.pretrained:
+        loaded = load_published(config, variables, run.training.classes)
+    frozen = tuple(f"params/backbone/{part}" for part in frozen_parts(config.detector.backbone.frozen_stages))
+    if any(name.startswith(frozen) for name in loaded.at_random):
+        raise UserError(
+            "detector.backbone.frozen_stages would freeze random weights: name published ones with "
+            "--config.training.pretrained=FILE, or train all with --config.detector.backbone.frozen_stages=-1 "
+            "--config.detector.backbone.last_norm_scale=0.3."
+        )
     return mesh.replicate(dataclasses.replace(run.state, **loaded.variables), run.mesh)
 
 
@@ -79,10 +80,6 @@ def check_values(config: ConfigDict) -> None:
         section, name = key.split(".")
         if config[section][name] < 1:
             raise UserError(f"{key} is {config[section][name]}: make it at least 1.")
-    for name in ("stored_size", "image_size"):
-        size = config.dataset[name]
-        if size is not None and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-            raise UserError(f'dataset.{name} is {size}: give height and width, --config.dataset.{name}="(512, 640)".')
     if config.evaluation.protocol not in PROTOCOLS:
         raise UserError(
             f"evaluation.protocol is {config.evaluation.protocol!r}: choose one of {', '.join(sorted(PROTOCOLS))}."

@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 T = TypeVar("T")
@@ -129,3 +130,13 @@ class Term(NamedTuple):
 
     total: Any  # float32 scalar
     count: Any  # float32 scalar
+
+
+def without_truth(images: Any, sizes: Any, image_size: tuple[int, int] | None) -> Batch:
+    """Pictures to detect in, uint8 and padded, as a batch; `image_size` are the limits they are scaled to fit."""
+    count = images.shape[0]
+    scales = jnp.ones(count) if image_size is None else (jnp.asarray(image_size, jnp.float32) / sizes).min(1)
+    none = jnp.zeros((count, 1), bool)
+    truth = GroundTruth(jnp.zeros((count, 1, 4)), jnp.zeros((count, 1), jnp.int32), none, none)
+    numbers = jnp.zeros(count, jnp.int32)
+    return Batch(images, sizes, scales, truth, numbers, numbers, numbers, numbers == 0)

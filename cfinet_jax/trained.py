@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +16,12 @@ from cfinet_jax import checkpoint, mesh, optimizer, pretrained, train_state
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import input_shape, preparation
 from cfinet_jax.models.detector import Detector, build_detector
+from cfinet_jax.run_log import flatten
 from cfinet_jax.structures import Batch, Detections
 from cfinet_jax.train_state import TrainState
+
+# What a trained model may be asked anew.
+FREE = re.compile(r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|\.test\.|\.train\.")
 
 
 class Trained(NamedTuple):
@@ -28,18 +33,30 @@ class Trained(NamedTuple):
     category_ids: tuple[int, ...]
 
 
-def open_trained(config: ConfigDict, workdir: epath.Path) -> Trained:
-    """The detector of a workdir, its data set not needed. Raises `UserError` where there is none."""
+def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple[Trained, ConfigDict]:
+    """The detector of a workdir and its config, or another one; the data set is not needed.
+
+    Raises:
+      UserError: there is no run in the workdir.
+    """
     try:
         settings = json.loads((workdir / "settings.json").read_text())
-        classes, category_ids = settings["classes"], settings["category_ids"]
-    except (OSError, ValueError, KeyError) as error:
+        classes, category_ids = tuple(settings["classes"]), tuple(settings["category_ids"])
+        used = ConfigDict(with_tuples(settings["config"])) if config is None else config
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir."
         ) from error
-    detector = build_detector(config.detector, len(classes))
-    variables = trained_variables(config, detector, classes, workdir)
-    return Trained(detector, variables, tuple(classes), tuple(category_ids))
+    detector = build_detector(used.detector, len(classes))
+    variables = trained_variables(used, detector, classes, workdir)
+    return Trained(detector, variables, classes, category_ids), used
+
+
+def with_tuples(tree: Any) -> Any:
+    """What JSON gives back, its lists as the tuples they were."""
+    if isinstance(tree, dict):
+        return {key: with_tuples(value) for key, value in tree.items()}
+    return tuple(map(with_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def trained_variables(
@@ -50,15 +67,33 @@ def trained_variables(
     with checkpoint.open_checkpoints(workdir, create=False) as checkpoints:
         restored = checkpoint.restore(checkpoints, template)
     if restored is not None:
+        check_same_model(workdir, config)
+        print(f"Checkpoint {int(restored[0].step):,} of {workdir}.", flush=True)
         return {"params": restored[0].params, "batch_stats": restored[0].batch_stats}
     if config.training.pretrained:
         loaded = load_published(config, {"params": template.params, "batch_stats": template.batch_stats}, classes)
-        if loaded.complete:
+        if not loaded.at_random:
             return loaded.variables
     raise UserError(
         f"No checkpoint in {workdir}: train first (--mode=train), choose another --workdir, or name a whole detector "
         "with --config.training.pretrained=FILE."
     )
+
+
+def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
+    """A checkpoint is read as the model it was trained as; how many detections are kept, and of what, may change."""
+    trained = json.loads((workdir / "settings.json").read_text())["config"]
+    before, now = (
+        {"dataset": {key: c["dataset"][key] for key in ("mean", "std")}, "detector": c["detector"]}
+        for c in (trained, json.loads(config.to_json()))
+    )
+    before, now = flatten(before), flatten(now)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not FREE.search(key):
+            raise UserError(
+                f"{workdir} was trained with {key} = {before.get(key)!r}, which is {now.get(key)!r} now: give the same "
+                "--config."
+            )
 
 
 def state_shapes(config: ConfigDict, detector: Detector) -> TrainState:

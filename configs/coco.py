@@ -28,11 +28,12 @@ OWN_DATA = {
     "training.checkpoint_every_images": 1240,
     "evaluation.protocol": "coco",
     "evaluation.every_images": 1240,
+    "prediction.overlap": 64,
 }
 CPU = {
-    "dataset.batch_size": 3,
+    "dataset.batch_size": 2,
     "detector.precision": "float32",
-    "detector.backbone.frozen_stages": 4,  # the whole backbone as published: steps of 2 s, not 3.3 s
+    "detector.backbone.frozen_stages": 2,
     "detector.neck.channels": 64,
     "detector.proposal_network.coarse_to_fine.channels": 64,
     "detector.proposal_network.rpn.channels": 64,
@@ -46,13 +47,13 @@ CPU = {
     "detector.imitation.slots": 64,
     "detector.imitation.max_exemplars": 4,
     "optimizer.learning_rate": 0.02,
-    "optimizer.warmup_images": 150,
-    "optimizer.decay_images": (1350, 1650),
+    "optimizer.warmup_images": 100,
+    "optimizer.decay_images": (1200, 1450),
     "optimizer.clip_norm": 10.0,
-    "training.images": 1800,
-    "training.log_every_images": 6,
-    "training.checkpoint_every_images": 600,
-    "evaluation.every_images": 600,
+    "training.images": 1600,
+    "training.log_every_images": 4,
+    "training.checkpoint_every_images": 400,
+    "evaluation.every_images": 400,
 }
 MMDETECTION = sodad.FASTER_RCNN | {
     "dataset.stored_size": (640, 640),

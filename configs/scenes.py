@@ -54,6 +54,7 @@ SMALLER = {
     "training.checkpoint_every_images": 800,
     "evaluation.protocol": "coco",
     "evaluation.every_images": 800,
+    "prediction.overlap": 64,
 }
 FASTER_RCNN = sodad.FASTER_RCNN | {"detector.roi_head.samples": 64, "detector.roi_head.max_detections": 100}
 VARIANTS = {"": {}, "released": sodad.RELEASED, "faster_rcnn": FASTER_RCNN}

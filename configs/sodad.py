@@ -38,7 +38,7 @@ VARIANTS = {"": {}, "released": RELEASED, "faster_rcnn": FASTER_RCNN}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment, in the order of the flow: dataset, detector, optimizer, training, evaluation."""
+    """The experiment, in the order of the flow: dataset, detector, optimizer, training, evaluation, prediction."""
     config = ConfigDict()
     config.seed = 0
 
@@ -197,6 +197,13 @@ def get_config(variant: str = "") -> ConfigDict:
             "every_images": 12 * 58_023,
             "overlays": 8,
             "overlay_min_score": 0.3,
+        }
+    )
+    config.prediction = ConfigDict(
+        {
+            "overlap": 150,  # pixels that neighbouring windows of `stored_size` share; objects as large are seen whole
+            "merge_overlap": 0.5,  # IoU above which the better of two detections of a class stays
+            "min_score": 0.3,  # of what is drawn and counted
         }
     )
     config.lock()  # a misspelt key of a variant is an error from here on

@@ -40,7 +40,7 @@ def test_the_card_says_all_that_a_user_needs(exported, tmp_path):
     config = tiny.tiny_config()
     config.dataset.data_dir = str(data_dir)
     batch = next(dataset.eval_batches(dataset.open_dataset(config.dataset, "test"), config.dataset, 8))
-    model = open_trained(config, epath.Path(workdir))
+    model, _ = open_trained(epath.Path(workdir), config)
     expected = jax.device_get(jax.jit(detection(model.detector, config.dataset))(model.variables, batch))
     assert expected.valid.any()
     np.savez(tmp_path / "pictures.npz", images=batch.images, sizes=batch.sizes)
@@ -67,7 +67,10 @@ def test_the_card_holds_data_metrics_classes_and_config(exported):
     workdir, _ = exported
     card = (workdir / "export" / "README.md").read_text()
     metrics, settings = (json.loads((workdir / name).read_text()) for name in ("metrics.json", "settings.json"))
-    assert f"AP50 {metrics['AP50']:.3f}" in card and "data set `scenes` (split `train`)" in card
+    assert (
+        f"AP50 {metrics['AP50']:.3f}" in card
+        and "Trained on the data set `scenes` (split `train`); measured on the split `test` of" in card
+    )
     assert all(
         f"{name} ({number})" in card for name, number in zip(settings["classes"], settings["category_ids"], strict=True)
     )
@@ -87,7 +90,18 @@ def test_exported_weights_are_evaluated_and_exported_again(exported, tmp_path):
     assert before and again == before
     status, _, errors = tiny.call_main(*arguments, "--mode=export")
     assert (status, errors) == (0, ""), errors
-    assert (tmp_path / "again" / "export" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "again" / "export" / "weights.safetensors").exists()
+    card = (tmp_path / "again" / "export" / "README.md").read_text()
+    assert "Not trained here but read from `weights.safetensors`; measured on" in card
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "export"])
+def test_another_model_than_was_trained_is_refused(exported, mode):
+    workdir, data_dir = exported
+    arguments = (*tiny.arguments(data_dir, workdir), f"--mode={mode}", "--config.detector.imitation.reweight=True")
+    status, _, errors = tiny.call_main(*arguments)
+    assert status == 2 and len(errors.splitlines()) == 1
+    assert f"{workdir} was trained with detector.imitation.reweight = False, which is True now" in errors
 
 
 def test_exporting_needs_no_training_stack():

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -12,18 +13,19 @@ import safetensors.numpy
 from etils import epath
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.models.resnet import DEPTHS, BasicBlock, Bottleneck
 from cfinet_jax.pretrained.files import read
 from cfinet_jax.pretrained.names import MEAN, STD, Published, translate
 
 BACKBONE = re.compile(r"(params|batch_stats)/backbone/")
-DEPTHS = {(8, "conv2"): 18, (16, "conv2"): 34, (16, "conv3"): 50, (33, "conv3"): 101}  # blocks, last of a block
+LAST = {BasicBlock: "conv2", Bottleneck: "conv3"}  # convolution of a block
 
 
 class Loaded(NamedTuple):
     """Variables with published weights in their place."""
 
     variables: dict[str, Any]
-    complete: bool  # nothing was left at random
+    at_random: frozenset[str]  # names of what stayed as it was
     account: str  # what came from where, for a person
 
 
@@ -48,7 +50,8 @@ def load(
     published = translate(read(source), source)
     check_conventions(published, source, stride_style, mean, std)
     backbone_only = all(map(BACKBONE.match, published.arrays))
-    leaves = {name: leaf for name, leaf in named(variables).items() if not backbone_only or BACKBONE.match(name)}
+    every = named(variables)
+    leaves = {name: leaf for name, leaf in every.items() if not backbone_only or BACKBONE.match(name)}
     fitting = {name for name, leaf in leaves.items() if shape_in(published, name) == leaf.shape}
     if not partial and (len(fitting) < len(leaves) or published.arrays.keys() - leaves.keys()):
         raise UserError(mismatch(published, {name: leaf.shape for name, leaf in leaves.items()}, source))
@@ -60,10 +63,22 @@ def load(
         return jnp.asarray(published.arrays[name], leaf.dtype) if name in fitting else leaf
 
     filled = jax.tree_util.tree_map_with_path(fill, dict(variables))
-    account = tell(published, source, fitting, named(variables).keys() - fitting)
-    if published.classes is not None and tuple(published.classes) != tuple(classes) and not backbone_only:
-        account += f"\nIts classes were {shorten(published.classes)}; here they are {shorten(classes)}."
-    return Loaded(filled, fitting == named(variables).keys(), account)
+    at_random = frozenset(every.keys() - fitting)
+    if not backbone_only:
+        check_classes(published, source, classes)
+    return Loaded(filled, at_random, tell(published, source, fitting, at_random))
+
+
+def check_classes(published: Published, source: str, classes: Sequence[str]) -> None:
+    """The same classes stand in the same order; others are the user's to judge, and told."""
+    theirs, ours = published.classes, tuple(classes)
+    if theirs is None or theirs == ours:
+        return
+    at, (their, our) = next((k, pair) for k, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1])
+    difference = f"its class {at} is {their!r}, the data set's {our!r}"
+    if set(theirs) == set(ours):
+        raise UserError(f"{source} has the classes in another order ({difference}): prepare the data set in its order.")
+    print(f"{source} learnt other classes: {difference}.", flush=True)
 
 
 def save(path: epath.Path, variables: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -135,7 +150,8 @@ def mismatch(published: Published, shapes: dict[str, tuple[int, ...]], source: s
 def depth_of(names: Iterable[str]) -> int | None:
     """The depth of the ResNet that has these parameters; None where there is none such."""
     last = {match[1]: match[2] for name in sorted(names) if (match := re.search(r"(layer\d_\d+)/(conv\d)/", name))}
-    return DEPTHS.get((len(last), max(last.values(), default="")))
+    known = {(sum(counts), LAST[block]): depth for depth, (block, counts) in DEPTHS.items()}
+    return known.get((len(last), max(last.values(), default="")))
 
 
 def shorten(names: Sequence[str], most: int = 3) -> str:
@@ -144,17 +160,20 @@ def shorten(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def tell(published: Published, source: str, taken: set[str], at_random: set[str]) -> str:
+def tell(published: Published, source: str, taken: Collection[str], at_random: Collection[str]) -> str:
     """What went where, a line for each part; then what stayed at random and what of the file was not used."""
     lines = [f"Weights of {source} ({published.kind} names):"]
     for part, names in by_part(taken).items():
         numbers = sum(published.arrays[name].size for name in names)
         lines.append(f"  {part}: {len(names):,} arrays, {numbers:,} numbers")
     for part, names in by_part(at_random).items():
-        lines.append(f"  {part}: {len(names):,} arrays as initialised ({shorten(names)})")
-    unused = sorted(published.arrays.keys() - taken)
+        which = f" ({', '.join(names)})" if part in by_part(taken) else ""
+        lines.append(f"  {part}: {len(names):,} arrays as initialised{which}")
+    if published.stride_style is None:
+        lines.append("  It does not say its stride style: taken for the model's.")
+    unused = sorted(published.arrays.keys() - set(taken))
     if unused:
-        lines.append(f"  not used: {shorten(unused, 10)}")
+        lines.append(f"  not used: {', '.join(unused)}")
     if published.left_out:
         reasons = sorted(set(published.left_out.values()))
         lines.append(f"  left out: {len(published.left_out):,} arrays ({', '.join(reasons)})")

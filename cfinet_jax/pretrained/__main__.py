@@ -19,7 +19,10 @@ def convert(source: str, output: str) -> str:
     facts = {"converted_from": source, "mean": MEAN, "std": STD}
     facts |= {"stride_style": published.stride_style} if published.stride_style else {}
     facts |= {"classes": published.classes} if published.classes else {}
-    pretrained.save(epath.Path(output), published.arrays, facts)
+    try:
+        pretrained.save(epath.Path(output), published.arrays, facts)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}): choose another --output.") from error
     return pretrained.tell(published, source, set(published.arrays), set())
 
 

@@ -7,20 +7,21 @@ import re
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 import pooch
 import requests
-import safetensors
 import safetensors.numpy
 from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.pretrained import torch_pickle
+from cfinet_jax.pretrained.torch_pickle import Tensor
 from cfinet_jax.progress import Progress
 
-DAMAGES = (*torch_pickle.DAMAGES, safetensors.SafetensorError)
-HASH_IN_NAME = re.compile(r"[-_.]([0-9a-f]{8,64})\.\w+$")  # torch's and OpenMMLab's files end in the start of theirs
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # torch's and OpenMMLab's files end in the start of theirs
+STATES = ("state_dict_ema", "model_ema", "state_dict", "model")  # where a checkpoint keeps its weights, averaged first
 
 
 class WeightFile(NamedTuple):
@@ -38,23 +39,38 @@ def read(source: str) -> WeightFile:
     Raises:
       UserError: there is no such file, it cannot be fetched, is damaged, is of another kind or holds code.
     """
-    path = epath.Path(download(source) if source.startswith(("http://", "https://")) else source)
-    if not path.exists():
-        raise UserError(f"No pretrained weights at {source}: give the path or URL of an existing file.")
-    encoded = path.read_bytes()
+    fetched = source.startswith(("http://", "https://"))
+    path = epath.Path(download(source) if fetched else source)
     try:
-        if encoded[:2] == b"PK" and not any(name.endswith("data.pkl") for name in names_in(encoded)):
-            return WeightFile(dict(np.load(io.BytesIO(encoded), allow_pickle=False)), {})
-        if encoded[:2] in (b"PK", b"\x80\x02"):
-            return of_checkpoint(torch_pickle.load(encoded))
-        if encoded[8:9] == b"{":
-            header = json.loads(encoded[8 : 8 + int.from_bytes(encoded[:8], "little")])
-            return WeightFile(safetensors.numpy.load(encoded), header.get("__metadata__", {}))
+        encoded = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"No pretrained weights at {source}: give the path or URL of an existing file.") from error
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror}): give the path or URL of a file.") from error
+    try:
+        return decode(encoded)
     except UserError as error:
-        raise UserError(f"{source} is refused: {error}.") from error
-    except DAMAGES as error:
-        raise UserError(f"{source} is damaged or cut short: fetch it again.") from error
-    raise UserError(f"{source} is no weight file: give an .npz, .safetensors or .pth.")
+        reason = f"{source} is refused: {error}."
+    except Exception:  # whatever readers make of damaged bytes
+        reason = f"{source} is damaged or cut short: fetch it again."
+    if fetched:
+        path.unlink()  # so that it can be
+    raise UserError(reason)
+
+
+def decode(encoded: bytes) -> WeightFile:
+    """The content of a file. Raises `UserError` for what is not read, anything else for damage."""
+    if encoded[8:9] == b"{":
+        header = json.loads(encoded[8 : 8 + int.from_bytes(encoded[:8], "little")])
+        kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+        if strange := sorted(kinds - {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"}):
+            raise UserError(f"it holds numbers of type {', '.join(strange)}: save it anew as float32")
+        return WeightFile(safetensors.numpy.load(encoded), header.get("__metadata__", {}))
+    if encoded[:2] == b"PK" and not any(name.endswith("data.pkl") for name in names_in(encoded)):
+        return WeightFile(dict(np.load(io.BytesIO(encoded), allow_pickle=False)), {})
+    if encoded[:2] == b"PK" or encoded[:1] == b"\x80":
+        return of_checkpoint(torch_pickle.load(encoded))
+    raise UserError("it is no weight file; give an .npz, .safetensors or .pth")
 
 
 def names_in(encoded: bytes) -> list[str]:
@@ -66,27 +82,30 @@ def names_in(encoded: bytes) -> list[str]:
 def of_checkpoint(content: Any) -> WeightFile:
     """The state dict of a torch file, bare or beside what training left there.
 
-    Averaged weights (EMA) are what a checkpoint of mmdetection calls its state dict; the raw ones beside it stay.
+    mmdetection calls its averaged weights (EMA) the state dict; the raw ones beside it stay where they are.
     """
     if not isinstance(content, dict):
         raise UserError("it holds no state dict")
-    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    state = next((content[key] for key in STATES if isinstance(content.get(key), dict)), content)
     facts = content.get("meta") if state is not content else None
-    arrays = {str(name): array for name, array in state.items() if isinstance(array, np.ndarray)}
+    arrays = {str(name): tensor.array() for name, tensor in state.items() if isinstance(tensor, Tensor)}
     return WeightFile(arrays, facts if isinstance(facts, dict) else {})
 
 
-def download(url: str) -> str:
+def download(url: str) -> Path:
     """The local copy of a URL, fetched once; checked against `#sha256=...` behind it or the hash in the file's name."""
-    address, _, digest = url.partition("#sha256=")
-    name = address.rsplit("/", 1)[-1].partition("?")[0]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cfinet_jax" / "weights"
-    known = f"sha256:{digest}" if digest else None
+    address, _, digest = url.partition("#")
+    name = urlsplit(address).path.rsplit("/", 1)[-1]
+    if digest and not re.fullmatch("sha256=[0-9a-f]{64}", digest):
+        raise UserError(f"{url} ends in no hash: write #sha256= and its 64 digits, or nothing.")
+    if not name:
+        raise UserError(f"{url} names no file: give the URL of one.")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfinet_jax" / "weights"
     pooch.get_logger().setLevel("WARNING")  # what it tells besides is told here
     try:
         path = pooch.retrieve(
-            address, known, fname=f"{digest[:8]}-{name}" if digest else name, path=folder,
-            downloader=pooch.HTTPDownloader(progressbar=Bytes(name), timeout=30),
+            address, digest.replace("=", ":") or None, path=folder,
+            downloader=pooch.HTTPDownloader(progressbar=DownloadProgress(name), timeout=30),
         )  # fmt: skip
     except requests.RequestException as error:
         if error.response is not None:
@@ -95,18 +114,22 @@ def download(url: str) -> str:
             f"{address} cannot be fetched ({type(error).__name__}): if you are offline, fetch it elsewhere and give "
             "its path."
         ) from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): set XDG_CACHE_HOME to another.") from error
     except ValueError as error:  # pooch's word for another hash
-        raise UserError(f"{address} is not the file of SHA-256 {digest}: correct the hash or the address.") from error
+        raise UserError(f"{address} is not the file of {digest}: correct the hash or the address.") from error
     found = pooch.file_hash(path)
     if (part := HASH_IN_NAME.search(name)) and not digest and not found.startswith(part[1]):
         Path(path).unlink()
-        raise UserError(f"{address} was not received whole (its SHA-256 is {found}): try again.")
+        raise UserError(
+            f"{address} was not received whole (its SHA-256 is {found}): try again, or put #sha256= and that behind it."
+        )
     print(f"{name}: SHA-256 {found}, in {folder}", flush=True)
-    return path
+    return Path(path)
 
 
-class Bytes:
-    """What pooch wants of a progress bar, told by ours."""
+class DownloadProgress:
+    """What pooch wants of a progress bar, told by ours; silent where the server does not say how much will come."""
 
     def __init__(self, name: str) -> None:
         self.name, self.total = name, 0
@@ -114,14 +137,13 @@ class Bytes:
 
     def update(self, count: int) -> None:
         """`count` more bytes have come."""
-        if self.progress is None:
-            self.progress = Progress(f"Fetching {self.name}", max(self.total >> 10, 1), unit="KiB")
-        self.progress.advance(count >> 10)
+        if self.progress is None and self.total:
+            self.progress = Progress(f"Fetching {self.name}", -(-self.total // 1024), unit="KiB")
+        if self.progress is not None and self.progress.done < self.progress.total:
+            self.progress.advance(min(-(-count // 1024), self.progress.total - self.progress.done))
 
     def reset(self) -> None:
-        """Begins to count anew: at the end pooch tells the whole once more."""
-        if self.progress is not None:
-            self.progress.done = 0
+        """Nothing: at the end pooch tells the whole once more."""
 
     def close(self) -> None:
         """Ends the line."""

@@ -12,6 +12,7 @@ from cfinet_jax.pretrained.files import WeightFile
 
 # Input of the pictures that ImageNet's weights and mmdetection's models were trained on: R G B, minus mean, over std.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+PICTURES = {"mean": MEAN, "std": STD}
 
 # mmdetection's layers, which hold torchvision's names in `backbone`.
 LAYERS: dict[str, str | Callable[[re.Match], str]] = {
@@ -65,17 +66,25 @@ def translate(file: WeightFile, source: str) -> Published:
     """
     arrays = {name.removeprefix("module."): array for name, array in file.arrays.items()}
     if any(name.startswith("params/") for name in arrays):
-        facts = {key: tuple(json.loads(file.facts[key])) for key in ("classes", "mean", "std") if key in file.facts}
+        try:
+            facts: Any = {
+                key: tuple(json.loads(file.facts[key])) for key in ("classes", *PICTURES) if key in file.facts
+            }
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{source} says of itself what is not understood: export it anew.") from error
         return Published(arrays, {}, "cfinet_jax", file.facts.get("stride_style"), **{"classes": None} | facts)
     if "conv1/kernel" in arrays:
         return of_keras(arrays)
     if "conv1.weight" in arrays:
+        if not arrays.get("bn1.running_mean", np.ones(1)).any():
+            raise UserError(
+                f"{source} has torchvision's names but no statistics in its batch norm, as converted caffe-style files "
+                "have: what pictures it wants is unknown. Give torchvision's or Keras' own file."
+            )
         prefixed = {f"backbone.{name}": array for name, array in arrays.items()}
-        return of_torch(prefixed, "torchvision", "pytorch", {})
+        return of_torch(prefixed, {})._replace(kind="torchvision", stride_style="pytorch")
     if "backbone.conv1.weight" in arrays:
-        text = str(file.facts.get("config") or file.facts.get("cfg") or "")
-        style = re.search(r"style\s*=\s*['\"](\w+)", text)
-        return of_torch(arrays, "mmdetection", style[1] if style else None, file.facts)
+        return of_torch(arrays, file.facts)
     first = ", ".join(sorted(arrays)[:3]) or "none"
     raise UserError(
         f"{source} has names that are not known ({first}): give a ResNet with torchvision's, timm's or Keras' names, a "
@@ -87,17 +96,18 @@ def of_keras(arrays: dict[str, np.ndarray]) -> Published:
     """Keras' ResNet, kernels HWIO; caffe style, for B G R pictures that are not divided."""
     found = {}
     for name, array in arrays.items():
-        layer, leaf = name.rsplit("/", 1)
-        kind = "batch_stats" if leaf in ("mean", "var") else "params"
-        layer = layer.replace(".", "_")  # layer1.0/conv1
-        found[f"{kind}/backbone/{layer}/{leaf}"] = np.asarray(array, np.float32)
+        kind = "batch_stats" if name.endswith(("/mean", "/var")) else "params"
+        found[f"{kind}/backbone/{name.replace('.', '_')}"] = np.asarray(array, np.float32)  # from layer1.0/bn1/mean
     stem = "params/backbone/conv1/kernel"
-    found[stem] = to_rgb(found[stem], reverse=True, unscaled=True)
+    found[stem] = to_rgb(found[stem], reverse=True, std=(1.0, 1.0, 1.0))
     return Published(found, {}, "Keras", "caffe", None)
 
 
-def of_torch(arrays: dict[str, np.ndarray], kind: str, style: str | None, facts: dict[str, Any]) -> Published:
-    """Torch's layouts: kernels OIHW, matrices [outputs, inputs], regions flattened as channel, row, column."""
+def of_torch(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Published:
+    """Torch's layouts: kernels OIHW, matrices [outputs, inputs], regions flattened as channel, row, column.
+
+    `facts` are what mmdetection says of a training: its classes, stride style and pictures.
+    """
     found, left_out = {}, {}
     for name, array in arrays.items():
         reason = next((why for pattern, why in UNUSED.items() if re.fullmatch(pattern, name)), None)
@@ -107,12 +117,29 @@ def of_torch(arrays: dict[str, np.ndarray], kind: str, style: str | None, facts:
         ours = our_name(name)
         found[ours or name] = our_layout(ours, array) if ours else array  # what has no name of ours is found out later
     text = str(facts.get("config") or facts.get("cfg") or "")
+    reverse = "False" in (last(r"\bto_rgb\s*=\s*(\w+)", text), last(r"bgr_to_rgb\s*=\s*(\w+)", text))
+    mean, std = (numbers(last(rf"\b{key}\s*=\s*\[([^]]*)\]", text), other, reverse) for key, other in PICTURES.items())
     stem = "params/backbone/conv1/kernel"
-    reverse = re.search(r"to_rgb\s*=\s*False", text) is not None
-    unscaled = re.search(r"std\s*=\s*\[1(\.0)?,", text) is not None
-    found[stem] = to_rgb(found[stem], reverse, unscaled)
-    classes = facts.get("CLASSES") or facts.get("dataset_meta", {}).get("classes")
-    return Published(found, left_out, kind, style, tuple(classes) if classes else None)
+    found[stem] = to_rgb(found[stem], reverse, std)
+    classes = facts.get("CLASSES")
+    if classes is None and isinstance(facts.get("dataset_meta"), dict):
+        classes = facts["dataset_meta"].get("classes")
+    classes = tuple(map(str, classes)) if isinstance(classes, tuple | list) else None
+    return Published(found, left_out, "mmdetection", last(r"\bstyle\s*=\s*['\"](\w+)", text), classes, mean)
+
+
+def last(pattern: str, text: str) -> str | None:
+    """What a pattern finds last in a config: what it inherits stands before."""
+    return (re.findall(pattern, text) or [None])[-1]
+
+
+def numbers(text: str | None, default: tuple[float, ...], reverse: bool) -> tuple[float, ...]:
+    """Three numbers for R, G, B as a config states them for B, G, R if `reverse`; the default where it does not."""
+    try:
+        found = tuple(float(x) for x in (text or "").split(","))
+    except ValueError:
+        return default
+    return found[::-1] if reverse else found
 
 
 def our_name(name: str) -> str | None:
@@ -131,13 +158,15 @@ def our_name(name: str) -> str | None:
 def our_layout(ours: str, array: np.ndarray) -> np.ndarray:
     """An array of torch's in our layout, float32."""
     array = np.asarray(array, np.float32)
-    if ours == "params/roi_head/hidden1/kernel" and array.ndim == 2:
+    if ours == "params/roi_head/hidden1/kernel" and array.ndim == 2 and array.shape[1] % POOL_SIZE**2 == 0:
         outputs = len(array)
         return array.reshape(outputs, -1, POOL_SIZE, POOL_SIZE).transpose(2, 3, 1, 0).reshape(-1, outputs)
     return np.ascontiguousarray(array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))))
 
 
-def to_rgb(kernel: np.ndarray, reverse: bool, unscaled: bool) -> np.ndarray:
-    """The first kernel [7, 7, 3, outputs], read by B G R pictures or undivided ones, for ours."""
+def to_rgb(kernel: np.ndarray, reverse: bool, std: tuple[float, ...]) -> np.ndarray:
+    """The first kernel [7, 7, 3, outputs], of B G R pictures if `reverse`, divided by `std` (R G B), for ours."""
+    if kernel.ndim != 4 or kernel.shape[2] != 3 or len(std) != 3:
+        return kernel  # fits no model, which is found out later
     kernel = kernel[:, :, ::-1] if reverse else kernel
-    return kernel * np.asarray(STD, np.float32)[:, None] if unscaled else kernel
+    return kernel if std == STD else kernel * (np.asarray(STD, np.float32) / np.asarray(std, np.float32))[:, None]

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import math
 import pickle
 import struct
 import zipfile
@@ -14,10 +15,6 @@ import numpy as np
 from cfinet_jax.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # files of torch before 1.6, and those that mmdetection publishes
-DAMAGES = (
-    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError,
-    AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError,
-)  # fmt: skip
 DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -38,13 +35,13 @@ class Storage:
 
     def __init__(self, dtype: np.dtype, count: int) -> None:
         self.dtype, self.count = dtype, count
-        self.values = np.zeros(0, dtype)
+        self.encoded = b""
 
     def fill(self, encoded: bytes) -> None:
-        """Takes the numbers from little-endian bytes."""
+        """Takes the numbers as little-endian bytes."""
         if len(encoded) != self.count * self.dtype.itemsize:
             raise EOFError("cut short")
-        self.values = np.frombuffer(encoded, self.dtype)
+        self.encoded = encoded
 
 
 class Tensor(NamedTuple):
@@ -56,26 +53,36 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """The numbers themselves, in an array of their own."""
-        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        """The numbers themselves, in an array of their own. Raises ValueError where they reach beyond the storage."""
+        dtype = self.storage.dtype
+        if math.prod(self.shape) > self.storage.count:
+            raise ValueError("a tensor repeats its numbers")
+        steps = tuple(step * dtype.itemsize for step in self.strides)
         if 0 in self.shape:
-            return np.zeros(self.shape, self.storage.dtype)
-        if self.offset < 0 or min(self.strides, default=0) < 0 or last >= len(self.storage.values):
-            raise ValueError("a tensor reaches beyond its numbers")
-        steps = tuple(step * self.storage.dtype.itemsize for step in self.strides)
-        return np.lib.stride_tricks.as_strided(self.storage.values[self.offset :], self.shape, steps).copy()
+            return np.zeros(self.shape, dtype)
+        return np.ndarray(self.shape, dtype, self.storage.encoded, self.offset * dtype.itemsize, steps).copy()
 
 
 class Inert:
-    """Stands for an object that is not rebuilt."""
+    """Stands for an object that is not rebuilt, whatever is done to it."""
 
     def __init__(self, *_: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None: ...
 
+    def __setitem__(self, key: Any, value: Any) -> None: ...
 
-def rebuild_tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
+    def append(self, value: Any) -> None:
+        """Nothing."""
+
+    def extend(self, values: Any) -> None:
+        """Nothing."""
+
+
+def rebuild_tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
     """What `torch._utils._rebuild_tensor_v2` makes of its first arguments."""
+    if not isinstance(storage, Storage):
+        raise UserError("it holds a tensor without numbers")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -84,6 +91,8 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("builtins", "getattr"): Inert,  # mmengine's history names functions; none is fetched
+    ("__builtin__", "getattr"): Inert,
 }
 
 
@@ -107,21 +116,27 @@ class WeightsUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         """The storage that a tensor names."""
         kind, dtype, key, _, count, *view = pid
-        if kind != "storage" or any(part is not None for part in view):
+        if kind != "storage" or not isinstance(dtype, np.dtype) or any(part is not None for part in view):
             raise UserError("it holds tensors of a kind that is not read: save its state dict anew")
         return self.storages.setdefault(key, Storage(dtype, count))
 
 
 def load(encoded: bytes) -> Any:
-    """The content of a torch file, old or new, tensors as arrays. Raises `UserError`, DAMAGES for a damaged file."""
+    """The content of a torch file, old or new, with a `Tensor` for every tensor.
+
+    Raises `UserError` for what is not read, and whatever Python's readers raise for a damaged file.
+    """
     storages: dict[str, Storage] = {}
     if encoded[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
             pickled = min(name for name in archive.namelist() if name.endswith("data.pkl"))
+            folder = pickled.removesuffix("data.pkl")
+            if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+                raise UserError("its numbers are big-endian: save it anew on another machine")
             content = WeightsUnpickler(io.BytesIO(archive.read(pickled)), storages).load()
             for key, storage in storages.items():
-                storage.fill(archive.read(pickled.removesuffix("data.pkl") + f"data/{key}"))
-        return as_arrays(content)
+                storage.fill(archive.read(f"{folder}data/{key}"))
+        return content
     file = io.BytesIO(encoded)
     magic, _, _ = (WeightsUnpickler(file, {}).load() for _ in range(3))  # then protocol and byte order
     if magic != LEGACY_MAGIC:
@@ -132,15 +147,4 @@ def load(encoded: bytes) -> Any:
         if struct.unpack("<q", file.read(8)) != (storage.count,):
             raise EOFError("cut short")
         storage.fill(file.read(storage.count * storage.dtype.itemsize))
-    return as_arrays(content)
-
-
-def as_arrays(content: Any) -> Any:
-    """Containers with every tensor as an array."""
-    if isinstance(content, Tensor):
-        return content.array()
-    if isinstance(content, dict):
-        return {key: as_arrays(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(as_arrays(value) for value in content)
     return content

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from cfinet_jax.dataset import decode_image
 from cfinet_jax.errors import UserError
+from cfinet_jax.pictures import decode_image
 from cfinet_jax.progress import track
 
 ANY_CLASS = -1  # label of a region in which objects of every class are to be ignored

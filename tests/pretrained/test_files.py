@@ -76,7 +76,7 @@ def test_other_files(tmp_path, name):
 def test_what_is_cut_short_is_refused(tmp_path, name, share):
     path = tmp_path / name
     path.write_bytes(ENCODED[name][: int(share * len(ENCODED[name]))])
-    with pytest.raises(UserError, match="is damaged or cut short|is no weight file") as error:
+    with pytest.raises(UserError, match="is damaged or cut short|it is no weight file") as error:
         read(str(path))
     assert name in str(error.value) and "\n" not in str(error.value)
 
@@ -108,6 +108,31 @@ def test_code_is_refused_and_never_runs(tmp_path, legacy):
     assert not left.exists()
 
 
+def test_objects_of_mmengine_are_left_inert(tmp_path):
+    """Its history pickles functions by name; nothing is fetched or built."""
+    path = tmp_path / "model.pth"
+    history = b"cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81}(X\x01\x00\x00\x00ac__builtin__\ngetattr\nub"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}X\x04\x00\x00\x00meta" + history + b"s.")
+    assert read(str(path)) == ({}, {})
+
+
+def test_another_byte_order_is_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+        archive.writestr("archive/byteorder", b"big")
+    with pytest.raises(UserError, match="big-endian"):
+        read(str(path))
+
+
+def test_bfloat16_safetensors_are_refused_by_name(tmp_path):
+    header = b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(UserError, match="numbers of type BF16"):
+        read(str(tmp_path / "model.safetensors"))
+
+
 def test_arrays_of_objects_are_refused(tmp_path):
     np.savez(tmp_path / "weights.npz", conv1=np.array([Bomb(tmp_path / "left")], object))
     with pytest.raises(UserError, match="is damaged"):
@@ -119,15 +144,25 @@ def test_a_tensor_may_not_reach_beyond_its_numbers():
     storage = torch_pickle.Storage(np.dtype(np.float32), 6)
     storage.fill(np.arange(6, dtype=np.float32).tobytes())
     assert torch_pickle.Tensor(storage, 2, (2, 2), (2, 1)).array().tolist() == [[2, 3], [4, 5]]
-    for offset, shape, strides in ((3, (2, 2), (2, 1)), (-1, (2,), (1,)), (5, (2,), (-1,)), (6, (), ())):
-        with pytest.raises(ValueError, match="beyond its numbers"):
+    for offset, shape, strides in (
+        (3, (2, 2), (2, 1)),
+        (-1, (2,), (1,)),
+        (0, (2,), (-1,)),
+        (6, (), ()),
+        (0, (9,), (0,)),
+    ):
+        with pytest.raises((ValueError, TypeError)):
             torch_pickle.Tensor(storage, offset, shape, strides).array()
+    with pytest.raises(UserError, match="without numbers"):
+        torch_pickle.rebuild_tensor({"values": [1]}, 0, (1,), (1,))
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", None])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_ema", None])
 def test_a_state_dict_lies_bare_or_among_other_things(key):
-    state = {"a": np.zeros(2), "counter": 3}
-    ema = {"a": np.ones(2)}
+    storage = torch_pickle.Storage(np.dtype(np.float32), 4)
+    storage.fill(np.float32([0, 0, 1, 1]).tobytes())
+    state = {"a": torch_pickle.Tensor(storage, 0, (2,), (1,)), "counter": 3}
+    ema = {"a": torch_pickle.Tensor(storage, 2, (2,), (1,))}
     found = of_checkpoint({key: state, "ema_state_dict": ema, "meta": {"epoch": 1}} if key else state)
     assert found.arrays.keys() == {"a"} and not found.arrays["a"].any()
     assert found.facts == ({"epoch": 1} if key else {})
@@ -135,8 +170,10 @@ def test_a_state_dict_lies_bare_or_among_other_things(key):
 
 def test_what_is_no_weight_file_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("the weights are elsewhere")
-    with pytest.raises(UserError, match=r"is no weight file: give an .npz, .safetensors or .pth"):
+    with pytest.raises(UserError, match=r"it is no weight file; give an .npz, .safetensors or .pth"):
         read(str(tmp_path / "notes.txt"))
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read(str(tmp_path))
     with pytest.raises(UserError, match="No pretrained weights at /nowhere.npz"):
         read("/nowhere.npz")
 
@@ -160,8 +197,11 @@ def server(tmp_path, monkeypatch) -> Iterator[str]:
     (tmp_path / "served").mkdir()
     content = ENCODED["weights.npz"]
     digest = hashlib.sha256(content).hexdigest()
-    for name in ("weights.npz", f"resnet-{digest[:8]}.npz", "resnet-01234567.npz"):
+    (tmp_path / "served" / "other").mkdir()
+    for name in ("weights.npz", f"resnet-{digest[:8]}.npz", "resnet-01234567.npz", "model_20230801.npz"):
         (tmp_path / "served" / name).write_bytes(content)
+    (tmp_path / "served" / "other" / "weights.npz").write_bytes(npz({"other": np.ones(2)}))
+    (tmp_path / "served" / "page.npz").write_text("<html>please log in</html>")
     Handler.asked.clear()
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served")))
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
@@ -176,6 +216,8 @@ def test_a_url_is_fetched_once_and_checked(server, capsys):
         for _ in range(2):
             np.testing.assert_array_equal(read(address).arrays["half"], ARRAYS["half"])
     assert len(Handler.asked) == 2
+    assert read(f"{server}/other/weights.npz").arrays.keys() == {"other"}  # another file of the same name
+    assert read(f"{server}/model_20230801.npz").arrays  # a date is no hash
     output = capsys.readouterr().out
     assert "Fetching weights.npz 100%" in output and f"SHA-256 {digest}" in output
 
@@ -183,9 +225,10 @@ def test_a_url_is_fetched_once_and_checked(server, capsys):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        (f"weights.npz#sha256={'0' * 64}", "is not the file of SHA-256 000"),
+        (f"weights.npz#sha256={'0' * 64}", "is not the file of sha256=000"),
         ("resnet-01234567.npz", "was not received whole"),
         ("absent.npz", "cannot be fetched (HTTPError)"),
+        ("page.npz", "it is no weight file"),
     ],
 )
 def test_a_wrong_download_is_refused_and_not_kept(server, tmp_path, file, line):
@@ -195,6 +238,12 @@ def test_a_wrong_download_is_refused_and_not_kept(server, tmp_path, file, line):
         assert line in str(error.value) and "\n" not in str(error.value)
     assert len(Handler.asked) == 2
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(("url", "line"), [("a.npz#md5=1", "ends in no hash"), ("folder/", "names no file")])
+def test_a_url_that_cannot_be_meant_is_refused(url, line):
+    with pytest.raises(UserError, match=line):
+        read(f"http://127.0.0.1:9/{url}")
 
 
 def test_offline_it_says_so(tmp_path, monkeypatch):

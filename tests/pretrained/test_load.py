@@ -113,7 +113,7 @@ def test_a_detector_of_mmdetection_comes_back(request, tmp_path, model, ending):
     official |= {"ema_backbone_conv1_weight": np.ones(3), "module.backbone.bn1.num_batches_tracked": np.array(1)}
     loaded = load(write(tmp_path / f"model.{ending}", official), jax.tree.map(jnp.zeros_like, expected))
     assert_same(loaded.variables, expected)
-    assert loaded.complete
+    assert not loaded.at_random
     assert "mmdetection names" in loaded.account and "roi_head: 8 arrays" in loaded.account
     assert "left out: 2 arrays (a counter of training, raw weights beside the averaged ones)" in loaded.account
 
@@ -130,8 +130,8 @@ def test_a_backbone_leaves_the_rest_as_it_is(tmp_path, cfinet, names):
     assert_same(ours, expected)
     assert_same(loaded.variables["batch_stats"], cfinet["batch_stats"])
     assert_same(loaded.variables["params"]["neck"], zeros["params"]["neck"])
-    assert not loaded.complete
-    assert f"{names} names" in loaded.account and "neck: 16 arrays as initialised" in loaded.account
+    assert loaded.at_random
+    assert f"{names} names" in loaded.account and "neck: 16 arrays as initialised\n" in loaded.account
 
 
 def test_the_first_kernel_reads_rgb_as_the_published_one_read_bgr(tmp_path, cfinet, rng):
@@ -143,10 +143,9 @@ def test_the_first_kernel_reads_rgb_as_the_published_one_read_bgr(tmp_path, cfin
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
-def test_what_mmdetection_says_of_its_training_counts(tmp_path, cfinet, monkeypatch):
-    config = (
-        "model = dict(backbone=dict(style='caffe'))\nimg_norm_cfg = dict(mean=[1], std=[1.0, 1.0, 1.0], to_rgb=False)"
-    )
+def test_what_mmdetection_says_of_its_training_counts(cfinet, monkeypatch, capsys):
+    base = "backbone=dict(style='pytorch')\nimg_norm_cfg = dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=True)\n"
+    config = base + "style='caffe'\ndict(mean=[103.53, 116.28, 123.675], std=[1.0, 2.0, 4.0], to_rgb=False)"
     meta = {"CLASSES": ("car", "bus"), "config": config}
     official = as_official(cfinet)
     monkeypatch.setattr(pretrained, "read", lambda _: pretrained.files.WeightFile(official, meta))
@@ -156,17 +155,25 @@ def test_what_mmdetection_says_of_its_training_counts(tmp_path, cfinet, monkeypa
         load("model.pth", cfinet)
     loaded = load("model.pth", cfinet, stride_style="caffe")
     kernel, published = (tree["params"]["backbone"]["conv1"]["kernel"] for tree in (loaded.variables, cfinet))
-    np.testing.assert_allclose(kernel, published[:, :, ::-1] * np.float32(STD)[:, None], rtol=1e-6)
-    assert "Its classes were car, bus; here they are class 0, class 1, class 2 and 6 more." in loaded.account
+    scale = np.float32(STD) / np.float32([4, 2, 1])
+    np.testing.assert_allclose(kernel, published[:, :, ::-1] * scale[:, None], rtol=1e-6)
+    assert "learnt other classes: its class 0 is 'car', the data set's 'class 0'." in capsys.readouterr().out
+    later = {"dataset_meta": {"classes": CLASSES[::-1]}, "cfg": "dict(mean=[1, 2, 3], bgr_to_rgb=False)"}
+    monkeypatch.setattr(pretrained, "read", lambda _: pretrained.files.WeightFile(official, later))
+    with pytest.raises(UserError, match=r"wants dataset.mean = \(3.0, 2.0, 1.0\)"):
+        load("model.pth", cfinet)
+    with pytest.raises(UserError, match="has the classes in another order .its class 0 is 'class 8', the data set's"):
+        load("model.pth", cfinet, mean=(3.0, 2.0, 1.0))
 
 
-def test_our_own_files_come_back(tmp_path, cfinet):
+def test_our_own_files_come_back(tmp_path, cfinet, capsys):
     facts = {"stride_style": "caffe", "classes": ["one", "two"], "mean": [1.0, 2.0, 3.0]}
     pretrained.save(epath.Path(tmp_path / "own.safetensors"), cfinet, facts)
     zeros = jax.tree.map(jnp.zeros_like, cfinet)
     loaded = load(tmp_path / "own.safetensors", zeros, stride_style="caffe", mean=(1.0, 2.0, 3.0))
     assert_same(loaded.variables, cfinet)
-    assert loaded.complete and "Its classes were one, two;" in loaded.account
+    assert not loaded.at_random
+    assert "learnt other classes: its class 0 is 'one', the data set's 'class 0'." in capsys.readouterr().out
     with pytest.raises(UserError, match="stride_style=caffe"):
         load(tmp_path / "own.safetensors", zeros)
     with pytest.raises(UserError, match=r"wants dataset.mean = \(1.0, 2.0, 3.0\), which is \(123.675"):
@@ -206,6 +213,11 @@ MISFITS = {  # what becomes of the official arrays, changes to the model, parts 
         {},
         ["it holds a ResNet-18 and detector.backbone.depth is 50"],
     ),
+    "a stem that is none": (
+        lambda _: {"conv1/kernel": np.zeros(3), "odd": np.zeros(1)},
+        {"stride_style": "caffe"},
+        ["1 unexpected: params/backbone/odd", "1 of another shape: params/backbone/conv1/kernel (3,) for"],
+    ),
     "strangers": (lambda a: a | {"mask_head.weight": np.zeros(1)}, {}, ["1 unexpected: mask_head.weight."]),
     "unknown names": (lambda _: {"encoder.weight": np.zeros(1)}, {}, ["has names that are not known (encoder.weight)"]),
     "other pictures": (lambda a: a, {"std": (1.0, 1.0, 1.0)}, ["wants dataset.std = (58.395, 57.12, 57.375)"]),
@@ -223,6 +235,13 @@ def test_what_does_not_fit_is_listed_in_one_line(tmp_path, cfinet, row):
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
 
 
+def test_torchvision_names_on_folded_batch_norm_are_refused(tmp_path, cfinet):
+    arrays = of_backbone(as_official(cfinet))
+    arrays["bn1.running_mean"] = np.zeros_like(arrays["bn1.running_mean"])
+    with pytest.raises(UserError, match="no statistics in its batch norm"):
+        load(write(tmp_path / "resnet.npz", arrays), cfinet)
+
+
 def test_caffe_style_weights_are_refused_by_a_pytorch_style_model(tmp_path, cfinet):
     path = write(tmp_path / "resnet.npz", of_keras(cfinet))
     with pytest.raises(UserError, match=r"--config.detector.backbone.stride_style=caffe"):
@@ -238,7 +257,7 @@ def test_what_fits_may_be_taken_and_the_rest_is_listed(tmp_path, cfinet):
     for name, expected in pretrained.named(cfinet).items():
         left = name in ("params/neck/lateral2/bias", "params/roi_head/classify/bias")
         np.testing.assert_array_equal(taken[name], np.zeros_like(expected) if left else expected, err_msg=name)
-    assert not loaded.complete
+    assert loaded.at_random
     for line in (
         "neck: 1 arrays as initialised (params/neck/lateral2/bias)",
         "roi_head: 1 arrays as initialised (params/roi_head/classify/bias)",

@@ -1,0 +1,36 @@
+"""From the detections of a picture's windows to those of the picture."""
+
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Found(NamedTuple):
+    """What was found in one picture, best first; boxes x1 y1 x2 y2 in its pixels."""
+
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, "n"]
+    labels: Int[np.ndarray, "n"]
+
+
+def merge(windows: list[Found], origins: Int[np.ndarray, "windows 2"], overlap: float) -> Found:
+    """Moves the detections of every window to its origin (row, column) and keeps, class by class, what NMS keeps.
+
+    Of boxes of a class with an IoU above `overlap` the better one stays, as the original does (cfinet_facts 6.4). The
+    order of the windows does not matter, ties of scores apart.
+    """
+    moved = [
+        found.boxes + np.tile(origin[::-1], 2).astype(np.float32)
+        for found, origin in zip(windows, origins, strict=True)
+    ]
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *moved])
+    scores = np.concatenate([np.zeros(0, np.float32), *(found.scores for found in windows)])
+    labels = np.concatenate([np.zeros(0, np.int32), *(found.labels for found in windows)])
+    corners_and_sides = boxes.astype(np.float64)
+    corners_and_sides[:, 2:] -= corners_and_sides[:, :2]
+    arrays: Any = (corners_and_sides, scores, labels)  # OpenCV declares lists
+    kept = np.asarray(cv2.dnn.NMSBoxesBatched(*arrays, float("-inf"), overlap), int).ravel()
+    best = kept[np.argsort(-scores[kept], kind="stable")]
+    return Found(boxes[best], scores[best], labels[best])

@@ -1,0 +1,54 @@
+"""Pictures as files: which there are, how large, and their pixels."""
+
+import warnings
+
+import cv2
+import numpy as np
+from etils import epath
+from PIL import Image, UnidentifiedImageError
+
+from cfinet_jax.errors import UserError
+
+ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+
+
+def find_pictures(path: epath.Path) -> list[epath.Path]:
+    """The picture at a path, or those in a folder and its folders, by name.
+
+    Raises:
+      UserError: there is none.
+    """
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.glob("**/*") if file.suffix.lower() in ENDINGS and file.is_file())
+    if not files:
+        raise UserError(f"No pictures at {path}: give a picture or a folder of them ({', '.join(ENDINGS)}).")
+    return files
+
+
+def upright_size(file: epath.Path) -> tuple[int, int]:
+    """Height and width of a picture as it is seen, read from the start of its file; 1 x 1 if it cannot be read."""
+    try:
+        with warnings.catch_warnings(), file.open("rb") as encoded, Image.open(encoded) as picture:
+            warnings.simplefilter("ignore")  # of its size: nothing is decoded here
+            width, height = picture.size
+            turned = picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return 1, 1
+    return (width, height) if turned else (height, width)
+
+
+def decode_image(encoded: bytes, name: str) -> np.ndarray:
+    """Decode an image file to uint8 [height, width, 3], R G B, turned upright as its EXIF data say.
+
+    Raises:
+      UserError: it is no image, or not all of one.
+    """
+    try:
+        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # raised for an empty file
+        picture = None
+    if picture is None:
+        raise UserError(f"image {name} cannot be decoded: replace the file or remove it from the annotations")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

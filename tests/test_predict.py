@@ -1,0 +1,180 @@
+"""Pictures of any size and kind are predicted in windows of one shape; what cannot be read costs nothing else."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+import cfinet_jax
+from cfinet_jax import dataset
+from cfinet_jax.errors import UserError
+from cfinet_jax.pictures import decode_image, find_pictures, upright_size
+from tests import tiny
+
+NOT_NEEDED = ["grain", "tensorflow_datasets", "array_record", "pycocotools"]
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return cfinet_jax.load(trained[0])
+
+
+@pytest.fixture(scope="module")
+def large() -> np.ndarray:
+    """A picture of six windows, noise for want of better."""
+    return np.random.default_rng(0).integers(0, 255, (330, 700, 3), np.uint8)
+
+
+def test_a_picture_of_one_window_is_detected_as_evaluation_detects_it(model, trained, tiny_scenes):
+    settings = tiny.tiny_config().dataset
+    settings.data_dir = str(tiny_scenes)
+    prepared = dataset.open_dataset(settings, "test")
+    results = json.loads((trained[0] / "detections.json").read_text())
+    pictures = [dataset.picture(prepared, position) for position in range(3)]
+    for (_, image_id, _), prediction in zip(pictures, model.predict([p for p, *_ in pictures]), strict=True):
+        expected = [entry for entry in results if entry["image_id"] == image_id]
+        assert expected
+        found = prediction.coco(image_id)
+        assert [entry["category_id"] for entry in found] == [entry["category_id"] for entry in expected]
+        for key in ("bbox", "score"):
+            ours, theirs = ([entry[key] for entry in entries] for entries in (found, expected))
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-3)
+
+
+def test_a_large_picture_is_cut_and_merged(model, large):
+    origins = model.windows_in(large.shape[:2])
+    assert len(origins) == 6
+    merged = model.predict([large])[0]
+    parts = [large[row : row + 320, column : column + 320] for row, column in origins]
+    alone = [model.predict([part])[0] for part in parts]
+    moved = np.concatenate(
+        [p.boxes + np.tile([column, row], 2) for p, (row, column) in zip(alone, origins, strict=True)]
+    )
+    assert 0 < len(merged.boxes) <= len(moved)
+    for box in merged.boxes:
+        assert np.abs(moved - box).max(1).min() < 2e-3
+    assert (np.diff(merged.scores) <= 0).all() and merged.boxes[:, 2].max() > 400
+
+
+def test_pictures_share_batches_and_keep_their_order(model, large, monkeypatch):
+    calls = []
+    whole = model.detect_windows
+    monkeypatch.setattr(model, "detect_windows", lambda *a: calls.append(len(a[0])) or whole(*a))
+    pictures = [large[:100, :90], large, large[:320, :320], large]
+    together = model.predict(pictures)
+    assert calls == [8, 6]
+    for picture, prediction in zip(pictures, together, strict=True):
+        np.testing.assert_array_equal(prediction.boxes, model.predict([picture])[0].boxes)
+
+
+def test_one_program_serves_every_size(model, large):
+    model.predict([large[:50, :60], large, large[:1, :1]])
+    assert model.detect._cache_size() == 1
+
+
+def save(folder: Path, name: str, pixels: np.ndarray, **how) -> Path:
+    Image.fromarray(pixels).save(folder / name, **how)
+    return folder / name
+
+
+def test_every_kind_of_picture_is_read(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    grey = rgb[..., 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), grey.astype(np.uint16) * 257)
+    for path, expected in {
+        save(tmp_path, "rgb.png", rgb): rgb,
+        save(tmp_path, "grey.png", grey): np.repeat(grey[..., None], 3, 2),
+        save(tmp_path, "rgba.png", np.dstack([rgb, np.full((20, 30), 9, np.uint8)])): rgb,
+        save(tmp_path, "turned.tiff", rgb): rgb,
+        deep: np.repeat(grey[..., None], 3, 2),
+    }.items():
+        np.testing.assert_array_equal(decode_image(path.read_bytes(), path.name), expected, err_msg=path.name)
+        assert upright_size(epath.Path(path)) == (20, 30)
+    turned = save(tmp_path, "turned.jpg", np.repeat(grey[..., None], 3, 2), exif=exif, quality=95)
+    pixels = decode_image(turned.read_bytes(), "turned.jpg")
+    assert pixels.shape == (30, 20, 3) and upright_size(epath.Path(turned)) == (30, 20)
+    assert np.abs(pixels[..., 0].astype(int) - np.rot90(grey, -1)).mean() < 8
+
+
+def test_pictures_are_found_in_folders(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("b/2.JPG", "1.png", "notes.txt", "b/3.tif"):
+        (tmp_path / name).write_bytes(b"")
+    found = [str(path.relative_to(tmp_path)) for path in find_pictures(epath.Path(tmp_path))]
+    assert found == ["1.png", "b/2.JPG", "b/3.tif"]
+    assert find_pictures(epath.Path(tmp_path / "notes.txt")) == [epath.Path(tmp_path / "notes.txt")]
+    with pytest.raises(UserError, match="No pictures at .*absent: give a picture"):
+        find_pictures(epath.Path(tmp_path / "absent"))
+
+
+@pytest.fixture(scope="module")
+def predicted(trained, large, tmp_path_factory) -> tuple[Path, Path, str]:
+    """Pictures, what was predicted of them, and what was said."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "deeper").mkdir()
+    for name, pixels in {"large.png": large, "tiny.png": large[:1, :1], "deeper/large.png": large[:40]}.items():
+        save(folder, name, pixels)
+    (folder / "cut.png").write_bytes((folder / "large.png").read_bytes()[:5000])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no picture")
+    output = folder / "out"
+    arguments = (f"--images={folder}", f"--output={output}", "--config.prediction.min_score=0.06")
+    ended = tiny.call_main(*tiny.arguments("absent", trained[0]), "--mode=predict", *arguments)
+    assert (ended[0], ended[2]) == (0, ""), ended[2]
+    shutil.copytree(output, folder.parent / "predicted", dirs_exist_ok=True)
+    return folder, folder.parent / "predicted", ended[1]
+
+
+def test_a_folder_becomes_detections_counts_and_overlays(predicted):
+    folder, output, said = predicted
+    listed = json.loads((output / "images.json").read_text())
+    names = {entry["file_name"]: entry for entry in listed["images"]}
+    assert names.keys() >= {"deeper/large.png", "large.png", "tiny.png"} and not names.keys() & {
+        "empty.jpg",
+        "text.jpg",
+    }
+    assert (names["large.png"]["height"], names["large.png"]["width"]) == (330, 700)
+    results = json.loads((output / "detections.json").read_text())
+    assert results and {entry["image_id"] for entry in results} <= {entry["id"] for entry in listed["images"]}
+    with (output / "counts.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["picture"] for row in rows] == list(names)
+    for row in rows:
+        of_picture = [e for e in results if e["image_id"] == names[row["picture"]]["id"] and e["score"] >= 0.06]
+        assert int(row["all"]) == len(of_picture) == sum(int(row[c["name"]]) for c in listed["categories"])
+    overlays = {path.name for path in (output / "overlays").iterdir()}
+    assert overlays == {f"{name.replace('/', '_')}.png" for name in names}
+    assert cv2.imread(str(output / "overlays" / "large.png.png")).shape[1] == 700 * 2
+    assert "Predicting 100%" in said and "windows/s" in said
+
+
+def test_what_cannot_be_read_is_named(predicted):
+    folder, _, said = predicted
+    for name in ("empty.jpg", "text.jpg"):
+        assert f"Left out: image {folder / name} cannot be decoded" in said
+
+
+def test_where_nothing_can_be_read_it_says_so(trained, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    arguments = ("--mode=predict", f"--images={tmp_path}", f"--output={tmp_path / 'out'}")
+    status, _, errors = tiny.call_main(*tiny.arguments("absent", trained[0]), *arguments)
+    assert status == 2 and "None of the 1 pictures" in errors and len(errors.splitlines()) == 1
+
+
+def test_predicting_needs_no_training_stack(trained, large, tmp_path):
+    path = save(tmp_path, "large.png", large[:64, :64])
+    blocked = f"import sys\nsys.modules.update(dict.fromkeys({NOT_NEEDED}))\n"
+    code = f"import cfinet_jax\nprint(len(cfinet_jax.load({str(trained[0])!r}).predict([{str(path)!r}])))"
+    done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "1\n", done.stderr
