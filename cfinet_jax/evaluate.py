@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from cfinet_jax import dataset, mesh, report
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.results import coco_results
 from cfinet_jax.metrics.score import score
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.progress import Progress
@@ -38,28 +39,12 @@ def detect_split(
     for batch in dataset.eval_batches(prepared, settings, settings.eval_batch_size):
         found = jax.device_get(detect(variables, mesh.place_batch(batch, over)))
         for image in np.flatnonzero(batch.valid):
-            results += as_results(found, int(image), int(batch.image_ids[image]), prepared.category_ids)
+            real = found.valid[image]
+            arrays = (found.boxes[image][real], found.scores[image][real], found.labels[image][real])
+            results += coco_results(*arrays, int(batch.image_ids[image]), prepared.category_ids)
         progress.advance(int(batch.valid.sum()))
     progress.close()
     return results
-
-
-def as_results(found: Detections, image: int, image_id: int, category_ids: tuple[int, ...]) -> list[dict]:
-    """The detections of one image of a batch as dictionaries."""
-    real = np.flatnonzero(found.valid[image])
-    boxes = np.asarray(found.boxes[image][real], np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[label],
-            "bbox": [round(x, 3) for x in box],
-            "score": float(confidence),
-        }
-        for box, label, confidence in zip(
-            boxes.tolist(), found.labels[image][real], found.scores[image][real], strict=True
-        )
-    ]
 
 
 def score_split(results: list[dict], prepared: dataset.Prepared, protocol: str) -> dict:

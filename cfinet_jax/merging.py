@@ -30,7 +30,7 @@ def merge(windows: list[Found], origins: Int[np.ndarray, "windows 2"], overlap: 
     labels = np.concatenate([np.zeros(0, np.int32), *(found.labels for found in windows)])
     corners_and_sides = boxes.astype(np.float64)
     corners_and_sides[:, 2:] -= corners_and_sides[:, :2]
-    arrays: Any = (corners_and_sides, scores, labels)  # OpenCV declares lists
-    kept = np.asarray(cv2.dnn.NMSBoxesBatched(*arrays, float("-inf"), overlap), int).ravel()
+    suppress: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists
+    kept = np.asarray(suppress(corners_and_sides, scores, labels, float("-inf"), overlap), int).ravel()
     best = kept[np.argsort(-scores[kept], kind="stable")]
     return Found(boxes[best], scores[best], labels[best])

@@ -1,6 +1,7 @@
 """Pictures as files: which there are, how large, and their pixels."""
 
 import warnings
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -21,10 +22,19 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
     """
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.glob("**/*") if file.suffix.lower() in ENDINGS and file.is_file())
+    files = [file for file in files_in(path) if file.suffix.lower() in ENDINGS] if path.is_dir() else []
     if not files:
         raise UserError(f"No pictures at {path}: give a picture or a folder of them ({', '.join(ENDINGS)}).")
     return files
+
+
+def files_in(folder: epath.Path) -> Iterator[epath.Path]:
+    """Every file in a folder and its folders, by name."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from files_in(path)
+        else:
+            yield path
 
 
 def upright_size(file: epath.Path) -> tuple[int, int]:

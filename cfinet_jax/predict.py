@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from cfinet_jax import report
 from cfinet_jax.errors import UserError
 from cfinet_jax.merging import Found, merge
+from cfinet_jax.metrics.results import coco_results
 from cfinet_jax.pictures import decode_image, find_pictures, upright_size
 from cfinet_jax.progress import Progress
 from cfinet_jax.slicing import cut_window, window_origins
@@ -35,12 +36,7 @@ class Prediction(NamedTuple):
 
     def coco(self, image_id: int) -> list[dict[str, Any]]:
         """The detections in COCO's results format, boxes x y w h."""
-        corners = self.boxes.astype(np.float64)
-        sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(3).tolist()
-        return [
-            {"image_id": image_id, "category_id": self.category_ids[label], "bbox": box, "score": float(score)}
-            for box, score, label in zip(sides, self.scores, self.labels, strict=True)
-        ]
+        return coco_results(self.boxes, self.scores, self.labels, image_id, self.category_ids)
 
 
 class Model:
@@ -127,7 +123,7 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.Path, output:
 
     Pictures that cannot be read are named, counted and left out.
     """
-    files = find_pictures(images)
+    files = [file for file in find_pictures(images) if output not in file.parents]  # not an earlier run's overlays
     model = Model(*open_trained(workdir, config))
     (output / "overlays").mkdir(parents=True, exist_ok=True)
     progress = Progress("Predicting", sum(len(model.windows_in(upright_size(file))) for file in files), unit="windows")

@@ -48,7 +48,7 @@ CPU = {
     "detector.imitation.max_exemplars": 4,
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_images": 100,
-    "optimizer.decay_images": (1200, 1450),
+    "optimizer.decay_images": (900, 1400),
     "optimizer.clip_norm": 10.0,
     "training.images": 1600,
     "training.log_every_images": 4,

@@ -8,8 +8,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from ml_collections import config_flags
 
 from cfinet_jax import main
@@ -88,8 +91,9 @@ def check_flags(arguments: list[str], monkeypatch) -> None:
         if flag.name != "config":
             values[flag.name] = copy.deepcopy(flag)
     monkeypatch.setattr(sys, "argv", ["main", *arguments])  # where config_flags looks for overrides
-    assert values(sys.argv) == ["main"]
-    assert values.workdir and values.config.dataset.name
+    with flagsaver.flagsaver():  # which it defines for everyone
+        assert values(sys.argv) == ["main"]
+        assert values.workdir and values.config.dataset.name
 
 
 @pytest.mark.parametrize("block", blocks("bash"))
@@ -118,7 +122,12 @@ def test_commands_that_do_not_exist_are_noticed(command, error, monkeypatch):
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_runs(block):
+def test_python_runs(block, trained, tmp_path, monkeypatch):
+    """In a folder with a finished run and a picture."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "scenes").symlink_to(trained[0])
+    cv2.imwrite(str(tmp_path / "picture.jpg"), np.zeros((40, 60, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "document", "exec"), {})
 
 
