@@ -2,7 +2,7 @@
 # Sets up .venv on first use, then works in the repository's folder, wherever it is called from.
 #
 #   ./run.sh                  the main job: make the scenes, train on them, evaluate, report
-#   ./run.sh --FLAG=VALUE     the same with flags of cfinet_jax.main, for example --workdir=runs/second
+#   ./run.sh --FLAG=VALUE     the same with flags of cfinet_jax.main; --config and --workdir take the place of its own
 #   ./run.sh test [ARGUMENT]  every check; arguments go to pytest
 #   ./run.sh COMMAND ...      any command inside the environment, for example ./run.sh python
 set -euo pipefail
@@ -72,12 +72,19 @@ case "${1:-}" in
         ;;
     "" | --*)
         enter "$extras"
-        if ! compgen -G 'prepared/scenes/?.?.?/dataset_info.json' >/dev/null; then
+        given=" $* " defaults=()
+        if [[ $given != *" --config="* ]]; then
+            defaults+=(--config=configs/scenes.py)
+        fi
+        if [[ $given != *" --workdir="* ]]; then
+            defaults+=(--workdir=runs/scenes)
+        fi
+        if [[ "${defaults[*]-} $given" == *"--config=configs/scenes.py"* ]] &&
+            ! compgen -G 'prepared/scenes/?.?.?/dataset_info.json' >/dev/null; then
             say "making the scenes in prepared/scenes, once"
             python data/prepare.py scenes --data_dir=prepared
         fi
-        say "training on the scenes; results go to runs/scenes unless --workdir says otherwise"
-        exec python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes "$@"
+        exec python -m cfinet_jax.main ${defaults[@]+"${defaults[@]}"} "$@"
         ;;
     *)
         enter "$extras"

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 from ml_collections import config_flags
 
 from cfinet_jax import main
@@ -29,7 +28,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in DOCUMENTS}
-MAIN_JOB = ["--config=configs/scenes.py", "--workdir=runs/scenes"]  # what run.sh puts before its own arguments
+MAIN_JOB = ["--config=configs/scenes.py", "--workdir=runs/scenes"]  # what run.sh adds where it is not given
 
 
 def blocks(language: str) -> list:
@@ -65,7 +64,9 @@ def check(words: list[str], monkeypatch) -> None:
         case ["./run.sh"]:
             check(["python", "-m", "cfinet_jax.main", *MAIN_JOB], monkeypatch)
         case ["./run.sh", first, *rest] if first.startswith("--"):
-            check(["python", "-m", "cfinet_jax.main", *MAIN_JOB, first, *rest], monkeypatch)
+            given = {word.partition("=")[0] for word in (first, *rest)}
+            defaults = [word for word in MAIN_JOB if word.partition("=")[0] not in given]
+            check(["python", "-m", "cfinet_jax.main", *defaults, first, *rest], monkeypatch)
         case ["./run.sh", *rest]:
             check(rest, monkeypatch)
         case ["python", "-m", "cfinet_jax.main", *rest]:
@@ -88,12 +89,11 @@ def check_flags(arguments: list[str], monkeypatch) -> None:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     for flag in flags.FLAGS.get_flags_for_module(main):
-        if flag.name != "config":
+        if not flag.name.startswith("config"):  # nor the overrides of the command before
             values[flag.name] = copy.deepcopy(flag)
     monkeypatch.setattr(sys, "argv", ["main", *arguments])  # where config_flags looks for overrides
-    with flagsaver.flagsaver():  # which it defines for everyone
-        assert values(sys.argv) == ["main"]
-        assert values.workdir and values.config.dataset.name
+    assert values(sys.argv) == ["main"]
+    assert values.workdir and values.config.dataset.name
 
 
 @pytest.mark.parametrize("block", blocks("bash"))
