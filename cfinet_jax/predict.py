@@ -125,7 +125,10 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.Path, output:
     """
     files = [file for file in find_pictures(images) if output not in file.parents]  # not an earlier run's overlays
     model = Model(*open_trained(workdir, config))
-    (output / "overlays").mkdir(parents=True, exist_ok=True)
+    try:
+        (output / "overlays").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror}): choose another --output.") from error
     progress = Progress("Predicting", sum(len(model.windows_in(upright_size(file))) for file in files), unit="windows")
     broken: list[str] = []
 

@@ -19,7 +19,6 @@ from configs import sodad
 OWN_DATA = {
     "dataset.name": "coco",
     "dataset.stored_size": (512, 640),  # at least the largest picture
-    "dataset.image_size": placeholder(tuple),  # None: pictures are not scaled
     "dataset.max_objects": 128,
     "detector.backbone.stride_style": "caffe",
     "optimizer.warmup_images": 800,
@@ -48,12 +47,12 @@ CPU = {
     "detector.imitation.max_exemplars": 4,
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_images": 100,
-    "optimizer.decay_images": (900, 1400),
-    "optimizer.clip_norm": 10.0,
-    "training.images": 1600,
+    "optimizer.decay_images": (900, 1450),
+    "optimizer.clip_norm": 40.0,
+    "training.images": 1650,
     "training.log_every_images": 4,
-    "training.checkpoint_every_images": 400,
-    "evaluation.every_images": 400,
+    "training.checkpoint_every_images": 550,
+    "evaluation.every_images": 550,
 }
 MMDETECTION = sodad.FASTER_RCNN | {
     "dataset.stored_size": (640, 640),
@@ -75,6 +74,7 @@ VARIANTS = {
 def get_config(variants: str = "") -> ConfigDict:
     """The paper's experiment on data of one's own."""
     config = sodad.get_config()
+    config.dataset.image_size = placeholder(tuple)  # None: pictures are not scaled; a new one for every config
     config.update_from_flattened_dict(OWN_DATA)
     for variant in variants.split(","):
         config.update_from_flattened_dict(sodad.choose(VARIANTS, variant))

@@ -16,7 +16,6 @@ SMALLER = {
     "dataset.name": "scenes",
     "dataset.eval_split": "test",
     "dataset.stored_size": (320, 320),
-    "dataset.image_size": placeholder(tuple),
     "dataset.max_objects": 32,
     "dataset.batch_size": 2,
     "dataset.eval_batch_size": 8,
@@ -63,6 +62,7 @@ VARIANTS = {"": {}, "released": sodad.RELEASED, "faster_rcnn": FASTER_RCNN}
 def get_config(variant: str = "") -> ConfigDict:
     """The paper's experiment, made small."""
     config = sodad.get_config()
+    config.dataset.image_size = placeholder(tuple)  # None: pictures are not scaled; a new one for every config
     config.update_from_flattened_dict(SMALLER)
     config.update_from_flattened_dict(sodad.choose(VARIANTS, variant))
     return config

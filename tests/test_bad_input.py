@@ -72,7 +72,11 @@ COMMANDS = {
     "no pictures named": (["--mode=predict", "--output=TMP/out"], "--images is missing: --mode=predict --images="),
     "no place for detections": (["--mode=predict", "--images=TMP"], "--output is missing: --mode=predict"),
     "pictures for training": (["--images=TMP"], "--images belongs to --mode=predict"),
-    "nothing to predict with": (["--mode=predict", "--images=TMP", "--output=TMP/out"], "No run in TMP/run: train"),
+    "no pictures there": (["--mode=predict", "--images=TMP", "--output=TMP/out"], "No pictures at TMP: give a picture"),
+    "nothing to predict with": (
+        ["--mode=predict", "--images=TMP/precious.txt", "--output=TMP/out"],
+        "No run in TMP/run: train or evaluate first",
+    ),
     "nothing to evaluate": (["--mode=evaluate", "--workdir=TMP/absent"], "No checkpoint in TMP/absent: train first"),
     "picture too large": (["--config.dataset.stored_size=(300, 320)"], "raise dataset.stored_size"),
 }
@@ -95,7 +99,7 @@ def state():
 @pytest.fixture
 def quick(monkeypatch, state) -> None:
     """Runs begin with the state that has been made."""
-    monkeypatch.setattr(train_state, "create_state", lambda *_: jax.tree.map(jnp.copy, state))
+    monkeypatch.setattr(train_state, "create_state", lambda *_, **__: jax.tree.map(jnp.copy, state))
 
 
 @pytest.fixture
@@ -149,7 +153,7 @@ def test_a_workdir_of_another_model(trained, tiny_scenes, quick, change, fragmen
 
 def test_evaluation_of_another_model(trained, tiny_scenes, monkeypatch, state):
     wider = dataclasses.replace(state, params=jax.tree.map(lambda x: jnp.zeros((*x.shape, 2)), state.params))
-    monkeypatch.setattr(train_state, "create_state", lambda *_: wider)
+    monkeypatch.setattr(train_state, "create_state", lambda *_, **__: wider)
     before = snapshot(trained[0])
     ended = tiny.call_main(*tiny.arguments(tiny_scenes, trained[0]), "--mode=evaluate")
     check_refusal(ended, "another model")

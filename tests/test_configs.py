@@ -109,6 +109,15 @@ def test_every_experiment_has_a_state(module, variant):
     assert ("imitation" in state.params) == (state.memory is not None) == config.detector.imitation.enabled
 
 
+@pytest.mark.parametrize("module", [sodad, scenes, coco])
+def test_configs_share_nothing(module):
+    changed, before = module.get_config(), module.get_config().to_json()
+    changed.dataset.image_size, changed.optimizer.clip_norm, changed.training.pretrained = (96, 64), 1.5, "other.npz"
+    changed.detector.proposal_network.coarse_to_fine.assign_modes.paper.base = 0.9
+    changed.detector.proposal_network.rpn.proposals.test.candidates = 3
+    assert module.get_config().to_json() == before
+
+
 def test_variants_of_own_data_can_be_joined():
     config = coco.get_config("released,cpu")
     assert config.detector.imitation.reweight and config.detector.neck.channels == 64

@@ -50,7 +50,7 @@ def test_a_mistake_of_the_users_is_one_line(monkeypatch, tmp_path):
     def refuse(*_):
         raise UserError("Change this.")
 
-    monkeypatch.setitem(main.MODES, "train", refuse)
+    monkeypatch.setattr("cfinet_jax.train.train", refuse)
     assert tiny.call_main(*tiny.arguments(tmp_path, tmp_path)) == (2, "", "cfinet_jax: Change this.\n")
 
 
@@ -58,14 +58,14 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
     def fail(*_):
         raise ValueError("wrong shape")
 
-    monkeypatch.setitem(main.MODES, "train", fail)
+    monkeypatch.setattr("cfinet_jax.train.train", fail)
     with pytest.raises(ValueError, match="wrong shape"):
         tiny.call_main(*tiny.arguments(tmp_path, tmp_path))
 
 
 def test_settings_reach_the_mode(monkeypatch, tmp_path):
     received = []
-    monkeypatch.setitem(main.MODES, "evaluate", lambda *arguments: received.append(arguments))
+    monkeypatch.setattr("cfinet_jax.evaluate.evaluate", lambda *arguments: received.append(arguments))
     changes = ("--config.training.images=24", "--config.dataset.image_size=(96, 64)", "--config.detector.neck.levels=5")
     status, _, _ = tiny.call_main(*tiny.arguments("data", tmp_path), "--mode=evaluate", *changes)
     (config, workdir) = received[0]

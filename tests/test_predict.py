@@ -165,6 +165,13 @@ def test_what_cannot_be_read_is_named(predicted):
         assert f"Left out: image {folder / name} cannot be decoded" in said
 
 
+def test_an_output_that_cannot_be_written_is_refused(trained, predicted, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = ("--mode=predict", f"--images={predicted[0]}", f"--output={tmp_path / 'file' / 'out'}")
+    status, _, errors = tiny.call_main(*tiny.arguments("absent", trained[0]), *arguments)
+    assert status == 2 and "choose another --output" in errors and len(errors.splitlines()) == 1
+
+
 def test_where_nothing_can_be_read_it_says_so(trained, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     arguments = ("--mode=predict", f"--images={tmp_path}", f"--output={tmp_path / 'out'}")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cfinet_jax import checkpoint, main
+from cfinet_jax import checkpoint
+from cfinet_jax.evaluate import evaluate
 from cfinet_jax.run import create_run
 from cfinet_jax.train import train
 from configs import scenes
@@ -123,5 +124,5 @@ def test_evaluation_finds_the_checkpoint_again(corners, tmp_path, capsys):
     config = scenes.get_config()
     config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners, "training.images": 8})
     trained = train(config, epath.Path(tmp_path))
-    assert main.MODES["evaluate"](config, epath.Path(tmp_path)) == trained
+    assert evaluate(config, epath.Path(tmp_path)) == trained
     assert "boxes" in capsys.readouterr().out
