@@ -82,18 +82,24 @@ def trained_variables(
 
 def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
     """A checkpoint is read as the model it was trained as; how many detections are kept, and of what, may change."""
-    trained = json.loads((workdir / "settings.json").read_text())["config"]
-    before, now = (
-        {"dataset": {key: c["dataset"][key] for key in ("mean", "std")}, "detector": c["detector"]}
-        for c in (trained, json.loads(config.to_json()))
-    )
-    before, now = flatten(before), flatten(now)
+    path = workdir / "settings.json"
+    try:
+        before = of_model(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is missing or damaged, so the model is unknown: choose another --workdir.") from error
+    now = of_model(json.loads(config.to_json()))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not FREE.search(key):
             raise UserError(
                 f"{workdir} was trained with {key} = {before.get(key)!r}, which is {now.get(key)!r} now: give the same "
                 "--config."
             )
+
+
+def of_model(settings: dict) -> dict[str, Any]:
+    """What makes a model, of the settings of a run."""
+    pictures = {key: settings["dataset"][key] for key in ("mean", "std")}
+    return flatten({"dataset": pictures, "detector": settings["detector"]})
 
 
 def state_shapes(config: ConfigDict, detector: Detector) -> TrainState:
