@@ -163,11 +163,12 @@ def shorten(names: Sequence[str], most: int = 3) -> str:
 def tell(published: Published, source: str, taken: Collection[str], at_random: Collection[str]) -> str:
     """What went where, a line for each part; then what stayed at random and what of the file was not used."""
     lines = [f"Weights of {source} ({published.kind} names):"]
-    for part, names in by_part(taken).items():
+    parts = by_part(taken)
+    for part, names in parts.items():
         numbers = sum(published.arrays[name].size for name in names)
         lines.append(f"  {part}: {len(names):,} arrays, {numbers:,} numbers")
     for part, names in by_part(at_random).items():
-        which = f" ({', '.join(names)})" if part in by_part(taken) else ""
+        which = f" ({', '.join(names)})" if part in parts else ""
         lines.append(f"  {part}: {len(names):,} arrays as initialised{which}")
     if published.stride_style is None:
         lines.append("  It does not say its stride style: taken for the model's.")
