@@ -16,6 +16,7 @@ from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
 from cfinet_jax.models.resnet import ResNet
 from cfinet_jax.models.roi_head import RoiHead
 from cfinet_jax.ops import exemplar_memory
+from cfinet_jax.ops.imitation import QUALITIES
 from cfinet_jax.structures import Batch, Detections, ExemplarMemory, Exemplars, Priorities, Term
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -127,6 +128,8 @@ def build_detector(settings: Any, classes: int) -> Detector:
     check_choice("detector.proposal_network.name", name, PROPOSAL_NETWORKS)
     if "assign" in network[name]:
         check_choice(f"detector.proposal_network.{name}.assign", network[name]["assign"], network[name]["assign_modes"])
+    if enabled:
+        check_choice("detector.imitation.quality", imitation.get("quality"), QUALITIES)
     common = {"ignore_overlap": settings["ignore_overlap"]}
     return Detector(
         backbone=build(ResNet, "backbone", settings["backbone"]),

@@ -47,7 +47,7 @@ class Compress(nn.Module):
 class FeatureImitation(nn.Module):
     """Embeds regions, grades objects, and pulls each towards exemplars of its class."""
 
-    quality: Literal["paper", "released"]
+    quality: str  # a row of `ops.imitation.QUALITIES`
     negatives: Literal["paper", "image"]
     quality_weights: tuple[float, float, float]
     reweight: bool
