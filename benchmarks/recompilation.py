@@ -21,7 +21,7 @@ from etils import epath
 
 from benchmarks import tables
 from cfinet_jax import checkpoint, dataset, evaluate, mesh
-from cfinet_jax.train import train
+from cfinet_jax.training import train
 from tests import tiny
 
 

@@ -1,15 +1,16 @@
 """CFINet in JAX: a two-stage detector for objects of 8 to 32 pixels.
 
-`cfinet_jax.load(workdir).predict(pictures)` detects, `cfinet_jax.train.train(config, workdir)` trains.
+`cfinet_jax.train(config, workdir)` trains, `cfinet_jax.load(workdir).predict(pictures)` detects.
 """
 
+import importlib
 from typing import Any
+
+HOMES = {"load": "cfinet_jax.predict", "train": "cfinet_jax.training"}
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, which is imported when it is asked for: JAX reads its environment at import."""
-    if name != "load":
+    """What `HOMES` lists, imported when it is asked for: JAX reads its environment at import."""
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cfinet_jax.predict import load
-
-    return load
+    return getattr(importlib.import_module(HOMES[name]), name)

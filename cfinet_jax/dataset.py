@@ -15,11 +15,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
+from cfinet_jax import own_data
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
 from cfinet_jax.structures import Batch, GroundTruth
 
-PREPARE_ARGUMENTS = {"scenes": "scenes", "coco": "coco --source=IMAGES --annotations SPLIT=JSON"}
+PREPARE_ARGUMENTS = {"scenes": "scenes", "coco": "coco --source=FOLDER"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,27 +36,67 @@ class Prepared:
         return len(self.source)
 
     @functools.cached_property
+    def largest_picture(self) -> tuple[int, int]:
+        """The largest height and the largest width, in pixels; every record is read where the account lacks them."""
+        if "largest_picture" in self.account:
+            return tuple(self.account["largest_picture"])
+        sizes = [(int(record["height"]), int(record["width"])) for record in self.source]
+        return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+    @functools.cached_property
+    def most_objects(self) -> int:
+        """The most objects and regions of a picture; every record is read where the account lacks them."""
+        if "most_objects" in self.account:
+            return self.account["most_objects"]
+        return max(len(record["objects"]["label"]) for record in self.source)
+
+    @functools.cached_property
     def coco(self) -> dict[str, list[dict[str, Any]]]:
         """`coco_ground_truth`, read once: every record is."""
         return coco_ground_truth(self)
 
 
 def open_dataset(settings: ConfigDict, split: str) -> Prepared:
-    """Open a split of the data set `settings.name` under `settings.data_dir`.
+    """Open a split of the data set `settings.name` under `settings.data_dir`; `settings.source` is prepared first.
 
     Raises:
-      UserError: it is not prepared, has no such split, or has lost a file of it.
+      UserError: it is not prepared, has no such split, has lost a file of it, or comes from another source.
     """
-    versions = [file.parent for file in epath.Path(settings.data_dir, settings.name).glob("*/dataset_info.json")]
-    if not versions:
-        missing = f"coco --name={settings.name} --source=IMAGES --annotations SPLIT=JSON"
-        arguments = PREPARE_ARGUMENTS.get(settings.name, missing)
+    return _open(open_directory(settings), split)
+
+
+def open_splits(settings: ConfigDict) -> list[Prepared]:
+    """Open every split of a data set, as `open_dataset` does."""
+    builder = open_directory(settings)
+    return [_open(builder, split) for split in builder.info.splits]
+
+
+def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
+    """The newest version of a data set, whole; prepared now if it is not there and `settings.source` is."""
+    folder = prepared_folder(settings)
+    if folder is None and settings.source is not None:
+        own_data.prepare(settings)
+        folder = prepared_folder(settings)
+    if folder is None:
+        arguments = PREPARE_ARGUMENTS.get(settings.name, f"own --name={settings.name} --source=FOLDER")
         raise UserError(
             f"data set '{settings.name}' is not prepared in {settings.data_dir}: "
-            f"run `python data/prepare.py {arguments} --data_dir={settings.data_dir}`"
+            f"run `python data/prepare.py {arguments} --data_dir={settings.data_dir}`, "
+            "or name the folder of your data with --config.dataset.source=FOLDER"
         )
-    folder = max(versions, key=lambda version: tfds.core.Version(version.name))
     builder = tfds.builder_from_directory(folder)
+    own_data.check_origin(builder.info.metadata, settings, folder)
+    return builder
+
+
+def prepared_folder(settings: ConfigDict) -> epath.Path | None:
+    """The newest version of a data set, or None."""
+    versions = [file.parent for file in epath.Path(settings.data_dir, settings.name).glob("*/dataset_info.json")]
+    return max(versions, key=lambda version: tfds.core.Version(version.name), default=None)
+
+
+def _open(builder: tfds.core.DatasetBuilder, split: str) -> Prepared:
+    folder = epath.Path(builder.data_path)
     if split not in builder.info.splits:
         raise UserError(f"data set {folder} has no split '{split}': choose one of {', '.join(builder.info.splits)}")
     for file in builder.info.splits[split].filepaths:

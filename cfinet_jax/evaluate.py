@@ -1,4 +1,4 @@
-"""Detect over a prepared split, score, and leave metrics, detections and overlays."""
+"""Detect over a prepared split, score, and leave metrics, detections and a report."""
 
 import json
 from collections.abc import Callable
@@ -9,14 +9,15 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import dataset, mesh, report
-from cfinet_jax.errors import UserError
+from cfinet_jax import dataset, mesh
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import coco_results
 from cfinet_jax.metrics.score import score
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.progress import Progress
-from cfinet_jax.run import check_batches, check_values
+from cfinet_jax.report.tables import table
+from cfinet_jax.report.write import write_report
+from cfinet_jax.run import check_batches, check_values, discover_sizes
 from cfinet_jax.run_log import write_settings
 from cfinet_jax.structures import Batch, Detections
 from cfinet_jax.trained import detection, trained_variables
@@ -53,33 +54,19 @@ def score_split(results: list[dict], prepared: dataset.Prepared, protocol: str) 
 
 
 def write_results(
-    workdir: epath.Path, metrics: dict, results: list[dict], prepared: dataset.Prepared, settings: ConfigDict
+    workdir: epath.Path, metrics: dict, results: list[dict], prepared: dataset.Prepared, config: ConfigDict
 ) -> None:
-    """Leaves `metrics.json`, `detections.json`, `metrics.md`, overlays and the learning curve in the workdir."""
+    """Leaves `metrics.json`, `detections.json` and `metrics.md` in the workdir, then the report made of them."""
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1))
     (workdir / "detections.json").write_text(json.dumps(results))
-    (workdir / "metrics.md").write_text(report.table(metrics))
-    if (workdir / "metrics.jsonl").exists():
-        try:
-            report.learning_curve(str(workdir / "metrics.jsonl"), str(workdir / "learning_curve.png"))
-        except UserError as error:  # a run too short to have logged a step has results all the same
-            print(f"No learning curve: {error}.")
-
-    pictures = []
-    for record in np.linspace(0, len(prepared) - 1, min(settings.overlays, len(prepared))).astype(int):
-        image, image_id, name = dataset.picture(prepared, int(record))
-        of_image = [
-            [entry for entry in entries if entry["image_id"] == image_id]
-            for entries in (results, prepared.coco["annotations"])
-        ]
-        pictures.append((epath.Path(name).stem, image, *of_image))
-    classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
-    report.write_overlays(str(workdir / "overlays"), pictures, classes, settings.overlay_min_score)
+    (workdir / "metrics.md").write_text(table(metrics))
+    write_report(workdir, metrics, results, prepared, config)
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     """Scores what `trained_variables` finds on `dataset.eval_split` and writes the results into the workdir."""
     over = mesh.make_mesh()
+    config = discover_sizes(config)
     check_values(config)
     check_batches(config, over.size)
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
@@ -90,6 +77,6 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
         write_settings(config, workdir, prepared.classes, prepared.category_ids)
     results = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config.dataset, over)
     metrics = score_split(results, prepared, config.evaluation.protocol)
-    write_results(workdir, metrics, results, prepared, config.evaluation)
-    print(report.table(metrics))
+    write_results(workdir, metrics, results, prepared, config)
+    print(table(metrics))
     return metrics

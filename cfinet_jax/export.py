@@ -69,7 +69,7 @@ weights they started from apply.
 
 def export(config: ConfigDict, workdir: epath.Path) -> None:
     """Writes `export/` into the workdir: `detector.stablehlo`, `weights.safetensors` and the model card."""
-    trained, _ = open_trained(workdir, config)
+    trained, config = open_trained(workdir, config)
     weights = {name: np.asarray(leaf) for name, leaf in pretrained.named(trained.variables).items()}
     inputs = batch_shapes(config.dataset)
     print(f"Exporting for {', '.join(PLATFORMS)}: batches of {inputs[0].shape}.", flush=True)

@@ -5,12 +5,15 @@ from functools import partial
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.ops import preprocess
 from cfinet_jax.structures import Batch
 
 MULTIPLE = 32  # the coarsest stride of C2..C5
+SIZES = ("stored_size", "max_objects")  # what a config may leave to the data, by None
+OBJECTS_MULTIPLE, FEWEST_OBJECTS = 16, 32  # data that grow a little find their compiled program again
 
 
 def input_shape(settings: Any) -> tuple[int, int]:
@@ -25,6 +28,20 @@ def input_shape(settings: Any) -> tuple[int, int]:
             raise UserError(f'dataset.{name} is {size}: give height and width, --config.dataset.{name}="(512, 640)".')
     height, width = settings.image_size or settings.stored_size
     return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
+
+
+def room_for(picture: tuple[int, int], objects: int) -> dict[str, Any]:
+    """The `SIZES` that hold a picture of (height, width) with that many objects."""
+    height, width = (-(-side // MULTIPLE) * MULTIPLE for side in picture)
+    most = max(-(-objects // OBJECTS_MULTIPLE) * OBJECTS_MULTIPLE, FEWEST_OBJECTS)
+    return {"stored_size": (height, width), "max_objects": most}
+
+
+def with_sizes(config: ConfigDict, **sizes: Any) -> ConfigDict:
+    """A copy of a config whose `SIZES` have the given values where they are left open."""
+    filled = config.copy_and_resolve_references()
+    filled.dataset.update({key: value for key, value in sizes.items() if filled.dataset[key] is None})
+    return filled
 
 
 def preparation(settings: Any) -> Callable[[Batch, jax.Array], Batch]:

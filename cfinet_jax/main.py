@@ -13,7 +13,13 @@ from ml_collections import config_flags
 
 from cfinet_jax.errors import UserError
 
-MODES = ("train", "evaluate", "export", "predict")
+MODES = {  # and the module of each, which has a function of the name
+    "train": "training",
+    "evaluate": "evaluate",
+    "export": "export",
+    "predict": "predict",
+    "analyse": "analyse",
+}
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE or FILE:VARIANT.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
@@ -31,8 +37,8 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"--{name} is missing: python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes"
             )
-    # Each in a module of its name; only what the mode needs is imported.
-    mode = getattr(importlib.import_module(f"cfinet_jax.{MODE.value}"), MODE.value)
+    # Only what the mode needs is imported.
+    mode = getattr(importlib.import_module(f"cfinet_jax.{MODES[MODE.value]}"), MODE.value)
     mode(CONFIG.value, epath.Path(WORKDIR.value), *places())
 
 

@@ -40,10 +40,11 @@ def files_in(folder: epath.Path) -> Iterator[epath.Path]:
 def upright_size(file: epath.Path) -> tuple[int, int]:
     """Height and width of a picture as it is seen, read from the start of its file; 1 x 1 if it cannot be read."""
     try:
-        with warnings.catch_warnings(), file.open("rb") as encoded, Image.open(encoded) as picture:
-            warnings.simplefilter("ignore")  # of its size: nothing is decoded here
+        # What Pillow warns of, a large size or damage, does no harm here: nothing is decoded.
+        with warnings.catch_warnings(action="ignore"), file.open("rb") as encoded, Image.open(encoded) as picture:
             width, height = picture.size
-            turned = picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+            # Pillow tells the size of a TIFF, and only of a TIFF, as it is seen.
+            turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         return 1, 1
     return (width, height) if turned else (height, width)

@@ -12,12 +12,12 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from cfinet_jax import report
 from cfinet_jax.errors import UserError
 from cfinet_jax.merging import Found, merge
 from cfinet_jax.metrics.results import coco_results
 from cfinet_jax.pictures import decode_image, find_pictures, upright_size
 from cfinet_jax.progress import Progress
+from cfinet_jax.report.overlays import write_overlays
 from cfinet_jax.slicing import cut_window, window_origins
 from cfinet_jax.structures import without_truth
 from cfinet_jax.trained import Trained, detection, open_trained
@@ -153,7 +153,7 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.Path, output:
         labels = prediction.labels[prediction.scores >= shown]
         counts.append([name, *np.bincount(labels, minlength=len(classes)).tolist()])
         overlay = name.replace("/", "_")  # of equal names in different folders
-        report.write_overlays(str(output / "overlays"), [(overlay, picture, found, [])], classes, shown)
+        write_overlays(str(output / "overlays"), [(overlay, picture, found, [])], classes, shown)
     progress.close()
     for line in broken:
         print(f"Left out: {line}", flush=True)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import dataset, mesh, optimizer, pretrained, train_state
 from cfinet_jax.errors import UserError
-from cfinet_jax.inputs import input_shape
+from cfinet_jax.inputs import SIZES, input_shape, room_for, with_sizes
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.models.resnet import frozen_parts
@@ -39,6 +39,22 @@ class Run:
     detector: Detector
     optimizer: optax.GradientTransformation
     state: TrainState
+
+
+def discover_sizes(config: ConfigDict) -> ConfigDict:
+    """The config with room for every picture and object of its data set, where it leaves that open.
+
+    Raises:
+      UserError: the data cannot be opened.
+    """
+    settings = config.dataset
+    if all(settings[key] is not None for key in SIZES):
+        return config
+    splits = dataset.open_splits(settings)  # all of them, so that another `eval_split` is seen at the same size
+    height, width = (max(sides) for sides in zip(*(split.largest_picture for split in splits), strict=True))
+    sizes = room_for((height, width), max(split.most_objects for split in splits))
+    print(", ".join(f"dataset.{key} {sizes[key]}" for key in SIZES if settings[key] is None) + " hold all of it.")
+    return with_sizes(config, **sizes)
 
 
 def create_run(config: ConfigDict) -> Run:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import checkpoint, mesh, optimizer, pretrained, train_state
 from cfinet_jax.errors import UserError
-from cfinet_jax.inputs import input_shape, preparation
+from cfinet_jax.inputs import SIZES, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.run_log import flatten
 from cfinet_jax.structures import Batch, Detections
@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
 
 def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple[Trained, ConfigDict]:
-    """The detector of a workdir and its config, or another one; the data set is not needed.
+    """The detector of a workdir and its config, or another one, with the sizes of the run; the data set is not needed.
 
     Raises:
       UserError: there is no run in the workdir.
@@ -42,7 +42,8 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
     try:
         settings = json.loads((workdir / "settings.json").read_text())
         classes, category_ids = tuple(settings["classes"]), tuple(settings["category_ids"])
-        used = ConfigDict(with_tuples(settings["config"])) if config is None else config
+        recorded = ConfigDict(with_tuples(settings["config"]))
+        used = recorded if config is None else with_sizes(config, **{key: recorded["dataset"][key] for key in SIZES})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir."

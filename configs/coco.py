@@ -1,9 +1,8 @@
-"""CFINet on your own pictures: any COCO-format JSON and a folder of images.
+"""CFINet on your own pictures: a folder as YOLO has it, or COCO's JSON files and their images.
 
-Prepare:   python data/prepare.py coco --name=NAME --source=FOLDER --data_dir=prepared
-               --annotations train=TRAIN.json,IMAGES --annotations val=VAL.json,IMAGES
 Command:   python -m cfinet_jax.main --config=configs/coco.py --workdir=runs/NAME --config.dataset.name=NAME
-               --config.dataset.stored_size="(512, 640)" --config.training.pretrained=resnet50.npz
+               --config.dataset.source=FOLDER --config.training.pretrained=resnet50.npz
+Advice:    the same with --mode=analyse: what the data look like, and which settings to change
 Variants:  released, faster_rcnn   as in sodad.py
            mmdetection             Faster R-CNN R-50-FPN as mmdetection publishes it for COCO: detect or go on with it
            cpu                     thinner and shorter, for two cores; joined by a comma: coco.py:released,cpu
@@ -18,8 +17,6 @@ from configs import sodad
 
 OWN_DATA = {
     "dataset.name": "coco",
-    "dataset.stored_size": (512, 640),  # at least the largest picture
-    "dataset.max_objects": 128,
     "detector.backbone.stride_style": "caffe",
     "optimizer.warmup_images": 800,
     "optimizer.decay_images": (8 * 620, 11 * 620),
@@ -55,7 +52,6 @@ CPU = {
     "evaluation.every_images": 550,
 }
 MMDETECTION = sodad.FASTER_RCNN | {
-    "dataset.stored_size": (640, 640),
     "dataset.image_size": (800, 1333),
     "detector.backbone.stride_style": "pytorch",
     "detector.proposal_network.rpn.anchor_scale": 8.0,
@@ -74,7 +70,10 @@ VARIANTS = {
 def get_config(variants: str = "") -> ConfigDict:
     """The paper's experiment on data of one's own."""
     config = sodad.get_config()
-    config.dataset.image_size = placeholder(tuple)  # None: pictures are not scaled; a new one for every config
+    # None, and a new one for every config: pictures are not scaled, and the data say how large and how full they are.
+    config.dataset.image_size = placeholder(tuple)
+    config.dataset.stored_size = placeholder(tuple)
+    config.dataset.max_objects = placeholder(int)
     config.update_from_flattened_dict(OWN_DATA)
     for variant in variants.split(","):
         config.update_from_flattened_dict(sodad.choose(VARIANTS, variant))

@@ -46,6 +46,8 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "name": "sodad",
             "data_dir": "prepared",
+            "source": placeholder(str),  # a folder from which the data set is prepared when it is first opened
+            "annotations": placeholder(str),  # which of its files: "train=a.json,images val=b.json,images"
             "train_split": "train",
             "eval_split": "val",
             "stored_size": (800, 800),  # height, width to which the host pads what it decodes
@@ -195,8 +197,8 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "protocol": "soda_d",
             "every_images": 12 * 58_023,
-            "overlays": 8,
-            "overlay_min_score": 0.3,
+            "overlays": 9,  # pictures in the report: a third each of the best, typical and worst images
+            "overlay_min_score": 0.3,  # of what the report draws and counts as mistakes
         }
     )
     config.prediction = ConfigDict(

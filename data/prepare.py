@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,8 +13,11 @@ from etils import epath
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
 from cfinet_jax.errors import UserError  # noqa: E402
+from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
+from data.coco.layout import read_found, read_named  # noqa: E402
 from data.scenes.scenes_dataset_builder import Builder as ScenesBuilder  # noqa: E402
+from data.yolo.labels import read_yolo  # noqa: E402
 
 
 def scenes(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
@@ -23,12 +28,12 @@ def scenes(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
 
 
 def coco(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
-    """The builder of a data set described by COCO JSON files."""
-    if not (arguments.source and arguments.annotations):
-        raise UserError("coco needs --source=IMAGES and, for every split, --annotations SPLIT=JSON[,IMAGES]")
+    """The builder of a data set described by COCO JSON files, which are found where they are not named."""
+    if not arguments.source:
+        raise UserError(f"{arguments.dataset} needs --source=FOLDER, the folder of the data set")
     source = epath.Path(arguments.source).resolve()
     annotations = {}
-    for entry in arguments.annotations:
+    for entry in arguments.annotations or ():
         split, _, paths = entry.partition("=")
         path, _, folder = paths.partition(",")
         if not (split.isidentifier() and path):
@@ -36,10 +41,33 @@ def coco(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
         if split in annotations:
             raise UserError(f"--annotations names the split '{split}' twice: give every split one JSON file")
         annotations[split] = (source / path, source / folder if folder else source)
-    return CocoBuilder(annotations=annotations, name=arguments.name or "coco", data_dir=arguments.data_dir)
+    return own_builder(arguments, partial(read_named, annotations) if annotations else partial(read_found, source))
 
 
-BUILDERS = {"scenes": scenes, "coco": coco}
+def yolo(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
+    """The builder of a data set described by `data.yaml` and label files."""
+    if not arguments.source or arguments.annotations:
+        raise UserError("yolo needs --source=FOLDER, the folder of data.yaml, and no --annotations")
+    return own_builder(arguments, partial(read_yolo, epath.Path(arguments.source).resolve()))
+
+
+def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
+    """The builder of a folder that describes itself in either way."""
+    found = arguments.source and not arguments.annotations and (epath.Path(arguments.source) / "data.yaml").exists()
+    return (yolo if found else coco)(arguments)
+
+
+def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, Split]]) -> tfds.core.DatasetBuilder:
+    """The builder of what `read` reads; the data set keeps where it came from."""
+    origin = {
+        "source": str(epath.Path(arguments.source).resolve()),
+        "annotations": " ".join(arguments.annotations or ()),
+    }
+    name = arguments.name or arguments.dataset
+    return CocoBuilder(read=read, origin=origin, name=name, data_dir=arguments.data_dir)
+
+
+BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own}
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -66,9 +94,9 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("dataset", choices=BUILDERS)
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
-    parser.add_argument("--source", help="coco: folder of the images; JSON paths are relative to it")
+    parser.add_argument("--source", help="own data: their folder; the paths of --annotations are relative to it")
     parser.add_argument("--annotations", action="append", metavar="SPLIT=JSON[,IMAGES]", help="coco: once per split")
-    parser.add_argument("--name", help="coco: name of the prepared data set, `coco` if not given")
+    parser.add_argument("--name", help="own data: name of the prepared data set, NAME if not given")
     try:
         arguments = parser.parse_args()
         prepare(BUILDERS[arguments.dataset](arguments))

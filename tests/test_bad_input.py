@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax import dataset, optimizer, train, train_state
+from cfinet_jax import dataset, optimizer, train_state, training
 from cfinet_jax.models.detector import build_detector
 from data import prepare
 from data.scenes.templates import CLASSES
@@ -23,6 +23,8 @@ from tests import tiny
 
 SIDE = 320  # pixels of the pictures, as those of the scenes
 CAFFE = "--config.detector.backbone.stride_style=caffe"
+
+OWN = ("--config.dataset.name=mine", "--config.dataset.data_dir=TMP/prepared")
 
 # Arguments after those of a sound run, in which TMP stands for a folder, and a part of the line.
 COMMANDS = {
@@ -39,9 +41,9 @@ COMMANDS = {
     "value missing": (["--config.training.images"], "Missing value for flag --config.training.images"),
     "unknown flag": (["--workdri=x"], "Did you mean: workdir"),
     "stray argument": (["seed=3"], "'seed=3': settings are given as --config.key=value"),
-    "unknown mode": (["--mode=tain"], "should be one of <train|evaluate|export|predict>"),
+    "unknown mode": (["--mode=tain"], "should be one of <train|evaluate|export|predict|analyse>"),
     "scenes not prepared": (["--config.dataset.data_dir=TMP"], "`python data/prepare.py scenes --data_dir=TMP`"),
-    "own data not prepared": (["--config.dataset.name=mine"], "`python data/prepare.py coco --name=mine --source="),
+    "own data not prepared": (["--config.dataset.name=mine"], "`python data/prepare.py own --name=mine --source="),
     "unknown split": (["--config.dataset.eval_split=dev"], "no split 'dev': choose one of train, val, test"),
     "no batch": (["--config.dataset.batch_size=0"], "dataset.batch_size is 0: make it at least 1"),
     "batch and devices": (["--config.dataset.batch_size=12"], "make it a multiple of 8 (8 devices x 1 micro-batches)"),
@@ -79,6 +81,41 @@ COMMANDS = {
     ),
     "nothing to evaluate": (["--mode=evaluate", "--workdir=TMP/absent"], "No checkpoint in TMP/absent: train first"),
     "picture too large": (["--config.dataset.stored_size=(300, 320)"], "raise dataset.stored_size"),
+    "no objects": (["--config.dataset.max_objects=0"], "dataset.max_objects is 0: make it at least 1"),
+    "source missing": (
+        [*OWN, "--config.dataset.source=TMP/absent"],
+        "--source TMP/absent is no folder: give the folder",
+    ),
+    "source without annotations": (
+        [*OWN, "--config.dataset.source=TMP"],
+        "TMP holds neither data.yaml (YOLO) nor COCO",
+    ),
+    "source with annotations that are not": (
+        [*OWN, "--config.dataset.source=TMP", "--config.dataset.annotations=train.json"],
+        "--annotations train.json must look like SPLIT=JSON or SPLIT=JSON,IMAGES",
+    ),
+    "source with one split twice": (
+        [*OWN, "--config.dataset.source=TMP", "--config.dataset.annotations=val=a.json val=b.json"],
+        "--annotations names the split 'val' twice",
+    ),
+    "source with annotations missing": (
+        [*OWN, "--config.dataset.source=TMP", "--config.dataset.annotations=train=a.json val=b.json"],
+        "annotation file TMP/a.json cannot be read",
+    ),
+    "source with a name that is none": (
+        [*OWN, "--config.dataset.source=TMP", "--config.dataset.name=My data"],
+        "'My data' cannot name a data set",
+    ),
+    "source and a file for the data": (
+        [*OWN, "--config.dataset.source=TMP", "--config.dataset.data_dir=TMP/precious.txt"],
+        "choose another --data_dir",
+    ),
+    "another source": (
+        ["--config.dataset.source=TMP"],
+        "was prepared from something else, not from TMP: delete this folder to prepare it again",
+    ),
+    "nothing to analyse": (["--mode=analyse", "--config.dataset.data_dir=TMP"], "is not prepared in TMP"),
+    "pictures to analyse": (["--mode=analyse", "--images=TMP"], "--images belongs to --mode=predict"),
 }
 
 
@@ -193,7 +230,7 @@ class NotFinite:
 
 @pytest.mark.parametrize("reaction", ["stop", "skip"])
 def test_a_loss_that_is_not_finite(monkeypatch, tiny_scenes, folder, quick, reaction):
-    monkeypatch.setattr(train, "make_step", lambda *_: NotFinite())
+    monkeypatch.setattr(training, "make_step", lambda *_: NotFinite())
     monkeypatch.setattr("cfinet_jax.evaluate.detect_split", lambda *_: [])
     arguments = (*tiny.arguments(tiny_scenes, folder), f"--config.training.on_nonfinite={reaction}")
     status, output, errors = ended = tiny.call_main(*arguments)
@@ -276,7 +313,13 @@ def test_annotation_files(row, pictures):
     [
         (["coco"], "required: --data_dir; see --help"),
         (["cocoa", "--data_dir=TMP"], "invalid choice: 'cocoa'"),
-        (["coco", "--data_dir=TMP"], "coco needs --source=IMAGES"),
+        (["coco", "--data_dir=TMP"], "coco needs --source=FOLDER"),
+        (["own", "--data_dir=TMP"], "own needs --source=FOLDER"),
+        (["yolo", "--data_dir=TMP"], "yolo needs --source=FOLDER, the folder of data.yaml"),
+        (["yolo", "--data_dir=TMP", "--source=TMP", "--annotations=train=a"], "and no --annotations"),
+        (["yolo", "--data_dir=TMP/prepared", "--source=TMP"], "TMP/data.yaml cannot be read"),
+        (["own", "--data_dir=TMP/prepared", "--source=TMP"], "holds neither data.yaml (YOLO) nor COCO files"),
+        (["coco", "--data_dir=TMP/prepared", "--source=TMP/absent"], "is no folder"),
         (["coco", "--data_dir=TMP", "--source=TMP", "--annotations=own.json"], "must look like SPLIT=JSON"),
         (["coco", "--data_dir=TMP", "--source=TMP", "--annotations=train=no.json"], "cannot be read"),
         (["coco", "--data_dir=TMP", "--source=TMP", "--annotations=a=b", "--annotations=a=c"], "'a' twice"),
@@ -288,7 +331,7 @@ def test_annotation_files(row, pictures):
 def test_preparation_commands(arguments, fragment, folder):
     before = snapshot(folder)
     status, _, errors = call_prepare(*(argument.replace("TMP", str(folder)) for argument in arguments))
-    assert status == 2 and len(errors.splitlines()) == 1 and fragment in errors
+    assert status == 2 and len(errors.splitlines()) == 1 and fragment.replace("TMP", str(folder)) in errors
     assert snapshot(folder) == before
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import optimizer, train_state
 from cfinet_jax.errors import UserError
-from cfinet_jax.inputs import input_shape
+from cfinet_jax.inputs import input_shape, with_sizes
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.fpn import FPN
@@ -95,7 +95,7 @@ def entry(config: ConfigDict, path: str) -> Any:
 
 @pytest.mark.parametrize(("module", "variant"), EXPERIMENTS, ids=lambda x: getattr(x, "__name__", x or "default"))
 def test_every_experiment_has_a_state(module, variant):
-    config = module.get_config(variant)
+    config = with_sizes(module.get_config(variant), stored_size=(512, 640), max_objects=64)  # left to the data by some
     assert config.is_locked
     check_values(config)
     check_batches(config, 1)
@@ -113,6 +113,7 @@ def test_every_experiment_has_a_state(module, variant):
 def test_configs_share_nothing(module):
     changed, before = module.get_config(), module.get_config().to_json()
     changed.dataset.image_size, changed.optimizer.clip_norm, changed.training.pretrained = (96, 64), 1.5, "other.npz"
+    changed.dataset.update(stored_size=(32, 64), max_objects=3, source="folder", annotations="train=a.json")
     changed.detector.proposal_network.coarse_to_fine.assign_modes.paper.base = 0.9
     changed.detector.proposal_network.rpn.proposals.test.candidates = 3
     assert module.get_config().to_json() == before

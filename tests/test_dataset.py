@@ -1,6 +1,7 @@
 """Reading prepared data: shuffling, sharding, resuming, padding, and what is said when something is wrong."""
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,16 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax.dataset import Prepared, coco_ground_truth, eval_batches, open_dataset, train_batches
+from cfinet_jax import trained
+from cfinet_jax.dataset import Prepared, coco_ground_truth, eval_batches, open_dataset, open_splits, train_batches
 from cfinet_jax.errors import UserError
+from cfinet_jax.inputs import room_for, with_sizes
+from cfinet_jax.run import discover_sizes
+from cfinet_jax.run_log import write_settings
+from configs import coco
 from data.scenes.render import SIZE, render_scene
 from data.scenes.scenes_dataset_builder import Builder
 from data.scenes.templates import CLASSES
@@ -31,6 +38,8 @@ def settings(tmp_path_factory) -> ConfigDict:
     return ConfigDict({
         "name": "scenes",
         "data_dir": str(folder),
+        "source": None,
+        "annotations": None,
         "stored_size": (336, 352),
         "image_size": (640, 512),
         "max_objects": 20,
@@ -180,11 +189,11 @@ def test_ground_truth_in_coco_format(prepared):
 
 
 def test_what_is_not_prepared_is_named_with_its_command(settings, tmp_path):
-    empty = ConfigDict({"name": "scenes", "data_dir": str(tmp_path)})
+    empty = ConfigDict({"name": "scenes", "data_dir": str(tmp_path), "source": None})
     with pytest.raises(UserError, match=f"python data/prepare.py scenes --data_dir={tmp_path}"):
         open_dataset(empty, "train")
-    with pytest.raises(UserError, match="coco --name=mine --source=IMAGES"):
-        open_dataset(ConfigDict({"name": "mine", "data_dir": str(tmp_path)}), "train")
+    with pytest.raises(UserError, match="own --name=mine --source=FOLDER.*--config.dataset.source=FOLDER"):
+        open_dataset(ConfigDict({**empty, "name": "mine"}), "train")
     with pytest.raises(UserError, match="no split 'test': choose one of train, val"):
         open_dataset(settings, "test")
 
@@ -198,3 +207,100 @@ def test_prepare_command(settings, tmp_path):
     assert again.returncode == 0 and "already prepared" in again.stdout
     refused = run("coco", f"--data_dir={tmp_path}")
     assert refused.returncode == 2 and refused.stderr.strip().count("\n") == 0 and "--source" in refused.stderr
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two COCO files with a picture each, of 40 x 60 and of 33 x 90 pixels; the first has two boxes."""
+    for split, size, boxes in (("train", (40, 60), 2), ("val", (33, 90), 0)):
+        cv2.imwrite(str(tmp_path / f"{split}.png"), np.zeros((*size, 3), np.uint8))
+        image = {"id": 1, "file_name": f"{split}.png", "height": size[0], "width": size[1]}
+        box = {"image_id": 1, "category_id": 1, "bbox": [3, 4, 5, 6]}
+        content = {"images": [image], "annotations": [box] * boxes, "categories": [{"id": 1, "name": "car"}]}
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def own(folder: Path, **changes) -> ConfigDict:
+    """The section `dataset` of a config that names the folder as source."""
+    config = coco.get_config()
+    config.dataset.update(name="mine", data_dir=str(folder / "prepared"), source=str(folder), **changes)
+    return config
+
+
+@pytest.mark.parametrize("annotations", [None, "train=train.json val=val.json"])
+def test_data_are_prepared_on_first_use(folder, annotations, capfd):
+    config = own(folder, annotations=annotations)
+    prepared = open_dataset(config.dataset, "train")
+    assert (len(prepared), prepared.classes) == (1, ("car",))
+    assert "train: 1 of 1 images and 2 of 2 annotations kept" in capfd.readouterr().out
+    open_dataset(config.dataset, "val")
+    assert capfd.readouterr().out == ""  # nothing is prepared again
+    with pytest.raises(UserError, match="no split 'test': choose one of train, val"):
+        open_dataset(config.dataset, "test")
+
+    config.dataset.source = None  # as before it was known
+    assert len(open_dataset(config.dataset, "train")) == 1
+    config.dataset.source = str(folder / "prepared")
+    with pytest.raises(UserError, match=f"was prepared from {folder}, not from {folder}/prepared: delete"):
+        open_dataset(config.dataset, "train")
+    config.dataset.update(source=str(folder), annotations="train=val.json val=val.json")
+    with pytest.raises(UserError, match="was prepared from .*, not from train=val.json val=val.json: delete"):
+        open_dataset(config.dataset, "train")
+
+
+def test_what_cannot_be_prepared_is_refused_in_one_line(folder):
+    (folder / "train.json").write_text("{")
+    with pytest.raises(UserError, match="train.json is not JSON") as error:
+        open_dataset(own(folder).dataset, "train")
+    assert "\n" not in str(error.value) and not list((folder / "prepared").glob("mine/*"))
+
+
+def test_only_a_checkout_prepares(folder, monkeypatch):
+    monkeypatch.setattr("cfinet_jax.own_data.SCRIPT", folder / "absent.py")
+    with pytest.raises(UserError, match="work in a checkout"):
+        open_dataset(own(folder).dataset, "train")
+
+
+def test_sizes_left_open_are_those_of_the_data(folder):
+    config = own(folder)
+    found = discover_sizes(config).dataset
+    assert (found.stored_size, found.max_objects) == ((64, 96), 32)
+    assert (config.dataset.stored_size, config.dataset.max_objects) == (None, None)  # a copy was filled
+    config.dataset.max_objects = 7
+    found = discover_sizes(config)
+    assert (found.dataset.stored_size, found.dataset.max_objects) == ((64, 96), 7) and found.is_locked
+    config.dataset.stored_size = (128, 128)
+    assert discover_sizes(config) is config
+
+
+def test_sizes_of_data_prepared_before_they_were_kept(folder):
+    config = own(folder)
+    open_dataset(config.dataset, "train")
+    account = next((folder / "prepared").glob("mine/*/account.json"))
+    kept = json.loads(account.read_text())
+    account.write_text(json.dumps({split: {"problems": {}} for split in kept}))
+    assert discover_sizes(config).dataset.stored_size == (64, 96)
+    account.unlink()
+    train, val = open_splits(config.dataset)
+    assert (train.largest_picture, train.most_objects) == ((40, 60), 2)
+    assert (val.largest_picture, val.most_objects) == ((33, 90), 0)
+
+
+@pytest.mark.parametrize(
+    ("picture", "objects", "sizes"),
+    [((1, 1), 0, ((32, 32), 32)), ((32, 33), 32, ((32, 64), 32)), ((512, 640), 33, ((512, 640), 48))],
+)
+def test_room_is_made_in_steps(picture, objects, sizes):
+    assert tuple(room_for(picture, objects).values()) == sizes
+
+
+def test_a_run_is_opened_with_its_own_sizes(tmp_path, monkeypatch):
+    config = coco.get_config()
+    run = with_sizes(config, stored_size=(64, 96), max_objects=32)
+    write_settings(run, epath.Path(tmp_path), ["car"], [1])
+    monkeypatch.setattr(trained, "trained_variables", lambda used, *_: used.dataset.stored_size)
+    assert trained.open_trained(epath.Path(tmp_path), config)[0].variables == (64, 96)
+    explicit = with_sizes(config, stored_size=(128, 128), max_objects=8)
+    assert trained.open_trained(epath.Path(tmp_path), explicit)[0].variables == (128, 128)
+    assert trained.open_trained(epath.Path(tmp_path))[1].dataset.max_objects == 32

@@ -21,11 +21,15 @@ def test_training_leaves_everything(trained):
     assert {path.name for path in workdir.iterdir()} == {
         "checkpoints",
         "detections.json",
+        "errors.png",
+        "imitation.png",
         "learning_curve.png",
         "metrics.json",
         "metrics.jsonl",
         "metrics.md",
         "overlays",
+        "report.html",
+        "report.md",
         "settings.json",
         "tensorboard",
     }
@@ -50,7 +54,7 @@ def test_a_mistake_of_the_users_is_one_line(monkeypatch, tmp_path):
     def refuse(*_):
         raise UserError("Change this.")
 
-    monkeypatch.setattr("cfinet_jax.train.train", refuse)
+    monkeypatch.setattr("cfinet_jax.training.train", refuse)
     assert tiny.call_main(*tiny.arguments(tmp_path, tmp_path)) == (2, "", "cfinet_jax: Change this.\n")
 
 
@@ -58,7 +62,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
     def fail(*_):
         raise ValueError("wrong shape")
 
-    monkeypatch.setattr("cfinet_jax.train.train", fail)
+    monkeypatch.setattr("cfinet_jax.training.train", fail)
     with pytest.raises(ValueError, match="wrong shape"):
         tiny.call_main(*tiny.arguments(tmp_path, tmp_path))
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 
 def anchor_grid(shape: tuple[int, int], stride: int, scale: float, ratios: Sequence[float]) -> np.ndarray:
@@ -17,3 +18,24 @@ def anchor_grid(shape: tuple[int, int], stride: int, scale: float, ratios: Seque
     y, x = np.meshgrid(np.arange(rows) * stride, np.arange(columns) * stride, indexing="ij")
     centres = np.stack([x, y], -1).astype(np.float32)[:, :, None]
     return np.concatenate([centres - half, centres + half], -1).reshape(-1, 4).astype(np.float32)
+
+
+def best_overlap(
+    boxes: Float[np.ndarray, "n 4"], shape: tuple[int, int], stride: int, scale: float, ratios: Sequence[float]
+) -> Float[np.ndarray, "n"]:
+    """IoU of each box with the best of the anchors that `anchor_grid` makes of these arguments.
+
+    An anchor covers the more of a box the nearer its centre is, along x and along y alike: that of the nearest cell is
+    the best of its shape, so the grid itself is not needed.
+    """
+    rows, columns = shape
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    nearest = np.clip(np.rint(centres / stride), 0, (columns - 1, rows - 1)) * stride
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    best = np.zeros(len(boxes))
+    for ratio in ratios:
+        half = np.array([ratio**-0.5, ratio**0.5]) * scale * stride / 2
+        sides = np.minimum(boxes[:, 2:], nearest + half) - np.maximum(boxes[:, :2], nearest - half)
+        shared = np.prod(np.maximum(sides, 0), axis=1)
+        best = np.maximum(best, shared / (areas + np.prod(2 * half) - shared))
+    return best

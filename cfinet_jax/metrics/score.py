@@ -21,8 +21,9 @@ def score(ground_truth: dict, detections: list[dict], protocol: Protocol) -> dic
 
     Returns fractions, ready for JSON and None where there is no box to find: `protocol`, `AP`, `AP50`, `AP75`,
     `AP_<size>`, `AP50_<size>`, `AR<limit>`, `AR_<size>`; `boxes`, the number to be found in each range; `per_class`,
-    name -> `AP`, `AP50`, `boxes` in the headline range. Annotations of a category called "ignore" are regions of
-    every class where the protocol has crowds, and are left out where it has none (SODA's "wo_ignore" files).
+    name -> `AP`, `AP50`, `boxes` in the headline range and `precision50`, the precision at IoU 0.5 and recall
+    0:.01:1. Annotations of a category called "ignore" are regions of every class where the protocol has crowds, and
+    are left out where it has none (SODA's "wo_ignore" files).
     Raises UserError for a detection or annotation of unknown image or category, and for boxes that are not finite.
     """
     precision, recall, boxes = curves(ground_truth, detections, protocol)
@@ -45,6 +46,7 @@ def score(ground_truth: dict, detections: list[dict], protocol: Protocol) -> dic
                 "AP": _mean(precision[:, :, k, headline]),
                 "AP50": _mean(precision[half, :, k, headline]),
                 "boxes": int(boxes[k, headline]),
+                "precision50": _curve(precision[half, :, k, headline]),
             }
             for k, category in enumerate(_classes(ground_truth))
         },
@@ -169,3 +171,8 @@ def _mean(values: np.ndarray) -> float | None:
     """Over what there is to find."""
     values = values[values > -1]
     return float(values.mean()) if values.size else None
+
+
+def _curve(precision: np.ndarray) -> list[float] | None:
+    """To four digits, which is plenty to draw."""
+    return None if (precision < 0).any() else precision.round(4).tolist()

@@ -36,9 +36,19 @@ def read_split(split: str, path: epath.Path, folder: epath.Path) -> Split:
     Raises:
       UserError: the file is not COCO as a whole, repeats an image id, or leaves nothing to use.
     """
-    coco = load_coco(path)
+    return check_split(split, load_coco(path), path, folder)
+
+
+def check_split(split: str, coco: dict[str, Any], path: epath.Path, folder: epath.Path) -> Split:
+    """Check the content of a COCO file against the images in `folder`; `path` is where it was described.
+
+    Raises:
+      UserError: there is no class, or nothing is left to use.
+    """
     names = {category["id"]: category["name"] for category in coco["categories"]}
     categories = {key: names[key] for key in sorted(names) if names[key].lower() != "ignore"}
+    if not categories:
+        raise UserError(f"annotation file {path} names no class: add at least one")
     labels = {key: ANY_CLASS for key in names} | {key: label for label, key in enumerate(categories)}
     problems: dict[str, list[str]] = defaultdict(list)
     files = {image["id"]: image["file_name"] for image in coco["images"]}
@@ -59,6 +69,8 @@ def read_split(split: str, path: epath.Path, folder: epath.Path) -> Split:
         "images_kept": len(records),
         "annotations": len(coco["annotations"]),
         "annotations_kept": sum(len(each["objects"]["id"]) for each in records),
+        "largest_picture": [max(each[side] for each in records) for side in ("height", "width")],
+        "most_objects": max(len(each["objects"]["id"]) for each in records),
         "problems": dict(problems),
     }
     return Split(records, categories, account)
@@ -84,8 +96,6 @@ def load_coco(path: epath.Path) -> dict[str, Any]:
                     raise UserError(f"annotation file {path} is not COCO: '{name}' is {entry[name]!r} in '{key}'")
         if key != "annotations":
             check_ids(path, key, [entry["id"] for entry in entries])
-    if not any(category["name"].lower() != "ignore" for category in coco["categories"]):
-        raise UserError(f"annotation file {path} names no class: add at least one to 'categories'")
     return coco
 
 
@@ -116,17 +126,19 @@ def group_by_image(
 
 
 def describe(entry: dict[str, Any], file_name: str) -> str:
+    if "label_line" in entry:  # of a YOLO folder, whose annotations have no ids of their own
+        return f"line {entry['label_line']} of the labels of {file_name}"
     return f"annotation {entry.get('id')} of {file_name}"
 
 
 def image_problem(image: dict[str, Any], folder: epath.Path) -> str | None:
     """Why an image cannot be used, or None."""
     path = folder / image["file_name"]
-    if not path.exists():
-        return "image missing, skipped"
     try:
+        if not path.exists():
+            return "image missing, skipped"
         height, width = decode_image(path.read_bytes(), str(path)).shape[:2]
-    except (OSError, UserError):
+    except (OSError, ValueError, UserError):  # a ValueError: no file can have this name
         return "image broken or cut short, skipped"
     if (height, width) != (image["height"], image["width"]):
         return "image of another size than stated, skipped"

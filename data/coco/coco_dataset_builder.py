@@ -1,15 +1,15 @@
-"""Any data set in COCO's format as a TFDS data set that refers to the image files instead of copying them."""
+"""Checked annotations as a TFDS data set that refers to the image files instead of copying them."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from data.coco.annotations import Split, read_split, summary
+from data.coco.annotations import Split, summary
 from data.features import FEATURES
 
 
@@ -18,10 +18,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(
-        self, *, annotations: Mapping[str, tuple[epath.PathLike, epath.PathLike]], name: str = "coco", **arguments
-    ):
-        """Take a (JSON file, image folder) per split; the rest as every TFDS builder does.
+    def __init__(self, *, read: Callable[[], Mapping[str, Split]], origin: Mapping[str, str], name: str, **arguments):
+        """Take the function that reads every split, and what is to be kept of where it reads: `source`, `annotations`.
+
+        The rest as every TFDS builder does.
 
         Raises:
           UserError: the name cannot be that of a data set.
@@ -29,16 +29,17 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise UserError(f"'{name}' cannot name a data set: use small letters, digits and underscores")
         self.name = name
-        self.annotations = {split: tuple(map(epath.Path, paths)) for split, paths in annotations.items()}
+        self.read = read
+        self.origin = dict(origin)
         super().__init__(**arguments)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=FEATURES, metadata=tfds.core.MetadataDict())
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        splits = {split: read_split(split, *paths) for split, paths in self.annotations.items()}
+        splits = self.read()
         categories = check_same_categories(splits)
-        self.info.metadata.update(classes=list(categories.values()), category_ids=list(categories))
+        self.info.metadata.update(self.origin, classes=list(categories.values()), category_ids=list(categories))
         accounts = {split: content.account for split, content in splits.items()}
         (epath.Path(self.data_dir) / "account.json").write_text(json.dumps(accounts, indent=2))
         for split, account in accounts.items():

@@ -1,8 +1,11 @@
 """The anchor grid against the reference's and against a plain loop."""
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from cfinet_jax.boxes.anchors import anchor_grid
+from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes.anchors import anchor_grid, best_overlap
 
 
 def test_grid_agrees_with_the_reference(golden):
@@ -32,3 +35,20 @@ def test_ratio_is_height_over_width_and_area_is_kept():
         (x1, y1, x2, y2) = anchor_grid((1, 1), 16, 2.0, (ratio,))[0]
         np.testing.assert_allclose((y2 - y1) / (x2 - x1), ratio, rtol=1e-5)
         np.testing.assert_allclose((y2 - y1) * (x2 - x1), 32.0**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [4, 16])
+@pytest.mark.parametrize(("scale", "ratios"), [(2.0, (1.0,)), (3.0, (0.5, 1.0, 2.0)), (0.7, (4.0,))])
+def test_the_best_anchor_is_that_of_the_whole_grid(rng, stride, scale, ratios):
+    shape = (96 // stride, 128 // stride)
+    corners, sizes = rng.uniform(-10, 120, (200, 2)), rng.uniform(1, 60, (200, 2))  # some beyond the grid
+    boxes = np.concatenate([corners, corners + sizes], axis=1)
+    grid = anchor_grid(shape, stride, scale, ratios)
+    expected = horizontal.iou(jnp.asarray(boxes, jnp.float32), jnp.asarray(grid)).max(1)
+    np.testing.assert_allclose(best_overlap(boxes, shape, stride, scale, ratios), expected, atol=1e-5)
+
+
+def test_an_object_that_is_an_anchor_overlaps_it_wholly():
+    grid = anchor_grid((3, 5), 8, 2.0, (0.5, 2.0))
+    np.testing.assert_allclose(best_overlap(grid, (3, 5), 8, 2.0, (0.5, 2.0)), 1, rtol=1e-5)
+    assert best_overlap(np.zeros((0, 4)), (3, 5), 8, 2.0, (1.0,)).shape == (0,)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from cfinet_jax.dataset import coco_ground_truth, open_dataset
 from cfinet_jax.errors import UserError
 from data.coco.annotations import ANY_CLASS, read_split
 from data.coco.coco_dataset_builder import Builder
+from data.coco.layout import read_named
 
 CATEGORIES = [{"id": 7, "name": "ship"}, {"id": 3, "name": "plane"}, {"id": 5, "name": "Ignore"}]
 
@@ -170,9 +172,9 @@ def prepare(folder: Path, name: str = "mine", categories: list = CATEGORIES) -> 
     val = {"images": [image(3, "b.jpg")], "annotations": [], "categories": categories}
     (folder / "val.json").write_text(json.dumps(val))
     annotations = {split: (folder / f"{split}.json", folder) for split in ("train", "val")}
-    builder = Builder(annotations=annotations, name=name, data_dir=folder / "prepared")
+    builder = Builder(read=partial(read_named, annotations), origin={}, name=name, data_dir=folder / "prepared")
     builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
-    return ConfigDict({"name": name, "data_dir": str(folder / "prepared")})
+    return ConfigDict({"name": name, "data_dir": str(folder / "prepared"), "source": None})
 
 
 def test_prepared_data_keep_paths_ids_and_the_account(folder):

@@ -81,6 +81,16 @@ def test_curves_agree_with_the_reference(case):
             assert of_class[of_class > -1].mean() == pytest.approx(value, abs=1e-12)
 
 
+@pytest.mark.parametrize("protocol", [COCO, SODA_D], ids=lambda protocol: protocol.name)
+def test_the_curve_of_a_class_is_what_its_ap50_is_the_mean_of(protocol):
+    ground_truth, detections = random_case(3)
+    precision = curves(ground_truth, detections, protocol)[0]
+    limit, headline = protocol.limits.index(protocol.precision_limit), list(protocol.ranges).index(protocol.headline)
+    for k, values in enumerate(score(ground_truth, detections, protocol)["per_class"].values()):
+        np.testing.assert_allclose(values["precision50"], precision[0, :, k, headline, limit], atol=5.1e-5)
+        assert np.mean(values["precision50"]) == pytest.approx(values["AP50"], abs=5.1e-5)
+
+
 # --- plain loops -----------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +207,8 @@ def test_no_detections_score_zero_and_no_boxes_nothing(protocol, capsys):
     result = score(ground_truth, [], protocol)
     assert result["AP"] == result["AP50"] == result[f"AR{protocol.limits[0]}"] == 0.0
     empty = score({**ground_truth, "annotations": []}, detections, protocol)
-    assert empty["AP"] is None and empty["per_class"]["class1"] == {"AP": None, "AP50": None, "boxes": 0}
+    nothing = {"AP": None, "AP50": None, "boxes": 0, "precision50": None}
+    assert empty["AP"] is None and empty["per_class"]["class1"] == nothing
     json.dumps([result, empty], allow_nan=False)
     assert capsys.readouterr().out == ""
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from etils import epath
 
+import cfinet_jax
 from cfinet_jax import checkpoint
 from cfinet_jax.evaluate import evaluate
 from cfinet_jax.run import create_run
-from cfinet_jax.train import train
+from cfinet_jax.training import train
 from configs import scenes
 from data.coco.coco_dataset_builder import Builder
+from data.coco.layout import read_named
 from data.scenes.render import render_scene
 
 SIDE = 160  # pixels of the corner of a scene
@@ -47,9 +50,8 @@ def corners(tmp_path_factory) -> str:
     path = folder / "truth.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     files = {split: (epath.Path(path), epath.Path(folder)) for split in ("train", "test")}
-    Builder(annotations=files, name="corners", data_dir=str(folder / "prepared")).download_and_prepare(
-        file_format="array_record"
-    )
+    builder = Builder(read=partial(read_named, files), origin={}, name="corners", data_dir=str(folder / "prepared"))
+    builder.download_and_prepare(file_format="array_record")
     return str(folder / "prepared")
 
 
@@ -80,7 +82,7 @@ SMALL = {
 def test_four_images_are_overfitted(corners, tmp_path):
     config = scenes.get_config()
     config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners, "training.images": 3600})
-    metrics = train(config, epath.Path(tmp_path))
+    metrics = cfinet_jax.train(config, str(tmp_path))
     assert metrics["AP50"] >= 0.95
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     results = json.loads((tmp_path / "detections.json").read_text())
@@ -89,6 +91,7 @@ def test_four_images_are_overfitted(corners, tmp_path):
     logged = {"loss", "loss/roi/box", "roi/small_box_loss_share", "imitation/quality", "memory/fill", "memory/turnover"}
     assert logged <= records[0].keys() and records[-1]["kind"] == "eval"
     assert list((tmp_path / "overlays").iterdir()) and (tmp_path / "learning_curve.png").stat().st_size > 1000
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def run_in_new_process(workdir: Path, data_dir: str, images: int) -> None:
@@ -103,12 +106,13 @@ def run_in_new_process(workdir: Path, data_dir: str, images: int) -> None:
 
 
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(corners, tmp_path):
-    run_in_new_process(tmp_path / "whole", corners, images=160)
-    run_in_new_process(tmp_path / "parts", corners, images=80)
-    run_in_new_process(tmp_path / "parts", corners, images=160)
-
     config = scenes.get_config()
     config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners})
+    for name, images in (("whole", 160), ("parts", 80)):
+        config.training.images = images
+        train(config, tmp_path / name)
+    run_in_new_process(tmp_path / "parts", corners, images=160)
+
     template = create_run(config).state
     ends = []
     for name in ("whole", "parts"):

@@ -10,11 +10,12 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import checkpoint, dataset, evaluate, mesh, report
+from cfinet_jax import checkpoint, dataset, evaluate, mesh
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import preparation
 from cfinet_jax.progress import Progress
-from cfinet_jax.run import Run, create_run, first_state
+from cfinet_jax.report.tables import table
+from cfinet_jax.run import Run, create_run, discover_sizes, first_state
 from cfinet_jax.run_log import RunLog, write_settings
 from cfinet_jax.structures import Batch
 from cfinet_jax.train_state import TrainState
@@ -23,10 +24,15 @@ from cfinet_jax.train_step import train_step
 ON_NONFINITE = ("stop", "skip")
 
 
-def train(config: ConfigDict, workdir: epath.Path) -> dict:
-    """Trains to `training.images`, from the newest checkpoint if there is one; returns the final metrics."""
+def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
+    """Trains to `training.images`, from the newest checkpoint if there is one; returns the final metrics.
+
+    The workdir then holds checkpoints, logs and the report. Raises `UserError` for what the user can mend.
+    """
+    workdir = epath.Path(workdir)
     if config.training.on_nonfinite not in ON_NONFINITE:
         raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
+    config = discover_sizes(config)
     run = create_run(config)
     write_settings(config, workdir, run.training.classes, run.training.category_ids)
     size = config.dataset.batch_size
@@ -68,8 +74,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict:
         monitor.close()
     metrics, results = evaluate_state(config, run, state, detect, log)
     log.close()
-    evaluate.write_results(workdir, metrics, results, run.evaluation, config.evaluation)
-    print(report.table(metrics))
+    evaluate.write_results(workdir, metrics, results, run.evaluation, config)
+    print(table(metrics))
     return metrics
 
 

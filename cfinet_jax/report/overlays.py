@@ -1,7 +1,5 @@
-"""What a run leaves for the reader: tables, curves and pictures."""
+"""Pictures with detections and ground truth drawn into them."""
 
-import io
-import json
 from collections.abc import Iterable
 
 import cv2
@@ -9,12 +7,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from cfinet_jax.errors import UserError
-from cfinet_jax.metrics.protocols import ANY_AREA, PROTOCOLS, Protocol
-
 Picture = UInt8[np.ndarray, "height width 3"]
 
-CURVE_POINTS = 200  # a longer log is averaged over that many stretches
 CANVAS_SIDE = 2000  # pictures are enlarged towards it,
 MAX_ENLARGEMENT = 3  # but not beyond recognition
 FONT, TEXT_SCALE, LINE_HEIGHT, SWATCH = cv2.FONT_HERSHEY_SIMPLEX, 0.42, 24, 16
@@ -31,93 +25,6 @@ PALETTE = (  # of the classes, in turn; seen on dark, bright and grey pictures a
     (255, 130, 180),
     (200, 170, 120),
 )
-
-
-def table(metrics: dict, min_boxes: int = 50) -> str:
-    """Markdown of the metrics that `metrics.score` returns, in percent.
-
-    A size or class with fewer than `min_boxes` boxes says `n/a`; the headline always speaks.
-    """
-    protocol = PROTOCOLS[metrics["protocol"]]
-    limit = protocol.limits[-1]
-    lines = [f"{protocol}.", "", "| size (area in px) | AP | AP50 | AP75 | AR | boxes |", "|---|--:|--:|--:|--:|--:|"]
-    headline = [_percent(metrics[key]) for key in ("AP", "AP50", "AP75", f"AR{limit}")]
-    lines.append(
-        _row(f"**{_range_name(protocol, protocol.headline)}**", *headline, metrics["boxes"][protocol.headline])
-    )
-    for size in protocol.sizes:
-        boxes = metrics["boxes"][size]
-        ap, ap50, ar = (_percent(metrics[f"{key}_{size}"], boxes, min_boxes) for key in ("AP", "AP50", "AR"))
-        lines.append(_row(_range_name(protocol, size), ap, ap50, "", ar, boxes))
-    lines += ["", f"| class ({protocol.headline}) | AP | AP50 | boxes |", "|---|--:|--:|--:|"]
-    for name, values in metrics["per_class"].items():
-        ap, ap50 = (_percent(values[key], values["boxes"], min_boxes) for key in ("AP", "AP50"))
-        lines.append(_row(name, ap, ap50, values["boxes"]))
-    return "\n".join(lines) + "\n"
-
-
-def _row(*cells) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _range_name(protocol: Protocol, size: str) -> str:
-    low, high = protocol.ranges[size]
-    if (low, high) == ANY_AREA:
-        return size
-    return f"{size} (> {low:g})" if high == ANY_AREA[1] else f"{size} ({low:g}-{high:g})"
-
-
-def _percent(value: float | None, boxes: int = 0, min_boxes: int = 0) -> str:
-    return "n/a" if value is None or boxes < min_boxes else f"{100 * value:.1f}"
-
-
-def learning_curve(log_path: str, output_path: str) -> None:
-    """Draw the loss, its parts, AP and AP50 over the images seen, from a run's `metrics.jsonl`, as PNG.
-
-    Where a resumed run went over the same steps again, the later record counts.
-    """
-    from matplotlib.figure import Figure
-
-    records = _read_log(log_path)
-    train = [record for (kind, _), record in sorted(records.items()) if kind == "train"]
-    evaluations = [record for (kind, _), record in sorted(records.items()) if kind == "eval"]
-    if not train:
-        raise UserError(f"{log_path} has no training record yet: train with this workdir first")
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    loss_axes, ap_axes = figure.subplots(1, 2, sharex=True)
-    for name in sorted({key for record in train for key in record if key.startswith("loss")}):
-        images, losses = _averaged([(record["images"], record[name]) for record in train if name in record])
-        style = {"color": "black", "linewidth": 2} if name == "loss" else {"linewidth": 1.2}
-        loss_axes.plot(images, losses, label=name.removeprefix("loss/"), **style)
-    loss_axes.set(title="Training loss and its parts", xlabel="images seen", yscale="log")
-    for name in ("AP50", "AP"):
-        points = [(record["images"], 100 * record[name]) for record in evaluations if record.get(name) is not None]
-        ap_axes.plot(*zip(*points, strict=True) if points else ([], []), marker="o", markersize=4, label=name)
-    ap_axes.set(title="Evaluation", xlabel="images seen", ylabel="percent", ylim=(0, None if evaluations else 100))
-    for axes in (loss_axes, ap_axes):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    epath.Path(output_path).write_bytes(png.getvalue())
-
-
-def _read_log(path: str) -> dict[tuple[str, int], dict]:
-    """Records by kind and step."""
-    records = {}
-    for number, line in enumerate(epath.Path(path).read_text().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            raise UserError(f"{path}, line {number} is not a JSON record: remove that line") from None
-        records[record["kind"], record["step"]] = record
-    return records
-
-
-def _averaged(points: list[tuple[float, float]]) -> np.ndarray:
-    """At most CURVE_POINTS means of consecutive points, [2, stretches]."""
-    stretches = np.array_split(np.array(points, float), min(len(points), CURVE_POINTS))
-    return np.array([stretch.mean(axis=0) for stretch in stretches]).T
 
 
 def write_overlays(

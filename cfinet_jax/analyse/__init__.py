@@ -1,0 +1,88 @@
+"""What the data look like to a config and what training on them takes; leaves advice, each with the flag to give."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax import dataset, mesh
+from cfinet_jax.analyse import tables
+from cfinet_jax.analyse.advice import advise
+from cfinet_jax.analyse.contents import overlaps_with_anchors, read_contents, unmatched
+from cfinet_jax.errors import UserError
+from cfinet_jax.run import create_run, discover_sizes
+from cfinet_jax.train_state import empty_batch
+from cfinet_jax.training import compile_step, make_step
+
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of anchors, to compare the config's with
+
+
+def analyse(config: ConfigDict, workdir: epath.Path) -> None:
+    """Prints what it finds and leaves it as `analysis.md` and `analysis.png` in the workdir."""
+    config = discover_sizes(config)
+    settings, network = config.dataset, config.detector.proposal_network
+    splits = {name: dataset.open_dataset(settings, name) for name in (settings.train_split, settings.eval_split)}
+    contents = {name: read_contents(split.source, settings.image_size) for name, split in splits.items()}
+    training, classes = contents[settings.train_split], splits[settings.train_split].classes
+    if not len(training.boxes):
+        raise UserError(f"The split '{settings.train_split}' of {settings.name} holds no object: annotate some.")
+    scale = network[network.name].anchor_scale
+    overlaps = {each: overlaps_with_anchors(training, config, each) for each in sorted({*SCALES, scale})}
+    data = f"""# {settings.name}
+
+{tables.split_table(contents, settings, config.prediction.overlap)}
+Objects of `{settings.train_split}` by area in square pixels, as stored and as the network sees them:
+
+{tables.size_table(training)}
+{tables.class_table(training, classes)}
+Best IoU of an object with an anchor, in network pixels; this config has scale {scale:g}:
+
+{tables.scale_table(overlaps)}"""
+    without_anchor = unmatched(training, config, overlaps[scale])
+    if without_anchor:
+        data += f"\n{tables.rule_table(without_anchor)}"
+    print(data, flush=True)
+    needed, available = memory(config), memory_available()
+    means = {each: float(values.mean()) for each, values in overlaps.items()}
+    lines = advise(config, list(contents.values()), classes, means, without_anchor, sum(needed.values()), available)
+    rest = f"{tables.memory_table(needed, available)}\nAdvice:\n\n" + "".join(f"- {line}\n" for line in lines)
+    print(rest, flush=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "analysis.md").write_text(f"{data}\n![anchors and sizes](analysis.png)\n\n{rest}")
+        (workdir / "analysis.png").write_bytes(tables.draw(training, overlaps[scale]))
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+
+
+def memory(config: ConfigDict) -> dict[str, int]:
+    """Bytes on one device: the state of a run and what one compiled training step needs besides."""
+    run = create_run(config)
+    settings = config.dataset
+    batch = empty_batch(settings.batch_size, settings.stored_size, settings.max_objects)
+    batch = dataclasses.replace(batch, images=batch.images.astype(np.uint8))
+    placed = mesh.place_batch(jax.tree.map(np.asarray, batch), run.mesh)
+    key = mesh.replicate(jax.random.key(0), run.mesh)
+    compiled = compile_step(make_step(config, run), run.state, placed, key)
+    return {
+        "parameters": size_in_bytes((run.state.params, run.state.batch_stats)),
+        "optimizer state": size_in_bytes(run.state.opt_state),
+        "exemplar memory": size_in_bytes(run.state.memory),
+        "pictures and boxes of a step": size_in_bytes(batch) // run.mesh.size,
+        "temporaries of a step": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def size_in_bytes(tree: Any) -> int:
+    """What the arrays of a tree take."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def memory_available() -> int:
+    """Bytes of the first device, or of the machine where the device does not tell."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

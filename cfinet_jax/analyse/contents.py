@@ -1,0 +1,93 @@
+"""What a split holds, as arrays, and how well anchors fit it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfinet_jax.boxes.anchors import best_overlap
+from cfinet_jax.inputs import input_shape
+from cfinet_jax.metrics.protocols import SODA_SIZES
+from cfinet_jax.models.fpn import strides_of
+from cfinet_jax.ops.matching import dynamic_thresholds
+
+SIZES = (*SODA_SIZES, "larger")
+LIMITS = tuple(high for _, high in SODA_SIZES.values())  # of the area in square pixels; a limit is of the smaller size
+
+
+class Contents(NamedTuple):
+    """What a split holds: its pictures, and the objects in them that are learnt."""
+
+    pictures: np.ndarray  # [pictures, 2], height and width as stored
+    scales: np.ndarray  # [pictures], network pixels per stored pixel
+    boxes: np.ndarray  # [objects, 4], in stored pixels
+    labels: np.ndarray  # [objects]
+    owners: np.ndarray  # [objects], index of the picture
+    regions: np.ndarray  # [pictures], how many regions to ignore
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Of the objects, in stored square pixels."""
+        return np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)
+
+    @property
+    def objects(self) -> np.ndarray:
+        """How many every picture holds."""
+        return np.bincount(self.owners, minlength=len(self.pictures))
+
+    @property
+    def network_boxes(self) -> np.ndarray:
+        """The objects in pixels of the network's input."""
+        return self.boxes * self.scales[self.owners, None]
+
+
+def read_contents(records: Sequence[dict[str, Any]], image_size: tuple[int, int] | None) -> Contents:
+    """The contents of a split's records; objects of less than a pixel are left out, as in training."""
+    pictures, boxes, labels, owners, regions = [], [], [], [], []
+    for index in range(len(records)):
+        record = records[index]
+        corners = np.asarray(record["objects"]["bbox"], float).reshape(-1, 4)
+        ignored = np.asarray(record["objects"]["ignore"], bool)
+        sound = np.all(corners[:, 2:] - corners[:, :2] >= 1, axis=1)
+        learnt = sound & ~ignored
+        pictures.append((int(record["height"]), int(record["width"])))
+        boxes.append(corners[learnt])
+        labels.append(np.asarray(record["objects"]["label"], int)[learnt])
+        owners.append(np.full(learnt.sum(), index))
+        regions.append(np.sum(sound & ignored))
+    sides = np.array(pictures)
+    scales = np.ones(len(sides)) if image_size is None else np.min(np.array(image_size) / sides, axis=1)
+    objects = np.concatenate(boxes), np.concatenate(labels), np.concatenate(owners)
+    return Contents(sides, scales, *objects, np.array(regions))
+
+
+def sizes_of(areas: np.ndarray) -> np.ndarray:
+    """The index into `SIZES` of each area in square pixels."""
+    return np.searchsorted(LIMITS, areas, side="left")
+
+
+def overlaps_with_anchors(contents: Contents, config: ConfigDict, scale: float) -> np.ndarray:
+    """IoU `[objects]` with the best anchor of the config's proposal network, were its scale this one."""
+    network = config.detector.proposal_network
+    ratios = network[network.name].get("aspect_ratios", (1.0,))  # without the key: square anchors alone
+    shape, boxes = input_shape(config.dataset), contents.network_boxes
+    return np.max([
+        best_overlap(boxes, (-(-shape[0] // stride), -(-shape[1] // stride)), stride, scale, ratios)
+        for stride in strides_of(config.detector.neck.levels)
+    ], axis=0)  # fmt: skip
+
+
+def unmatched(contents: Contents, config: ConfigDict, overlaps: np.ndarray) -> dict[str, float]:
+    """Share of the objects for which the coarse stage has no anchor under each of its rules; without it, none.
+
+    `overlaps` are IoU with the best anchor. Such objects are proposed only by what the stage learns from others.
+    """
+    network = config.detector.proposal_network[config.detector.proposal_network.name]
+    rules = network.get("assign_modes", {})
+    thresholds = {
+        name: dynamic_thresholds(jnp.asarray(contents.boxes), jnp.ones(()), base_size=network.base_size, **rule)
+        for name, rule in rules.items()
+    }
+    return {name: float(np.mean(overlaps < np.asarray(values))) for name, values in thresholds.items()}

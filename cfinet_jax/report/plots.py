@@ -1,0 +1,150 @@
+"""Curves of a run and of its results, as PNG."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.errors import MISSED, OUTCOMES, TRUE
+
+CURVE_POINTS = 80  # a longer log is averaged over that many stretches
+WIDTH = 6.6  # inches; panels stand below each other, so that a phone shows them large enough
+LONGEST_NAME = 20  # of a class, in letters
+INK, GREY = "#222222", "#bbbbbb"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: for every kind of eye
+DASHES = ("-", "--")
+MOST_CLASSES = len(COLOURS) * len(DASHES)  # that one plot can tell apart
+KIND_COLOURS = ("#009e73", GREY, "#56b4e9", "#e69f00", "#cc79a7", "#d55e00")  # of `metrics.errors.KINDS`
+SHARES = {"quality": "mean quality", "high_quality": "share of high quality", "low_quality": "share of low quality"}
+MEMORY = {"fill": "share of slots filled", "turnover": "share replaced in a step"}
+
+
+def read_log(path: epath.Path) -> tuple[list[dict], list[dict]]:
+    """The training and the evaluation records of a `metrics.jsonl`, by step; of two of one step the later one.
+
+    Raises `UserError` where a line is damaged or nothing was logged of the training.
+    """
+    records: dict[str, dict[tuple, dict]] = {"train": {}, "eval": {}}
+    for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            values = {name: value for name, value in record.items() if isinstance(value, int | float)}
+            records[record["kind"]][values["step"], values["images"]] = values
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}, line {number} is not a JSON record: remove that line") from None
+    train, evaluations = ([values for _, values in sorted(of_kind.items())] for of_kind in records.values())
+    if not train:
+        raise UserError(f"{path} has no training record yet: train with this workdir first")
+    return train, evaluations
+
+
+def draw_learning(train: list[dict], evaluations: list[dict], path: epath.Path) -> None:
+    """The loss, its parts, AP and AP50 over the images seen."""
+    figure = Figure(figsize=(WIDTH, 7), layout="constrained")
+    losses, scores = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    parts = sorted({key for record in train for key in record if key.startswith("loss/")})
+    _plot(losses, train, {"loss": "loss"}, color=INK, linewidth=2)
+    _plot(losses, train, {part: part.removeprefix("loss/") for part in parts})
+    losses.set_ylabel("training loss and its parts")
+    losses.set_yscale("log", nonpositive="mask")  # a part may be 0, imitation as long as the memory is empty
+    for name, colour in zip(("AP50", "AP"), COLOURS, strict=False):
+        points = [(record["images"], 100 * record[name]) for record in evaluations if name in record]
+        x, y = zip(*points, strict=True) if points else ((), ())
+        scores.plot(x, y, marker="o", markersize=4, label=name, color=colour)
+    scores.set(ylabel="evaluation, percent", ylim=(0, None if evaluations else 100))
+    _finish(losses)
+    _finish(scores, "images seen")
+    _save(figure, path)
+
+
+def draw_imitation(train: list[dict], path: epath.Path) -> None:
+    """The quality of the objects and the state of the exemplar memory over the images seen."""
+    figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
+    quality, memory = figure.subplots(2, 1, sharex=True)
+    _plot(quality, train, {f"imitation/{key}": label for key, label in SHARES.items()})
+    quality.set(ylabel="instance quality", ylim=(0, 1.02))
+    _plot(memory, train, {f"memory/{key}": label for key, label in MEMORY.items()})
+    memory.set(ylabel="exemplar memory", ylim=(0, 1.02))
+    _finish(quality)
+    _finish(memory, "images seen")
+    _save(figure, path)
+
+
+def draw_precision(curves: Mapping[str, list[float]], path: epath.Path) -> None:
+    """Precision [101] over recall 0:.01:1 of every named class, at most `MOST_CLASSES`, as far as recall goes."""
+    figure = Figure(figsize=(WIDTH, 4 + 0.12 * len(curves)), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, curve) in enumerate(curves.items()):
+        precision = 100 * np.array(curve)
+        reached = precision > 0
+        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS)]
+        label = f"AP50 {precision.mean():.1f} {_plain(name)}"
+        axes.plot(np.flatnonzero(reached), precision[reached], label=label, color=colour, linestyle=dashes)
+    axes.set(xlim=(0, 100), ylim=(0, 102), ylabel="precision, percent")
+    _finish(axes, "recall, percent", columns=2)
+    _save(figure, path)
+
+
+def draw_outcomes(names: Sequence[str], counts: Int[np.ndarray, "rows outcomes"], path: epath.Path) -> None:
+    """What the detections of every named row are, and how many of its objects are found, in percent."""
+    figure = Figure(figsize=(WIDTH, 2 + 0.6 * len(names)), layout="constrained")
+    detections, objects = figure.subplots(2, 1)
+    kinds = dict(zip(OUTCOMES[:MISSED], KIND_COLOURS, strict=True))
+    _stack(detections, names, counts[:, :MISSED], kinds, "detections")
+    _stack(objects, names, counts[:, [TRUE, MISSED]], {"found": KIND_COLOURS[0], "missed": COLOURS[0]}, "objects")
+    _save(figure, path)
+
+
+def _stack(axes: Axes, names: Sequence[str], counts: np.ndarray, colours: Mapping[str, str], what: str) -> None:
+    """One bar of 100 percent a row, the first row on top."""
+    totals = counts.sum(axis=1)
+    shares = 100 * counts / np.maximum(totals, 1)[:, None]
+    ends = shares.cumsum(axis=1)
+    rows = np.arange(len(names))
+    for k, (label, colour) in enumerate(colours.items()):
+        axes.barh(rows, shares[:, k], left=ends[:, k] - shares[:, k], color=colour, label=label)
+    labels = [f"{_plain(name)} ({total:,})" for name, total in zip(names, totals.tolist(), strict=True)]
+    axes.set(yticks=rows, yticklabels=labels, xlim=(0, 100), xlabel=f"percent of {what}")
+    axes.invert_yaxis()
+    axes.tick_params(left=False)
+    _legend(axes)
+
+
+def _plot(axes: Axes, records: list[dict], labels: dict[str, str], **style) -> None:
+    """The named values over the images seen, averaged over stretches where there are many."""
+    for number, (key, label) in enumerate(labels.items()):
+        points = [(record["images"], record[key]) for record in records if key in record]
+        if points:
+            stretches = np.array_split(np.array(points, float), min(len(points), CURVE_POINTS))
+            images, values = np.array([stretch.mean(axis=0) for stretch in stretches]).T
+            axes.plot(images, values, label=label, **{"color": COLOURS[number % len(COLOURS)], **style})
+
+
+def _finish(axes: Axes, xlabel: str = "", columns: int = 3) -> None:
+    axes.set_xlabel(xlabel)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        _legend(axes, columns)
+
+
+def _legend(axes: Axes, columns: int = 3) -> None:
+    """Above the plot, where it hides nothing."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, frameon=False, handlelength=1.5)
+
+
+def _plain(name: str) -> str:
+    """A class name that is short and no formula."""
+    return (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…").replace("$", r"\$")
+
+
+def _save(figure: Figure, path: epath.Path) -> None:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=120)
+    path.write_bytes(png.getvalue())

@@ -1,0 +1,116 @@
+"""The report of a run, section by section."""
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax.dataset import Prepared
+from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.errors import KINDS, MISSED, TRUE, count_outcomes
+from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.report.examples import Counts, choose, write_examples
+from cfinet_jax.report.page import to_html
+from cfinet_jax.report.plots import (
+    MOST_CLASSES,
+    draw_imitation,
+    draw_learning,
+    draw_outcomes,
+    draw_precision,
+    read_log,
+)
+from cfinet_jax.report.tables import MIN_BOXES, escape, outcome_table, percent, settings, table
+
+
+def write_report(
+    workdir: epath.Path, metrics: dict, results: list[dict], prepared: Prepared, config: ConfigDict
+) -> None:
+    """Leaves `report.md`, the pictures that it shows, and `report.html`, which holds them, in the workdir."""
+    min_score = config.evaluation.overlay_min_score
+    counts = count_outcomes(prepared.coco, results, prepared.category_ids, min_score)
+    title = f"{config.dataset.name}, split {config.dataset.eval_split}"
+    sections = {
+        "Scores": table(metrics),
+        "Precision and recall": precision(workdir, metrics),
+        "Training": training(workdir),
+        "Errors": errors(workdir, counts, prepared.classes, min_score),
+        "Pictures": pictures(workdir, counts, results, prepared, config),
+        "Settings": settings(workdir / "settings.json", config),
+    }
+    boxes = metrics["boxes"][PROTOCOLS[metrics["protocol"]].headline]
+    headline = ", ".join(f"{name} {percent(metrics[name])}" for name in ("AP", "AP50", "AP75"))
+    text = f"# {escape(title)}\n\n**{headline}** on {len(prepared):,} images with {boxes:,} boxes to find.\n"
+    text += "".join(f"\n## {name}\n\n{section.rstrip()}\n" for name, section in sections.items())
+    (workdir / "report.md").write_text(text)
+    (workdir / "report.html").write_text(to_html(text, title, workdir))
+    print(f"Report: {workdir / 'report.html'}", flush=True)
+
+
+def precision(workdir: epath.Path, metrics: dict) -> str:
+    """The curves of the classes that have enough boxes, and the names of the others."""
+    ranked = sorted(metrics["per_class"].items(), key=lambda item: -item[1]["boxes"])
+    enough = [name for name, values in ranked if values["boxes"] >= MIN_BOXES]
+    reasons = {
+        f"fewer than {MIN_BOXES} boxes": [name for name, values in ranked if values["boxes"] < MIN_BOXES],
+        f"not among the {MOST_CLASSES} classes with the most boxes": enough[MOST_CLASSES:],
+    }
+    text = "Class by class at IoU 0.5, interpolated as for COCO's AP: precision never rises with recall.\n"
+    if enough:
+        shown = {name: metrics["per_class"][name]["precision50"] for name in enough[:MOST_CLASSES]}
+        draw_precision(shown, workdir / "precision_recall.png")
+        text += "\n![precision over recall](precision_recall.png)\n"
+    for reason, names in reasons.items():
+        if names:
+            text += f"\nLeft out, {reason}: {', '.join(map(escape, names))}.\n"
+    return text
+
+
+def training(workdir: epath.Path) -> str:
+    """What the log says, if there is one that can be read: a run too short to have logged a step has results too."""
+    log = workdir / "metrics.jsonl"
+    if not log.exists():
+        return "Not trained in this folder: there is no metrics.jsonl."
+    try:
+        train, evaluations = read_log(log)
+    except UserError as error:
+        print(f"No learning curve: {error}.", flush=True)
+        return f"No learning curve: {escape(str(error))}."
+    draw_learning(train, evaluations, workdir / "learning_curve.png")
+    text = "![losses and AP over the images seen](learning_curve.png)\n"
+    if any("imitation/quality" in record for record in train):
+        draw_imitation(train, workdir / "imitation.png")
+        text += (
+            "\nFeature imitation grades every object from 0 to 1 by how well it is detected. Exemplars of high quality "
+            "fill the memory; objects of low quality learn most from them.\n"
+            "\n![instance quality and exemplar memory over the images seen](imitation.png)\n"
+        )
+    return text
+
+
+def errors(workdir: epath.Path, counts: Counts, classes: tuple[str, ...], min_score: float) -> str:
+    """Kinds of mistakes, their definition, and how often each was made."""
+    of_class = counts.sum(axis=0)
+    objects = of_class[:, [TRUE, MISSED]].sum(axis=1)
+    shown = np.argsort(-objects, kind="stable")[:MOST_CLASSES]
+    rows = np.stack([of_class.sum(axis=0), *of_class[shown]])
+    draw_outcomes(["all", *(classes[k] for k in shown)], rows, workdir / "errors.png")
+    kinds = "\n".join(f"{number}. **{kind}**: {rule}" for number, (kind, rule) in enumerate(KINDS.items(), start=1))
+    bars = f"The bars are of the {MOST_CLASSES} classes with the most objects.\n\n" if len(classes) > len(shown) else ""
+    return (
+        f"Every detection with a score of at least {min_score:g} is of the first of these kinds that fits, the better "
+        f"detections of an image before the worse, whatever the size of the object:\n\n{kinds}\n\n"
+        "An object that no detection has taken is **missed**. Detections count for the class that they name.\n\n"
+        f"{bars}![kinds of detections, found and missed objects](errors.png)\n\n{outcome_table(of_class, classes)}"
+    )
+
+
+def pictures(workdir: epath.Path, counts: Counts, results: list[dict], prepared: Prepared, config: ConfigDict) -> str:
+    """The best, typical and worst images."""
+    min_score = config.evaluation.overlay_min_score
+    chosen = choose(counts, config.evaluation.overlays)
+    shown = write_examples(workdir / "overlays", chosen, counts, results, prepared, min_score)
+    return (
+        "Ranked by F1 = 2 true / (2 true + mistakes + missed) of one image, as counted above, at a score of at least "
+        f"{min_score:g}; images with nothing to find and nothing found are left out. Boxes are detections with the "
+        "first letters of their class and the score in percent, dashes are the ground truth, and ignore regions are "
+        f"hatched.\n\n{shown}"
+    )

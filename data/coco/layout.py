@@ -1,0 +1,75 @@
+"""Finds the annotation files of a folder and the images they speak of, where nobody has named them."""
+
+from collections.abc import Mapping
+
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from data.coco.annotations import Split, check_split, load_coco, read_split
+
+SPLITS = ("train", "val", "test")
+ANNOTATIONS = (  # of a split; the first row that names a file counts
+    "{split}.json",
+    "annotations/{split}.json",
+    "annotations/instances_{split}*.json",
+    "*_{split}.json",
+    "annotations/*_{split}.json",
+    "{split}*/_annotations.coco.json",
+)
+IMAGES = ("images", "{split}*", "images/{split}*")  # besides the folder and that of the file; the first with an image
+TRIED = 10  # of the images of a file: a few may be missing
+
+
+def read_named(annotations: Mapping[str, tuple[epath.Path, epath.Path]]) -> dict[str, Split]:
+    """The splits of a (JSON file, image folder) each."""
+    return {split: read_split(split, *paths) for split, paths in annotations.items()}
+
+
+def read_found(source: epath.Path) -> dict[str, Split]:
+    """The splits of a folder, by the names of its files.
+
+    Raises:
+      UserError: there is no annotation file, or more than one for a split.
+    """
+    if not source.is_dir():
+        raise UserError(f"--source {source} is no folder: give the folder of the data set")
+    found = {split: path for split in SPLITS if (path := find_annotations(source, split))}
+    if not found:
+        names = ", ".join(name.format(split="SPLIT") for name in ANNOTATIONS)
+        raise UserError(
+            f"{source} holds neither data.yaml (YOLO) nor COCO files ({names}; SPLIT is {', '.join(SPLITS)}): "
+            "rename them, or name them with --annotations SPLIT=JSON[,IMAGES]"
+        )
+    return {split: read_beside(split, path, source) for split, path in found.items()}
+
+
+def find_annotations(source: epath.Path, split: str) -> epath.Path | None:
+    """The annotation file of a split, or None."""
+    for name in ANNOTATIONS:
+        paths = sorted(source.glob(name.format(split=split)))
+        if len(paths) > 1:
+            names = ", ".join(str(path.relative_to(source)) for path in paths)
+            raise UserError(
+                f"{source} has several files for the split '{split}' ({names}): "
+                "name one for every split with --annotations SPLIT=JSON[,IMAGES]"
+            )
+        if paths:
+            return paths[0]
+    return None
+
+
+def read_beside(split: str, path: epath.Path, source: epath.Path) -> Split:
+    """A split whose images lie somewhere in `source`."""
+    coco = load_coco(path)
+    folders = [folder for name in IMAGES for folder in sorted(source.glob(name.format(split=split)))]
+    names = [image["file_name"] for image in coco["images"][:TRIED]]
+    holding = [folder for folder in [source, path.parent, *folders] if any(holds(folder, name) for name in names)]
+    return check_split(split, coco, path, holding[0] if holding else source)
+
+
+def holds(folder: epath.Path, name: str) -> bool:
+    """Whether a folder has a file of that name."""
+    try:
+        return (folder / name).is_file()
+    except (OSError, ValueError):  # no file can have this name
+        return False

@@ -1,0 +1,1 @@
+"""Any data set described by a `data.yaml` with a label file per image."""

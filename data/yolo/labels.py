@@ -1,0 +1,163 @@
+"""Reads a YOLO folder as the content of COCO files, so that the same checks count and name what is broken."""
+
+import math
+import re
+from typing import Any
+
+import yaml
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.pictures import find_pictures, upright_size
+from data.coco.annotations import Split, check_split
+from data.coco.layout import SPLITS
+
+
+def read_yolo(source: epath.Path) -> dict[str, Split]:
+    """The splits that `data.yaml` in a folder names.
+
+    Raises:
+      UserError: the file is missing or not as YOLO has it, or a split leaves nothing to use.
+    """
+    path = source / "data.yaml"
+    description = load_description(path)
+    names = class_names(description.get("names"), path)
+    root = source / text_of(description, "path", path)
+    places = {split: description[split] for split in SPLITS if description.get(split)}
+    if not places:
+        raise UserError(f"{path} names no images: add 'train' and 'val', each a folder, a list of folders or a .txt")
+    splits = {}
+    for split, entries in places.items():
+        images = find_images(entries, root, f"'{split}' of {path}")
+        splits[split] = check_split(split, coco_of(images, names, root), path, root)
+    return splits
+
+
+def load_description(path: epath.Path) -> dict[str, Any]:
+    """The content of `data.yaml`, every number and word as text."""
+    try:
+        # The base loader makes nothing but text, lists and dictionaries: a class called `no` is not False.
+        description = yaml.load(path.read_text(), yaml.BaseLoader)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): --source is the folder of data.yaml") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML ({reason})") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{path} is not YOLO's: it needs the keys 'train', 'val' and 'names'")
+    if "kpt_shape" in description:
+        raise UserError(f"{path} describes key points (kpt_shape): only boxes and polygons can be learnt")
+    return description
+
+
+def text_of(description: dict[str, Any], key: str, path: epath.Path) -> str:
+    """An entry that is text; empty where there is none."""
+    value = description.get(key, "")
+    if not isinstance(value, str):
+        raise UserError(f"{path} is not YOLO's: '{key}' must be text")
+    return value
+
+
+def class_names(names: Any, path: epath.Path) -> dict[int, str]:
+    """The classes by index, from a list or a dictionary."""
+    if isinstance(names, list):
+        names = {str(index): name for index, name in enumerate(names)}
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{path} names no classes: 'names' must be a list, or a dictionary of index and name")
+    for index, name in names.items():
+        if not (isinstance(index, str) and re.fullmatch(r"[0-9]{1,6}", index) and isinstance(name, str)):
+            raise UserError(f"{path} names the class {index!r}: {name!r}, which must be an index and a name")
+    return {int(index): name for index, name in names.items()}
+
+
+def find_images(entries: Any, root: epath.Path, where: str) -> list[epath.Path]:
+    """The images of a split, each once: those in folders, and those that `.txt` files list."""
+    images: list[epath.Path] = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, str):
+            raise UserError(f"{where} must be a folder, a list of folders or a .txt")
+        place = find_place(root, entry)
+        if place is None:
+            name = " ".join(str(root / entry).split())
+            raise UserError(f"{where}: {name} is no folder and no .txt; correct it, or 'path', which precedes it")
+        images += find_pictures(place) if place.is_dir() else listed(place)
+    return list(dict.fromkeys(images))
+
+
+def find_place(root: epath.Path, entry: str) -> epath.Path | None:
+    """The folder or `.txt` that an entry means."""
+    for name in (entry, entry.removeprefix("../")):  # Roboflow writes ../train/images for train/images
+        place = root / name
+        try:
+            if place.is_dir() or (place.suffix == ".txt" and place.is_file()):
+                return place
+        except (OSError, ValueError):  # no file can have this name
+            continue
+    return None
+
+
+def listed(path: epath.Path) -> list[epath.Path]:
+    """The images that a `.txt` names, a line each, relative to its folder."""
+    lines = path.read_bytes().decode(errors="replace").splitlines()
+    return [path.parent / line.strip() for line in lines if line.strip()]
+
+
+def coco_of(images: list[epath.Path], names: dict[int, str], root: epath.Path) -> dict[str, list[dict[str, Any]]]:
+    """The content of a COCO file: the index of a class is its id, and an annotation is a line of a label file."""
+    described, annotations = [], []
+    for number, image in enumerate(images, start=1):
+        height, width = upright_size(image)
+        name = str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
+        described.append({"id": number, "file_name": name, "height": height, "width": width})
+        for line, text in read_lines(label_file(image)):
+            label = {"image_id": number, "id": len(annotations) + 1, "label_line": line}
+            annotations.append(label | read_label(text.split(), height, width))
+    categories = [{"id": index, "name": name} for index, name in names.items()]
+    return {"images": described, "annotations": annotations, "categories": categories}
+
+
+def label_file(image: epath.Path) -> epath.Path:
+    """The label file of an image: the last folder `images` of its path becomes `labels`."""
+    before, found, after = str(image.parent / f"{image.stem}.txt").rpartition("/images/")
+    return epath.Path(f"{before}/labels/{after}" if found else after)
+
+
+def read_lines(path: epath.Path) -> list[tuple[int, str]]:
+    """The lines of a label file that say something, with their numbers from 1; none where there is no file."""
+    try:
+        lines = path.read_bytes().decode(errors="replace").splitlines()
+    except (PermissionError, IsADirectoryError) as error:
+        raise UserError(
+            f"label file {path} cannot be read ({error.strerror}): make it readable or remove it"
+        ) from error
+    except (OSError, ValueError):  # there is none, or no file can have this name
+        lines = []
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def read_label(words: list[str], height: int, width: int) -> dict[str, Any]:
+    """The words of a line as category and box `x y w h` in pixels; None for what cannot be read.
+
+    After the class stand `cx cy w h` or the corners `x y` of a polygon, as shares of the image.
+    """
+    category, *values = map(number, words)
+    box = None
+    if all(map(math.isfinite, values)):
+        if len(values) == 4:
+            cx, cy, w, h = values
+            box = (cx - w / 2, cy - h / 2, w, h)
+        elif len(values) >= 6 and len(values) % 2 == 0:
+            x, y = values[0::2], values[1::2]
+            box = (min(x), min(y), max(x) - min(x), max(y) - min(y))
+    return {
+        "category_id": int(category) if category.is_integer() else None,
+        "bbox": box and [share * side for share, side in zip(box, (width, height, width, height), strict=True)],
+    }
+
+
+def number(word: str) -> float:
+    """The number that a word is, or NaN."""
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,93 @@
+"""The whole report, and what may be missing from it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from etils import epath
+
+from cfinet_jax.metrics.errors import OUTCOMES, TRUE
+from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.score import score
+from cfinet_jax.report.plots import MOST_CLASSES
+from cfinet_jax.report.write import errors, precision, write_report
+from tests import html_page, tiny
+from tests.report.split import CLASSES, some_detections, some_split
+
+TRAINED = {"kind": "train", "step": 1, "images": 8, "loss": 1.0, "loss/roi/box": 0.5}
+IMITATED = {"imitation/quality": 0.5, "imitation/high_quality": 0.1, "imitation/low_quality": 0.4, "memory/fill": 0.1}
+
+
+def report(folder, log: str | None = None, overlays: int = 3) -> tuple[str, html_page.Reader]:
+    """The Markdown and the page of a report on `tests.report.split`."""
+    if log is not None:
+        (folder / "metrics.jsonl").write_text(log)
+    prepared, config = some_split(), tiny.tiny_config()
+    results = some_detections(prepared)
+    config.evaluation.overlays = overlays
+    metrics = score(prepared.coco, results, PROTOCOLS["coco"])
+    write_report(epath.Path(folder), metrics, results, prepared, config)
+    return (folder / "report.md").read_text(), html_page.parse((folder / "report.html").read_text())
+
+
+def test_everything_is_there(tmp_path):
+    text, page = report(tmp_path, json.dumps(TRAINED | IMITATED))
+    assert page.texts["h1"] == ["scenes, split test"] == page.texts["title"]
+    assert page.texts["h2"] == ["Scores", "Precision and recall", "Training", "Errors", "Pictures", "Settings"]
+    named = re.findall(r"!\[.*\]\((.+)\)", text)
+    assert named[:4] == ["precision_recall.png", "learning_curve.png", "imitation.png", "errors.png"]
+    assert len(named) == 7 and all((tmp_path / name).stat().st_size > 1000 for name in named)
+    pictures = [attributes["src"] for tag, attributes in page.attributes if tag == "img"]
+    assert len(pictures) == 7 and all(source.startswith("data:image/") for source in pictures)
+    shown = "\n".join(page.texts["p"])
+    assert "on 4 images with 61 boxes to find" in shown
+    assert f"Left out, fewer than 50 boxes: {CLASSES[7]}." in shown
+    assert "IoU of at least 0.5 with an object of another class" in page.texts["ol"][0]
+    assert "training.images = 16" in page.texts["code"][-1]
+
+
+def test_what_others_wrote_is_only_text(tmp_path):
+    _, page = report(tmp_path)
+    cells, paragraphs = page.texts["td"], "\n".join(page.texts["p"])
+    assert all(cells.count(name) == 2 for name in CLASSES.values())
+    assert "best 1, a/1.png: F1" in paragraphs and "worst 1, c [x](y).png: F1" in paragraphs
+    allowed = "html head meta title style body h1 h2 h3 p strong table thead tbody tr th td img ol ul li pre code"
+    assert set(page.texts) <= set(allowed.split())
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (None, "Not trained in this folder"),
+        ("", "No learning curve"),
+        ('{"kind": "tr', "line 1 is not a JSON record"),
+    ],
+)
+def test_a_lost_log_costs_only_its_curves(tmp_path, log, message):
+    _, page = report(tmp_path, log)
+    assert message in "\n".join(page.texts["p"]) and not (tmp_path / "learning_curve.png").exists()
+    assert "settings.json is missing or damaged" in "\n".join(page.texts["p"])
+    assert page.texts["h2"][-1] == "Settings" and len(page.texts["img"]) == 5
+
+
+def test_without_imitation_there_is_no_such_curve(tmp_path):
+    text, _ = report(tmp_path, json.dumps(TRAINED))
+    assert "learning_curve.png" in text and "imitation" not in text.partition("## Settings")[0]
+    assert not (tmp_path / "imitation.png").exists()
+
+
+def test_many_classes_are_named_but_not_all_drawn(tmp_path):
+    names = [f"class {k}" for k in range(MOST_CLASSES + 2)]
+    counts = np.zeros((1, len(names), len(OUTCOMES)), int)
+    counts[:, :, TRUE] = np.arange(len(names))
+    text = errors(epath.Path(tmp_path), counts, tuple(names), 0.3)
+    assert f"The bars are of the {MOST_CLASSES} classes" in text and all(f"| {name} |" in text for name in names)
+    per_class = {name: {"boxes": 50 + k, "precision50": [0.5] * 101} for k, name in enumerate(names)}
+    text = precision(epath.Path(tmp_path), {"per_class": per_class})
+    assert text.endswith(f"not among the {MOST_CLASSES} classes with the most boxes: class 1, class 0.\n")
+
+
+def test_pictures_can_be_left_out(tmp_path):
+    text, page = report(tmp_path, overlays=0)
+    assert "(overlays/" not in text and len(page.texts["img"]) == 2
