@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from cfinet_jax import own_data
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
-from cfinet_jax.structures import Batch, GroundTruth
+from cfinet_jax.structures import Batch, GroundTruth, fitting_scales
 
-PREPARE_ARGUMENTS = {"scenes": "scenes", "coco": "coco --source=FOLDER"}
+PREPARE_ARGUMENTS = {"scenes": "scenes"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,10 @@ def open_dataset(settings: ConfigDict, split: str) -> Prepared:
     return _open(open_directory(settings), split)
 
 
-def open_splits(settings: ConfigDict) -> list[Prepared]:
-    """Open every split of a data set, as `open_dataset` does."""
+def open_splits(settings: ConfigDict) -> dict[str, Prepared]:
+    """Every split of a data set by its name, opened as `open_dataset` does."""
     builder = open_directory(settings)
-    return [_open(builder, split) for split in builder.info.splits]
+    return {split: _open(builder, split) for split in builder.info.splits}
 
 
 def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
@@ -173,11 +173,10 @@ def _example(prepared: Prepared, settings: ConfigDict, position: int, index: int
         ground_truth, dropped = _ground_truth({"bbox": [], "label": [], "ignore": []}, settings.max_objects)
         name, image_id = "filler", 0
     size = np.array(picture.shape[:2], np.float32)
-    scale = 1 if settings.image_size is None else np.min(np.float32(settings.image_size) / size)
     fields: dict[str, Any] = {  # arrays of NumPy, where the detector's are JAX's
         "images": _pad(picture, settings.stored_size, name),
         "sizes": size,
-        "scales": np.float32(scale),
+        "scales": fitting_scales(size, settings.image_size),
         "ground_truth": ground_truth,
         "image_ids": np.int32(image_id),
         "index": np.int32(index),

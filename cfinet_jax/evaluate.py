@@ -18,7 +18,7 @@ from cfinet_jax.progress import Progress
 from cfinet_jax.report.tables import table
 from cfinet_jax.report.write import write_report
 from cfinet_jax.run import check_batches, check_values, discover_sizes
-from cfinet_jax.run_log import write_settings
+from cfinet_jax.run_log import has_learnt, write_settings
 from cfinet_jax.structures import Batch, Detections
 from cfinet_jax.trained import detection, trained_variables
 
@@ -66,14 +66,13 @@ def write_results(
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     """Scores what `trained_variables` finds on `dataset.eval_split` and writes the results into the workdir."""
     over = mesh.make_mesh()
-    config = discover_sizes(config)
+    config = discover_sizes(config, workdir)
     check_values(config)
     check_batches(config, over.size)
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
     detector = build_detector(config.detector, len(prepared.classes))
     variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
-    if not (workdir / "checkpoints").exists():  # a published detector, and perhaps another one before it
-        (workdir / "settings.json").unlink(missing_ok=True)
+    if not has_learnt(workdir):  # a published detector, and perhaps another one before it
         write_settings(config, workdir, prepared.classes, prepared.category_ids)
     results = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config.dataset, over)
     metrics = score_split(results, prepared, config.evaluation.protocol)

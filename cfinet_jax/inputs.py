@@ -12,7 +12,7 @@ from cfinet_jax.ops import preprocess
 from cfinet_jax.structures import Batch
 
 MULTIPLE = 32  # the coarsest stride of C2..C5
-SIZES = ("stored_size", "max_objects")  # what a config may leave to the data, by None
+OPEN = ("stored_size", "max_objects")  # what a config may leave open, by None, for the data to say
 OBJECTS_MULTIPLE, FEWEST_OBJECTS = 16, 32  # data that grow a little find their compiled program again
 
 
@@ -31,14 +31,14 @@ def input_shape(settings: Any) -> tuple[int, int]:
 
 
 def room_for(picture: tuple[int, int], objects: int) -> dict[str, Any]:
-    """The `SIZES` that hold a picture of (height, width) with that many objects."""
+    """Values for what is `OPEN` that hold a picture of (height, width) with that many objects."""
     height, width = (-(-side // MULTIPLE) * MULTIPLE for side in picture)
     most = max(-(-objects // OBJECTS_MULTIPLE) * OBJECTS_MULTIPLE, FEWEST_OBJECTS)
     return {"stored_size": (height, width), "max_objects": most}
 
 
 def with_sizes(config: ConfigDict, **sizes: Any) -> ConfigDict:
-    """A copy of a config whose `SIZES` have the given values where they are left open."""
+    """A copy of a config with the given values for what it leaves open (`OPEN`)."""
     filled = config.copy_and_resolve_references()
     filled.dataset.update({key: value for key, value in sizes.items() if filled.dataset[key] is None})
     return filled

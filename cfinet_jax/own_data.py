@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -11,6 +11,23 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 
 SCRIPT = epath.Path(__file__).parents[1] / "data" / "prepare.py"  # beside the package: it is not installed with it
+UNNAMED = {"source": "something else", "annotations": "the files found by their names"}
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path that holds in every folder; one on `gs://` does already, and the package that reads it is there.
+
+    Raises:
+      UserError: it is not.
+    """
+    path = epath.Path(path)
+    if "://" not in str(path):
+        return path.resolve()
+    try:
+        path.exists()
+    except ImportError as error:
+        raise UserError(f"{path} cannot be read ({error}): for gs://, pip install gcsfs") from error
+    return path
 
 
 def prepare(settings: ConfigDict) -> None:
@@ -32,21 +49,36 @@ def prepare(settings: ConfigDict) -> None:
     ended.check_returncode()
 
 
+def state(files: Iterable[str]) -> list[int]:
+    """Number, newest modification time and bytes of files that are there; a folder stands for the `.txt` in it."""
+    stats = []
+    for path in map(epath.Path, files):
+        each = [file for file in path.iterdir() if file.suffix == ".txt"] if path.is_dir() else [path]
+        stats += [file.stat() for file in each if file.exists()]
+    return [len(stats), max((int(stat.mtime) for stat in stats), default=0), sum(stat.length for stat in stats)]
+
+
 def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
-    """What was prepared in `folder` comes from the source and the annotations that the settings name, if they do.
+    """What was prepared in `folder` comes from the source and the annotations that the settings name, as they are now.
+
+    Settings without a source accept everything, and data that were prepared without a record of their files
+    (`files`, `state`) count as unchanged.
 
     Raises:
       UserError: it does not.
     """
     if settings.source is None:
         return
-    wanted = {"source": str(epath.Path(settings.source).resolve())}
-    if settings.annotations:
-        wanted["annotations"] = " ".join(settings.annotations.split())
+    source = absolute(settings.source)
+    wanted = {"source": str(source), "annotations": " ".join((settings.annotations or "").split())}
     for key, value in wanted.items():
-        before = metadata.get(key)
+        before = metadata.get(key, "")
         if before != value:
             raise UserError(
-                f"{folder} was prepared from {before or 'something else'}, not from {value}: delete this folder to "
-                "prepare it again, or choose another --config.dataset.name"
+                f"{folder} was prepared from {before or UNNAMED[key]}, not from {value or UNNAMED[key]}: "
+                "delete this folder to prepare it again, or choose another --config.dataset.name"
             )
+    if "files" in metadata and state(metadata["files"]) != metadata["state"]:
+        raise UserError(
+            f"{folder} was prepared from an earlier state of {source}: delete this folder to prepare it again"
+        )

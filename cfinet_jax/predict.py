@@ -153,7 +153,7 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.Path, output:
         labels = prediction.labels[prediction.scores >= shown]
         counts.append([name, *np.bincount(labels, minlength=len(classes)).tolist()])
         overlay = name.replace("/", "_")  # of equal names in different folders
-        write_overlays(str(output / "overlays"), [(overlay, picture, found, [])], classes, shown)
+        write_overlays(output / "overlays", [(overlay, picture, found, [])], classes, shown)
     progress.close()
     for line in broken:
         print(f"Left out: {line}", flush=True)

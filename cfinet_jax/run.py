@@ -5,16 +5,18 @@ from typing import Any
 
 import jax
 import optax
+from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import dataset, mesh, optimizer, pretrained, train_state
 from cfinet_jax.errors import UserError
-from cfinet_jax.inputs import SIZES, input_shape, room_for, with_sizes
+from cfinet_jax.inputs import OPEN, input_shape, room_for, with_sizes
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.models.resnet import frozen_parts
+from cfinet_jax.run_log import has_learnt, read_settings
 from cfinet_jax.train_state import TrainState
-from cfinet_jax.trained import load_published
+from cfinet_jax.trained import load_published, recorded_sizes
 
 AT_LEAST_ONE = (
     "dataset.batch_size",
@@ -41,19 +43,22 @@ class Run:
     state: TrainState
 
 
-def discover_sizes(config: ConfigDict) -> ConfigDict:
-    """The config with room for every picture and object of its data set, where it leaves that open.
+def discover_sizes(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """The config with sizes where it leaves them open: those of the run in the workdir, or room for all of the data.
 
     Raises:
       UserError: the data cannot be opened.
     """
+    if has_learnt(workdir) and (facts := read_settings(workdir)) is not None:
+        config = with_sizes(config, **recorded_sizes(facts))
     settings = config.dataset
-    if all(settings[key] is not None for key in SIZES):
+    if all(settings[key] is not None for key in OPEN):
         return config
-    splits = dataset.open_splits(settings)  # all of them, so that another `eval_split` is seen at the same size
+    # All splits, so that another `eval_split` is seen at the same size.
+    splits = dataset.open_splits(settings).values()
     height, width = (max(sides) for sides in zip(*(split.largest_picture for split in splits), strict=True))
     sizes = room_for((height, width), max(split.most_objects for split in splits))
-    print(", ".join(f"dataset.{key} {sizes[key]}" for key in SIZES if settings[key] is None) + " hold all of it.")
+    print(", ".join(f"dataset.{key} {sizes[key]}" for key in OPEN if settings[key] is None) + " hold all of it.")
     return with_sizes(config, **sizes)
 
 

@@ -22,14 +22,14 @@ def write_settings(
 ) -> None:
     """Writes the resolved config, classes, package versions, machine and git revision as `settings.json`.
 
-    Raises `UserError` where the workdir belongs to another model or cannot be written.
+    Raises `UserError` where another model has learnt in the workdir, or it cannot be written.
     """
     path = workdir / "settings.json"
     settings = json.loads(config.to_json())
     facts = {"config": settings, "classes": list(classes), "category_ids": list(category_ids)}
     facts |= {"versions": versions(), "machine": machine(), "revision": git_revision()}
     try:
-        if path.exists():
+        if has_learnt(workdir):
             check_same_run(path, settings)
         workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(facts, indent=1, sort_keys=True))
@@ -37,13 +37,26 @@ def write_settings(
         raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
 
 
+def has_learnt(workdir: epath.Path) -> bool:
+    """Whether there is a checkpoint in the workdir."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
+
+
+def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
+    """What `write_settings` wrote; None where there is nothing, or not all of it."""
+    try:
+        facts = json.loads((workdir / "settings.json").read_text())
+        return facts if identity(facts["config"]) and {"classes", "category_ids"} <= facts.keys() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_same_run(path: epath.Path, settings: dict) -> None:
     """The run that left `settings.json` had the same model, data, batch size and seed."""
-    try:
-        before = identity(json.loads(path.read_text())["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: delete it, or choose another --workdir.") from error
-    now = identity(settings)
+    facts = read_settings(path.parent)
+    if facts is None:
+        raise UserError(f"{path} is missing or damaged, so the model is unknown: choose another --workdir.")
+    before, now = identity(facts["config"]), identity(settings)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         key = changed[0]
@@ -55,7 +68,7 @@ def check_same_run(path: epath.Path, settings: dict) -> None:
 
 def identity(settings: dict) -> dict[str, Any]:
     """What may not change between the parts of one run: a checkpoint counts its steps in batches of its data."""
-    data = {key: settings["dataset"][key] for key in ("name", "train_split", "batch_size")}
+    data = {key: settings["dataset"][key] for key in ("name", "train_split", "batch_size", "image_size")}
     return flatten({"seed": settings["seed"], "dataset": data, "detector": settings["detector"]})
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 T = TypeVar("T")
@@ -132,10 +133,16 @@ class Term(NamedTuple):
     count: Any  # float32 scalar
 
 
+def fitting_scales(sizes: Any, image_size: tuple[int, int] | None) -> Any:
+    """What pictures of `sizes` [..., 2] (height, width) are scaled by to fit into `image_size`; None: nothing."""
+    limits = sizes if image_size is None else np.asarray(image_size, np.float32)
+    return (limits / sizes).min(-1)
+
+
 def without_truth(images: Any, sizes: Any, image_size: tuple[int, int] | None) -> Batch:
     """Pictures to detect in, uint8 and padded, as a batch; `image_size` are the limits they are scaled to fit."""
     count = images.shape[0]
-    scales = jnp.ones(count) if image_size is None else (jnp.asarray(image_size, jnp.float32) / sizes).min(1)
+    scales = fitting_scales(jnp.asarray(sizes), image_size)
     none = jnp.zeros((count, 1), bool)
     truth = GroundTruth(jnp.zeros((count, 1, 4)), jnp.zeros((count, 1), jnp.int32), none, none)
     numbers = jnp.zeros(count, jnp.int32)

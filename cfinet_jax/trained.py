@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import checkpoint, mesh, optimizer, pretrained, train_state
 from cfinet_jax.errors import UserError
-from cfinet_jax.inputs import SIZES, input_shape, preparation, with_sizes
+from cfinet_jax.inputs import OPEN, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
-from cfinet_jax.run_log import flatten
+from cfinet_jax.run_log import flatten, read_settings
 from cfinet_jax.structures import Batch, Detections
 from cfinet_jax.train_state import TrainState
 
@@ -39,18 +39,19 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
     Raises:
       UserError: there is no run in the workdir.
     """
-    try:
-        settings = json.loads((workdir / "settings.json").read_text())
-        classes, category_ids = tuple(settings["classes"]), tuple(settings["category_ids"])
-        recorded = ConfigDict(with_tuples(settings["config"]))
-        used = recorded if config is None else with_sizes(config, **{key: recorded["dataset"][key] for key in SIZES})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir."
-        ) from error
+    facts = read_settings(workdir)
+    if facts is None:
+        raise UserError(f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir.")
+    classes, category_ids = tuple(facts["classes"]), tuple(facts["category_ids"])
+    used = ConfigDict(with_tuples(facts["config"])) if config is None else with_sizes(config, **recorded_sizes(facts))
     detector = build_detector(used.detector, len(classes))
     variables = trained_variables(used, detector, classes, workdir)
     return Trained(detector, variables, classes, category_ids), used
+
+
+def recorded_sizes(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the run that wrote these settings used where a config may leave it open."""
+    return {key: with_tuples(facts["config"]["dataset"].get(key)) for key in OPEN}
 
 
 def with_tuples(tree: Any) -> Any:
@@ -83,18 +84,21 @@ def trained_variables(
 
 def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
     """A checkpoint is read as the model it was trained as; how many detections are kept, and of what, may change."""
-    path = workdir / "settings.json"
-    try:
-        before = of_model(json.loads(path.read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is missing or damaged, so the model is unknown: choose another --workdir.") from error
-    now = of_model(json.loads(config.to_json()))
+    facts = read_settings(workdir)
+    if facts is None:
+        path = workdir / "settings.json"
+        raise UserError(f"{path} is missing or damaged, so the model is unknown: choose another --workdir.")
+    settings = json.loads(config.to_json())
+    before, now = of_model(facts["config"]), of_model(settings)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not FREE.search(key):
             raise UserError(
                 f"{workdir} was trained with {key} = {before.get(key)!r}, which is {now.get(key)!r} now: give the same "
                 "--config."
             )
+    scales = [each["dataset"]["image_size"] for each in (facts["config"], settings)]
+    if scales[0] != scales[1]:
+        print(f"Trained with dataset.image_size = {scales[0]}, which is {scales[1]} now.", flush=True)
 
 
 def of_model(settings: dict) -> dict[str, Any]:

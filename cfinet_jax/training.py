@@ -32,7 +32,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
     workdir = epath.Path(workdir)
     if config.training.on_nonfinite not in ON_NONFINITE:
         raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
-    config = discover_sizes(config)
+    config = discover_sizes(config, workdir)
     run = create_run(config)
     write_settings(config, workdir, run.training.classes, run.training.category_ids)
     size = config.dataset.batch_size

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import tensorflow_datasets as tfds
-from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
 from cfinet_jax.errors import UserError  # noqa: E402
+from cfinet_jax.own_data import absolute  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
 from data.coco.layout import read_found, read_named  # noqa: E402
@@ -31,7 +31,7 @@ def coco(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of a data set described by COCO JSON files, which are found where they are not named."""
     if not arguments.source:
         raise UserError(f"{arguments.dataset} needs --source=FOLDER, the folder of the data set")
-    source = epath.Path(arguments.source).resolve()
+    source = absolute(arguments.source)
     annotations = {}
     for entry in arguments.annotations or ():
         split, _, paths = entry.partition("=")
@@ -48,21 +48,18 @@ def yolo(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of a data set described by `data.yaml` and label files."""
     if not arguments.source or arguments.annotations:
         raise UserError("yolo needs --source=FOLDER, the folder of data.yaml, and no --annotations")
-    return own_builder(arguments, partial(read_yolo, epath.Path(arguments.source).resolve()))
+    return own_builder(arguments, partial(read_yolo, absolute(arguments.source)))
 
 
 def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of a folder that describes itself in either way."""
-    found = arguments.source and not arguments.annotations and (epath.Path(arguments.source) / "data.yaml").exists()
+    found = arguments.source and not arguments.annotations and (absolute(arguments.source) / "data.yaml").exists()
     return (yolo if found else coco)(arguments)
 
 
 def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, Split]]) -> tfds.core.DatasetBuilder:
     """The builder of what `read` reads; the data set keeps where it came from."""
-    origin = {
-        "source": str(epath.Path(arguments.source).resolve()),
-        "annotations": " ".join(arguments.annotations or ()),
-    }
+    origin = {"source": str(absolute(arguments.source)), "annotations": " ".join(arguments.annotations or ())}
     name = arguments.name or arguments.dataset
     return CocoBuilder(read=read, origin=origin, name=name, data_dir=arguments.data_dir)
 

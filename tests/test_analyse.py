@@ -146,7 +146,7 @@ def test_advice(changes, facts, expected):
         "needed": GIB,
         "available": 8 * GIB,
     } | facts
-    (line,) = advice.advise(config, [contents], **facts)
+    (line,) = advice.advise(config, contents, [contents], **facts)
     assert re.search(expected, line), line
 
 
@@ -164,7 +164,7 @@ def test_advice_on_thin_objects_and_padding():
 
 def test_the_analysis_of_a_config(tiny_scenes, tmp_path, monkeypatch):
     """All but compiling."""
-    monkeypatch.setattr(analyse, "memory", lambda _: {"parameters": 2**20})
+    monkeypatch.setattr(analyse, "memory_needed", lambda _: {"parameters": 2**20})
     status, output, errors = tiny.call_main(*tiny.arguments(tiny_scenes, tmp_path / "run"), "--mode=analyse")
     assert (status, errors) == (0, "")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"analysis.md", "analysis.png"}
@@ -181,7 +181,7 @@ def test_the_memory_of_a_step(tiny_scenes):
     """The step that training compiles, so it is compiled once."""
     config = tiny.tiny_config()
     config.dataset.data_dir = str(tiny_scenes)
-    needed = analyse.memory(config)
+    needed = analyse.memory_needed(config)
     numbers = sum(leaf.size for leaf in jax.tree.leaves(analyse.create_run(config).state.params))
     assert needed["parameters"] > 4 * numbers and needed["optimizer state"] >= 4 * numbers
     assert needed["pictures and boxes of a step"] > np.prod(config.dataset.stored_size) * 3

@@ -273,11 +273,13 @@ def pictures(folder, rng) -> Path:
     return folder
 
 
-def prepare_coco(folder: Path, content: dict | bytes) -> tuple[int, str, str]:
-    """Prepares an annotation file as both splits."""
+def prepare_coco(
+    folder: Path, content: dict | bytes, splits: tuple[str, ...] = ("train", "test")
+) -> tuple[int, str, str]:
+    """Prepares an annotation file as several splits."""
     (folder / "own.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    splits = [f"--annotations={split}=own.json" for split in ("train", "test")]
-    return call_prepare("coco", f"--source={folder}", f"--data_dir={folder}/prepared", *splits)
+    annotations = [f"--annotations={split}=own.json" for split in splits]
+    return call_prepare("coco", f"--source={folder}", f"--data_dir={folder}/prepared", *annotations)
 
 
 FILES = {
@@ -295,6 +297,7 @@ FILES = {
     "huge image id": (coco([2**40], []), "must be whole numbers below 2^31"),
     "no class": (coco([1], [], ()), "names no class"),
     "no picture": (coco([77, 78], []), "no image of"),
+    "no object": (coco([1, 2], []), "has no object to learn from"),
 }
 
 
@@ -333,6 +336,14 @@ def test_preparation_commands(arguments, fragment, folder):
     status, _, errors = call_prepare(*(argument.replace("TMP", str(folder)) for argument in arguments))
     assert status == 2 and len(errors.splitlines()) == 1 and fragment.replace("TMP", str(folder)) in errors
     assert snapshot(folder) == before
+
+
+def test_data_on_a_store_whose_package_is_missing(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for name in ("coco", "yolo", "own"):
+        status, _, errors = call_prepare(name, f"--data_dir={folder}", "--source=gs://bucket/data")
+        assert status == 2 and len(errors.splitlines()) == 1
+        assert errors.startswith("gs://bucket/data cannot be read") and errors.endswith("pip install gcsfs\n")
 
 
 BOX = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
@@ -375,7 +386,7 @@ def test_broken_records_are_counted_named_and_skipped(pictures):
 
 
 def test_a_data_set_is_not_prepared_over_another(pictures):
-    assert prepare_coco(pictures, coco([1, 2], []))[0] == 0
+    assert prepare_coco(pictures, coco([1, 2], [BOX]))[0] == 0
     before = snapshot(pictures / "prepared")
     status, output, _ = prepare_coco(pictures, coco([3, 4, 5], []))
     assert status == 0 and "is already prepared" in output and "delete this folder" in output
@@ -393,7 +404,7 @@ def test_a_data_set_is_not_prepared_over_another(pictures):
     ids=["missing", "empty", "truncated", "resized"],
 )
 def test_pictures_that_changed_after_preparation(pictures, quick, break_picture, fragment):
-    assert prepare_coco(pictures, coco(range(1, 9), []))[0] == 0
+    assert prepare_coco(pictures, coco(range(1, 9), [BOX]))[0] == 0
     break_picture(pictures / "5.png")
     arguments = (*tiny.arguments(pictures / "prepared", pictures / "run"), "--config.dataset.name=coco")
     ended = tiny.call_main(*arguments)
@@ -410,9 +421,9 @@ def test_a_prepared_data_set_that_lost_a_file(tiny_scenes, folder):
 
 
 def test_pictures_without_objects(pictures):
-    assert prepare_coco(pictures, coco(range(1, 9), []))[0] == 0
+    assert prepare_coco(pictures, coco(range(1, 9), []), ("val", "test"))[0] == 0
     arguments = (*tiny.arguments(pictures / "prepared", pictures / "run"), "--config.dataset.name=coco")
-    status, output, errors = tiny.call_main(*arguments)
+    status, output, errors = tiny.call_main(*arguments, "--config.dataset.train_split=val")
     assert (status, errors) == (0, "")
     assert "After 16 images: AP n/a" in output
     records = [json.loads(line) for line in (pictures / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import trained
+from cfinet_jax import own_data, trained
 from cfinet_jax.dataset import Prepared, coco_ground_truth, eval_batches, open_dataset, open_splits, train_batches
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import room_for, with_sizes
@@ -247,6 +247,25 @@ def test_data_are_prepared_on_first_use(folder, annotations, capfd):
     config.dataset.update(source=str(folder), annotations="train=val.json val=val.json")
     with pytest.raises(UserError, match="was prepared from .*, not from train=val.json val=val.json: delete"):
         open_dataset(config.dataset, "train")
+    config.dataset.annotations = None if annotations else "train=train.json val=val.json"
+    with pytest.raises(UserError, match="from the files found by their names.*: delete"):
+        open_dataset(config.dataset, "train")
+
+    config.dataset.annotations = annotations and annotations.replace(" ", "  ")
+    (folder / "val.json").write_text((folder / "val.json").read_text() + "\n")
+    with pytest.raises(UserError, match=f"was prepared from an earlier state of {folder}: delete this folder to"):
+        open_dataset(config.dataset, "train")
+    metadata = next((folder / "prepared").glob("mine/*/metadata.json"))
+    kept = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps({key: value for key, value in kept.items() if key not in ("files", "state")}))
+    assert len(open_dataset(config.dataset, "train")) == 1  # prepared before the state was kept
+
+
+def test_a_path_on_a_store_stays_as_it_is(monkeypatch):
+    path = epath.Path("gs://bucket/data")
+    monkeypatch.setattr(type(path), "exists", lambda _: True)
+    assert str(own_data.absolute("gs://bucket/data")) == str(path) == "gs://bucket/data"
+    assert own_data.absolute("data") == epath.Path(Path.cwd() / "data")
 
 
 def test_what_cannot_be_prepared_is_refused_in_one_line(folder):
@@ -264,14 +283,24 @@ def test_only_a_checkout_prepares(folder, monkeypatch):
 
 def test_sizes_left_open_are_those_of_the_data(folder):
     config = own(folder)
-    found = discover_sizes(config).dataset
+    found = discover_sizes(config, folder).dataset
     assert (found.stored_size, found.max_objects) == ((64, 96), 32)
     assert (config.dataset.stored_size, config.dataset.max_objects) == (None, None)  # a copy was filled
     config.dataset.max_objects = 7
-    found = discover_sizes(config)
+    found = discover_sizes(config, folder)
     assert (found.dataset.stored_size, found.dataset.max_objects) == ((64, 96), 7) and found.is_locked
     config.dataset.stored_size = (128, 128)
-    assert discover_sizes(config) is config
+    assert discover_sizes(config, folder) is config
+
+
+def test_a_run_goes_on_with_its_own_sizes(folder):
+    """Though more pictures have come since, and may be larger."""
+    run = folder / "run"
+    write_settings(with_sizes(own(folder), stored_size=(128, 160), max_objects=48), run, ["car"], [1])
+    assert discover_sizes(own(folder), run).dataset.stored_size == (64, 96)  # nothing has been learnt in it
+    (run / "checkpoints" / "7").mkdir(parents=True)
+    found = discover_sizes(own(folder), run).dataset
+    assert (found.stored_size, found.max_objects) == ((128, 160), 48)
 
 
 def test_sizes_of_data_prepared_before_they_were_kept(folder):
@@ -280,9 +309,9 @@ def test_sizes_of_data_prepared_before_they_were_kept(folder):
     account = next((folder / "prepared").glob("mine/*/account.json"))
     kept = json.loads(account.read_text())
     account.write_text(json.dumps({split: {"problems": {}} for split in kept}))
-    assert discover_sizes(config).dataset.stored_size == (64, 96)
+    assert discover_sizes(config, folder).dataset.stored_size == (64, 96)
     account.unlink()
-    train, val = open_splits(config.dataset)
+    train, val = open_splits(config.dataset).values()
     assert (train.largest_picture, train.most_objects) == ((40, 60), 2)
     assert (val.largest_picture, val.most_objects) == ((33, 90), 0)
 

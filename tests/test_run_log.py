@@ -27,7 +27,8 @@ def test_settings_say_what_ran_where(tmp_path):
 
 def test_a_workdir_keeps_its_model(tmp_path):
     config, file = tiny.tiny_config(), tmp_path / "settings.json"
-    write_settings(config, epath.Path(tmp_path), [], [])
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    file.write_text(json.dumps({"config": json.loads(config.to_json()), "classes": [], "category_ids": []}))
     config.training.images = 3000  # not of the model
     write_settings(config, epath.Path(tmp_path), [], [])
     before = file.read_text()
@@ -41,7 +42,8 @@ def test_a_workdir_keeps_its_model(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {}}'])
 def test_damaged_settings_are_named(tmp_path, content):
     (tmp_path / "settings.json").write_text(content)
-    with pytest.raises(UserError, match="settings.json is damaged: delete it"):
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    with pytest.raises(UserError, match="settings.json is missing or damaged"):
         write_settings(tiny.tiny_config(), epath.Path(tmp_path), [], [])
 
 

@@ -54,3 +54,10 @@ def test_without_settings_the_model_is_unknown(workdir, content):
 def test_settings_survive_json():
     settings = {"a": (1, (2, 3)), "b": {"c": ("x",), "d": None}}
     assert with_tuples(json.loads(json.dumps(settings))) == settings
+
+
+def test_another_scale_is_said(workdir, capsys):
+    config = tiny.tiny_config()
+    config.dataset.image_size = (96, 96)
+    check_same_model(workdir, config)
+    assert "Trained with dataset.image_size = [64, 64], which is [96, 96] now." in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ from ml_collections import ConfigDict
 from cfinet_jax import dataset, mesh
 from cfinet_jax.analyse import tables
 from cfinet_jax.analyse.advice import advise
-from cfinet_jax.analyse.contents import overlaps_with_anchors, read_contents, unmatched
+from cfinet_jax.analyse.contents import Contents, overlaps_with_anchors, read_contents, unmatched
 from cfinet_jax.errors import UserError
+from cfinet_jax.report.tables import escape
 from cfinet_jax.run import create_run, discover_sizes
 from cfinet_jax.train_state import empty_batch
 from cfinet_jax.training import compile_step, make_step
@@ -23,43 +25,64 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of anchors, to compare the confi
 
 def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     """Prints what it finds and leaves it as `analysis.md` and `analysis.png` in the workdir."""
-    config = discover_sizes(config)
-    settings, network = config.dataset, config.detector.proposal_network
-    splits = {name: dataset.open_dataset(settings, name) for name in (settings.train_split, settings.eval_split)}
+    config = discover_sizes(config, workdir)
+    settings = config.dataset
+    splits = dataset.open_splits(settings)
     contents = {name: read_contents(split.source, settings.image_size) for name, split in splits.items()}
+    if settings.train_split not in splits:
+        raise UserError(f"There is no split '{settings.train_split}': choose one of {', '.join(splits)}.")
     training, classes = contents[settings.train_split], splits[settings.train_split].classes
     if not len(training.boxes):
         raise UserError(f"The split '{settings.train_split}' of {settings.name} holds no object: annotate some.")
-    scale = network[network.name].anchor_scale
+
+    scale = config.detector.proposal_network[config.detector.proposal_network.name].anchor_scale
     overlaps = {each: overlaps_with_anchors(training, config, each) for each in sorted({*SCALES, scale})}
-    data = f"""# {settings.name}
+    without_anchor = unmatched(training, config, overlaps[scale])
+    text = describe(config, contents, classes, overlaps, without_anchor)
+    write(workdir, text)
+    tables.draw(training, overlaps[scale], workdir / "analysis.png")
+    print(text, flush=True)
+
+    needed, available = memory_needed(config), memory_available()  # after what may be had without compiling
+    means = {each: float(values.mean()) for each, values in overlaps.items()}
+    lines = advise(config, training, contents.values(), classes, means, without_anchor, sum(needed.values()), available)
+    rest = f"{tables.memory_table(needed, available)}\nAdvice:\n\n" + "".join(f"- {line}\n" for line in lines)
+    write(workdir, f"{text}\n![anchors and sizes](analysis.png)\n\n{rest}")
+    print(rest, flush=True)
+
+
+def describe(
+    config: ConfigDict,
+    contents: Mapping[str, Contents],
+    classes: Sequence[str],
+    overlaps: Mapping[float, np.ndarray],
+    without_anchor: Mapping[str, float],
+) -> str:
+    """The tables of the data, in Markdown."""
+    settings, training = config.dataset, contents[config.dataset.train_split]
+    return f"""# {escape(settings.name)}
 
 {tables.split_table(contents, settings, config.prediction.overlap)}
 Objects of `{settings.train_split}` by area in square pixels, as stored and as the network sees them:
 
 {tables.size_table(training)}
 {tables.class_table(training, classes)}
-Best IoU of an object with an anchor, in network pixels; this config has scale {scale:g}:
+Best IoU of an object with an anchor, in network pixels, were their scale this one:
 
-{tables.scale_table(overlaps)}"""
-    without_anchor = unmatched(training, config, overlaps[scale])
-    if without_anchor:
-        data += f"\n{tables.rule_table(without_anchor)}"
-    print(data, flush=True)
-    needed, available = memory(config), memory_available()
-    means = {each: float(values.mean()) for each, values in overlaps.items()}
-    lines = advise(config, list(contents.values()), classes, means, without_anchor, sum(needed.values()), available)
-    rest = f"{tables.memory_table(needed, available)}\nAdvice:\n\n" + "".join(f"- {line}\n" for line in lines)
-    print(rest, flush=True)
+{tables.scale_table(overlaps)}
+{tables.rule_table(without_anchor) if without_anchor else ""}"""
+
+
+def write(workdir: epath.Path, text: str) -> None:
+    """Leaves the analysis in the workdir."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "analysis.md").write_text(f"{data}\n![anchors and sizes](analysis.png)\n\n{rest}")
-        (workdir / "analysis.png").write_bytes(tables.draw(training, overlaps[scale]))
+        (workdir / "analysis.md").write_text(text)
     except OSError as error:
         raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
 
 
-def memory(config: ConfigDict) -> dict[str, int]:
+def memory_needed(config: ConfigDict) -> dict[str, int]:
     """Bytes on one device: the state of a run and what one compiled training step needs besides."""
     run = create_run(config)
     settings = config.dataset

@@ -1,6 +1,6 @@
 """From what the data look like to the flags that suit them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -17,7 +17,8 @@ EPOCHS, DECAYS = 12, (8, 11)  # the paper's schedule
 
 def advise(
     config: ConfigDict,
-    splits: Sequence[Contents],
+    training: Contents,
+    splits: Iterable[Contents],
     classes: Sequence[str],
     overlaps: Mapping[float, float],
     without_anchor: Mapping[str, float],
@@ -26,20 +27,19 @@ def advise(
 ) -> list[str]:
     """Lines of advice.
 
-    The first of the `splits` is learnt; `overlaps` are its mean best IoU by anchor scale, `without_anchor` its objects
-    that get none in the coarse stage by rule, `needed` and `available` bytes of a device.
+    `training` is one of the `splits`; `overlaps` are its mean best IoU by anchor scale, `without_anchor` the share of
+    its objects that get none in the coarse stage by rule, `needed` and `available` bytes of a device.
     """
-    training = splits[0]
     lines = [*sizes(config.dataset, splits), *anchors(config, overlaps, without_anchor)]
     lines += objects(config, training, classes)
     lines += [*schedule(config, len(training.pictures)), *memory(config, needed, available)]
     return lines or ["Nothing to change: train."]
 
 
-def sizes(settings: ConfigDict, splits: Sequence[Contents]) -> Iterator[str]:
+def sizes(settings: ConfigDict, splits: Iterable[Contents]) -> Iterator[str]:
     """On `dataset.max_objects` and `dataset.stored_size`."""
-    pictures = np.concatenate([split.pictures for split in splits])
-    entries = np.concatenate([split.objects + split.regions for split in splits])
+    counts = [(split.pictures, split.objects + split.regions) for split in splits]
+    pictures, entries = (np.concatenate(each) for each in zip(*counts, strict=True))
     room = room_for(tuple(pictures.max(0).tolist()), int(entries.max()))
     full = int(np.sum(entries > settings.max_objects))
     if full:
@@ -71,7 +71,7 @@ def anchors(config: ConfigDict, overlaps: Mapping[float, float], without_anchor:
     if without_anchor:
         rule = config.detector.proposal_network[name].assign
         better = "released"  # the rule of the published figures
-        if without_anchor[better] < without_anchor[rule] - BETTER:
+        if without_anchor.get(better, 1.0) < without_anchor[rule] - BETTER:
             key = f"detector.proposal_network.{name}.assign"
             yield (
                 f"The coarse stage has no anchor for {without_anchor[rule]:.0%} of the objects under {rule!r}, "

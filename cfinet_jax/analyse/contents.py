@@ -12,6 +12,7 @@ from cfinet_jax.inputs import input_shape
 from cfinet_jax.metrics.protocols import SODA_SIZES
 from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.ops.matching import dynamic_thresholds
+from cfinet_jax.structures import fitting_scales
 
 SIZES = (*SODA_SIZES, "larger")
 LIMITS = tuple(high for _, high in SODA_SIZES.values())  # of the area in square pixels; a limit is of the smaller size
@@ -58,7 +59,7 @@ def read_contents(records: Sequence[dict[str, Any]], image_size: tuple[int, int]
         owners.append(np.full(learnt.sum(), index))
         regions.append(np.sum(sound & ignored))
     sides = np.array(pictures)
-    scales = np.ones(len(sides)) if image_size is None else np.min(np.array(image_size) / sides, axis=1)
+    scales = fitting_scales(sides, image_size)
     objects = np.concatenate(boxes), np.concatenate(labels), np.concatenate(owners)
     return Contents(sides, scales, *objects, np.array(regions))
 
@@ -84,10 +85,9 @@ def unmatched(contents: Contents, config: ConfigDict, overlaps: np.ndarray) -> d
 
     `overlaps` are IoU with the best anchor. Such objects are proposed only by what the stage learns from others.
     """
-    network = config.detector.proposal_network[config.detector.proposal_network.name]
-    rules = network.get("assign_modes", {})
+    stage = config.detector.proposal_network[config.detector.proposal_network.name]
     thresholds = {
-        name: dynamic_thresholds(jnp.asarray(contents.boxes), jnp.ones(()), base_size=network.base_size, **rule)
-        for name, rule in rules.items()
+        name: dynamic_thresholds(jnp.asarray(contents.boxes), jnp.ones(()), base_size=stage.base_size, **rule)
+        for name, rule in stage.get("assign_modes", {}).items()
     }
     return {name: float(np.mean(overlaps < np.asarray(values))) for name, values in thresholds.items()}

@@ -1,21 +1,24 @@
 """The tables and the picture of an analysis."""
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from cfinet_jax.analyse.contents import LIMITS, SIZES, Contents, sizes_of
 from cfinet_jax.metrics.protocols import SODA_SIZES
+from cfinet_jax.report.plots import save
+from cfinet_jax.report.tables import escape, row
 from cfinet_jax.slicing import window_origins
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Markdown; the first column holds names, the others numbers."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    return "".join(f"{row(*line)}\n" for line in lines)
 
 
 def split_table(contents: Mapping[str, Contents], settings: ConfigDict, overlap: int) -> str:
@@ -47,7 +50,10 @@ def class_table(contents: Contents, classes: Sequence[str]) -> str:
     """A row per class: its objects by stored size."""
     counts = np.zeros((len(classes), len(SIZES)), int)
     np.add.at(counts, (contents.labels, sizes_of(contents.areas)), 1)
-    return table(["class", *SIZES, "all"], ([name, *row, row.sum()] for name, row in zip(classes, counts, strict=True)))
+    return table(
+        ["class", *SIZES, "all"],
+        ([escape(name), *of_class, of_class.sum()] for name, of_class in zip(classes, counts, strict=True)),
+    )
 
 
 def scale_table(overlaps: Mapping[float, np.ndarray]) -> str:
@@ -77,10 +83,8 @@ def memory_table(needed: Mapping[str, int], available: int) -> str:
     return table(["memory of a device while training", "MiB"], rows)
 
 
-def draw(contents: Contents, overlaps: np.ndarray) -> bytes:
-    """The distribution of the best IoU by size, as Fig. 1 of the paper, and that of the objects' sides; PNG."""
-    from matplotlib.figure import Figure
-
+def draw(contents: Contents, overlaps: np.ndarray, path: epath.Path) -> None:
+    """The distribution of the best IoU by size, as Fig. 1 of the paper, and that of the objects' sides."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     edges, sizes = np.linspace(0, 1, 21), sizes_of(contents.areas)
@@ -93,6 +97,4 @@ def draw(contents: Contents, overlaps: np.ndarray) -> bytes:
         right.hist(np.sqrt(contents.areas) * scales, np.geomspace(1, 1024, 41), histtype="step", label=name)
     right.set(title="Objects by side", xlabel="square root of the area, pixels", ylabel="objects", xscale="log")
     right.legend()
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    return png.getvalue()
+    save(figure, path)

@@ -57,7 +57,7 @@ def write_examples(
                 for entries in (results, prepared.coco["annotations"])
             )
             stem = f"{kind}-{rank}-{UNSAFE.sub('_', epath.Path(name).stem)}"  # unique by kind and rank
-            write_overlays(str(folder), [(stem, image, found, truth)], classes, min_score)
+            write_overlays(folder, [(stem, image, found, truth)], classes, min_score)
             lines += [f"**{kind} {rank}**, {escape(name)}: {describe(counts[position])}", ""]
             lines += [f"![{kind} {rank}]({folder.name}/{stem}.png)", ""]
     return "\n".join(lines)

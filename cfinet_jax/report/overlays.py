@@ -28,18 +28,17 @@ PALETTE = (  # of the classes, in turn; seen on dark, bright and grey pictures a
 
 
 def write_overlays(
-    output_dir: str,
+    folder: epath.Path,
     pictures: Iterable[tuple[str, Picture, list[dict], list[dict]]],
     classes: dict[int, str],
     min_score: float,
 ) -> None:
     """Write `<name>.png` for each (name, image, detections, ground truth), drawn by `draw_overlay`."""
-    directory = epath.Path(output_dir)
-    directory.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, image, detections, ground_truth in pictures:
         overlay = draw_overlay(image, detections, ground_truth, classes, min_score)
         _, png = cv2.imencode(".png", cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR))
-        (directory / f"{name}.png").write_bytes(png.tobytes())
+        (folder / f"{name}.png").write_bytes(png.tobytes())
 
 
 def draw_overlay(

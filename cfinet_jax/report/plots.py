@@ -60,7 +60,7 @@ def draw_learning(train: list[dict], evaluations: list[dict], path: epath.Path) 
     scores.set(ylabel="evaluation, percent", ylim=(0, None if evaluations else 100))
     _finish(losses)
     _finish(scores, "images seen")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_imitation(train: list[dict], path: epath.Path) -> None:
@@ -73,7 +73,7 @@ def draw_imitation(train: list[dict], path: epath.Path) -> None:
     memory.set(ylabel="exemplar memory", ylim=(0, 1.02))
     _finish(quality)
     _finish(memory, "images seen")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_precision(curves: Mapping[str, list[float]], path: epath.Path) -> None:
@@ -88,7 +88,7 @@ def draw_precision(curves: Mapping[str, list[float]], path: epath.Path) -> None:
         axes.plot(np.flatnonzero(reached), precision[reached], label=label, color=colour, linestyle=dashes)
     axes.set(xlim=(0, 100), ylim=(0, 102), ylabel="precision, percent")
     _finish(axes, "recall, percent", columns=2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_outcomes(names: Sequence[str], counts: Int[np.ndarray, "rows outcomes"], path: epath.Path) -> None:
@@ -98,7 +98,7 @@ def draw_outcomes(names: Sequence[str], counts: Int[np.ndarray, "rows outcomes"]
     kinds = dict(zip(OUTCOMES[:MISSED], KIND_COLOURS, strict=True))
     _stack(detections, names, counts[:, :MISSED], kinds, "detections")
     _stack(objects, names, counts[:, [TRUE, MISSED]], {"found": KIND_COLOURS[0], "missed": COLOURS[0]}, "objects")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _stack(axes: Axes, names: Sequence[str], counts: np.ndarray, colours: Mapping[str, str], what: str) -> None:
@@ -144,7 +144,8 @@ def _plain(name: str) -> str:
     return (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…").replace("$", r"\$")
 
 
-def _save(figure: Figure, path: epath.Path) -> None:
+def save(figure: Figure, path: epath.Path) -> None:
+    """As PNG."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     path.write_bytes(png.getvalue())

@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -33,28 +34,26 @@ def table(metrics: dict, min_boxes: int = MIN_BOXES) -> str:
     limit = protocol.limits[-1]
     lines = [f"{protocol}.", "", "| size (area in px) | AP | AP50 | AP75 | AR | boxes |", "|---|--:|--:|--:|--:|--:|"]
     headline = [percent(metrics[key]) for key in ("AP", "AP50", "AP75", f"AR{limit}")]
-    lines.append(
-        _row(f"**{_range_name(protocol, protocol.headline)}**", *headline, metrics["boxes"][protocol.headline])
-    )
+    lines.append(row(f"**{_range_name(protocol, protocol.headline)}**", *headline, metrics["boxes"][protocol.headline]))
     for size in protocol.sizes:
         boxes = metrics["boxes"][size]
         ap, ap50, ar = (percent(metrics[f"{key}_{size}"], boxes, min_boxes) for key in ("AP", "AP50", "AR"))
-        lines.append(_row(_range_name(protocol, size), ap, ap50, "", ar, boxes))
+        lines.append(row(_range_name(protocol, size), ap, ap50, "", ar, boxes))
     lines += ["", f"| class ({protocol.headline}) | AP | AP50 | boxes |", "|---|--:|--:|--:|"]
     for name, values in metrics["per_class"].items():
         ap, ap50 = (percent(values[key], values["boxes"], min_boxes) for key in ("AP", "AP50"))
-        lines.append(_row(escape(name), ap, ap50, values["boxes"]))
+        lines.append(row(escape(name), ap, ap50, values["boxes"]))
     return "\n".join(lines) + "\n"
 
 
 def outcome_table(counts: Int[np.ndarray, "classes outcomes"], classes: Sequence[str]) -> str:
     """The outcomes of `metrics.errors`, a row for each class and one for all; objects are those found and missed."""
-    lines = [_row("class", "objects", "missed", "detections", *OUTCOMES[:MISSED])]
-    lines.append(_row("---", *["--:"] * (len(OUTCOMES) + 2)))
+    lines = [row("class", "objects", "missed", "detections", *OUTCOMES[:MISSED])]
+    lines.append(row("---", *["--:"] * (len(OUTCOMES) + 2)))
     rows = [("**all**", counts.sum(axis=0)), *zip(map(escape, classes), counts, strict=True)]
     for name, outcomes in rows:
         objects, detections = outcomes[TRUE] + outcomes[MISSED], outcomes[:MISSED].sum()
-        lines.append(_row(name, objects, outcomes[MISSED], detections, *outcomes[:MISSED]))
+        lines.append(row(name, objects, outcomes[MISSED], detections, *outcomes[:MISSED]))
     return "\n".join(lines) + "\n"
 
 
@@ -89,7 +88,8 @@ def percent(value: float | None, boxes: int = 0, min_boxes: int = 0) -> str:
     return "n/a" if value is None or boxes < min_boxes else f"{100 * value:.1f}"
 
 
-def _row(*cells) -> str:
+def row(*cells: Any) -> str:
+    """Of a table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 

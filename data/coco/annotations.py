@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -28,6 +28,7 @@ class Split(NamedTuple):
     records: list[dict[str, Any]]
     categories: dict[int, str]  # in the order of the labels
     account: dict[str, Any]
+    files: tuple[epath.Path, ...]  # that describe it; a folder stands for the label files in it
 
 
 def read_split(split: str, path: epath.Path, folder: epath.Path) -> Split:
@@ -39,11 +40,15 @@ def read_split(split: str, path: epath.Path, folder: epath.Path) -> Split:
     return check_split(split, load_coco(path), path, folder)
 
 
-def check_split(split: str, coco: dict[str, Any], path: epath.Path, folder: epath.Path) -> Split:
-    """Check the content of a COCO file against the images in `folder`; `path` is where it was described.
+def check_split(
+    split: str, coco: dict[str, Any], path: epath.Path, folder: epath.Path, label_files: Sequence[epath.Path] = ()
+) -> Split:
+    """Check the content of a COCO file against the images in `folder`.
+
+    `path` is where it was described, `label_files` those of the images where the objects stand in such.
 
     Raises:
-      UserError: there is no class, or nothing is left to use.
+      UserError: there is no class, or nothing is left to use; in `train`, no object.
     """
     names = {category["id"]: category["name"] for category in coco["categories"]}
     categories = {key: names[key] for key in sorted(names) if names[key].lower() != "ignore"}
@@ -64,6 +69,12 @@ def check_split(split: str, coco: dict[str, Any], path: epath.Path, folder: epat
         records.append(record(image, folder, [entry for entry in objects if entry]))
     if not records:
         raise UserError(f"no image of {path} can be used ({summary(problems)}): check the folder {folder}")
+    if split == "train" and all(all(each["objects"]["ignore"]) for each in records):
+        remedy = f"the labels were looked for in {label_files[0]} and so on" if label_files else "annotate some"
+        raise UserError(
+            f"'train' of {path} has no object to learn from ({len(coco['annotations'])} annotations; "
+            f"{summary(problems)}): {remedy}"
+        )
     account = {
         "images": len(coco["images"]),
         "images_kept": len(records),
@@ -73,7 +84,7 @@ def check_split(split: str, coco: dict[str, Any], path: epath.Path, folder: epat
         "most_objects": max(len(each["objects"]["id"]) for each in records),
         "problems": dict(problems),
     }
-    return Split(records, categories, account)
+    return Split(records, categories, account, (path, *{file.parent for file in label_files}))
 
 
 def load_coco(path: epath.Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.own_data import state
 from data.coco.annotations import Split, summary
 from data.features import FEATURES
 
@@ -37,9 +38,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(features=FEATURES, metadata=tfds.core.MetadataDict())
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        splits = self.read()
+        splits, record = self._read_recorded()
         categories = check_same_categories(splits)
-        self.info.metadata.update(self.origin, classes=list(categories.values()), category_ids=list(categories))
+        named = {"classes": list(categories.values()), "category_ids": list(categories)}
+        self.info.metadata.update(self.origin, **record, **named)
         accounts = {split: content.account for split, content in splits.items()}
         (epath.Path(self.data_dir) / "account.json").write_text(json.dumps(accounts, indent=2))
         for split, account in accounts.items():
@@ -48,6 +50,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 f"{account['annotations']} annotations kept; {summary(account['problems'])}"
             )
         return {split: self._generate_examples(content.records) for split, content in splits.items()}
+
+    def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, list]]:
+        """Every split, and the record of the files that describe them: which, and in what state."""
+        try:
+            splits = self.read()
+            files = sorted({str(file) for content in splits.values() for file in content.files})
+            return splits, {"files": files, "state": state(files)}
+        except OSError as error:  # `data/prepare.py` takes others for a failure to write
+            reason = " ".join(str(error.strerror or error).split())
+            raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error
 
     def _generate_examples(self, records: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         return ((record["image_id"], record) for record in records)

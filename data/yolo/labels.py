@@ -1,5 +1,6 @@
 """Reads a YOLO folder as the content of COCO files, so that the same checks count and name what is broken."""
 
+import errno
 import math
 import re
 from typing import Any
@@ -22,14 +23,15 @@ def read_yolo(source: epath.Path) -> dict[str, Split]:
     path = source / "data.yaml"
     description = load_description(path)
     names = class_names(description.get("names"), path)
-    root = source / text_of(description, "path", path)
-    places = {split: description[split] for split in SPLITS if description.get(split)}
-    if not places:
-        raise UserError(f"{path} names no images: add 'train' and 'val', each a folder, a list of folders or a .txt")
+    root = find_root(source, text_of(description, "path", path))
+    places = find_splits(description, root, path)
+    images = {split: images_in(found) for split, found in places.items()}  # of all splits, before a picture is read
     splits = {}
-    for split, entries in places.items():
-        images = find_images(entries, root, f"'{split}' of {path}")
-        splits[split] = check_split(split, coco_of(images, names, root), path, root)
+    for split, found in images.items():
+        labels = [label_file(image) for image in found]
+        content = check_split(split, coco_of(found, names, root), path, root, labels)
+        lists = [place for place in places[split] if not place.is_dir()]
+        splits[split] = content._replace(files=(*content.files, *lists))
     return splits
 
 
@@ -70,9 +72,31 @@ def class_names(names: Any, path: epath.Path) -> dict[int, str]:
     return {int(index): name for index, name in names.items()}
 
 
-def find_images(entries: Any, root: epath.Path, where: str) -> list[epath.Path]:
-    """The images of a split, each once: those in folders, and those that `.txt` files list."""
-    images: list[epath.Path] = []
+def find_root(source: epath.Path, path: str) -> epath.Path:
+    """The folder that `path` means; the source where there is none: Ultralytics writes where it keeps its data sets."""
+    root = find_place(source, path)
+    if root is None:
+        print(f"'path' of data.yaml, {' '.join(path.split())}, is no folder: {source} is taken")
+    return root or source
+
+
+def find_splits(description: dict[str, Any], root: epath.Path, path: epath.Path) -> dict[str, list[epath.Path]]:
+    """The places of every split; `test` may be absent beside others: Roboflow always names it."""
+    places: dict[str, list[epath.Path]] = {}
+    for split in SPLITS:
+        entries = description.get(split)
+        if split == "test" and places and isinstance(entries, str) and find_place(root, entries) is None:
+            print(f"test: {' '.join(str(root / entries).split())} is no folder and no .txt, skipped")
+        elif entries:
+            places[split] = find_places(entries, root, f"'{split}' of {path}")
+    if not places:
+        raise UserError(f"{path} names no images: add 'train' and 'val', each a folder, a list of folders or a .txt")
+    return places
+
+
+def find_places(entries: Any, root: epath.Path, where: str) -> list[epath.Path]:
+    """The folders and `.txt` files of a split."""
+    places = []
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, str):
             raise UserError(f"{where} must be a folder, a list of folders or a .txt")
@@ -80,7 +104,13 @@ def find_images(entries: Any, root: epath.Path, where: str) -> list[epath.Path]:
         if place is None:
             name = " ".join(str(root / entry).split())
             raise UserError(f"{where}: {name} is no folder and no .txt; correct it, or 'path', which precedes it")
-        images += find_pictures(place) if place.is_dir() else listed(place)
+        places.append(place)
+    return places
+
+
+def images_in(places: list[epath.Path]) -> list[epath.Path]:
+    """The images of a split, each once: those in folders, and those that `.txt` files list."""
+    images = (image for place in places for image in (find_pictures(place) if place.is_dir() else listed(place)))
     return list(dict.fromkeys(images))
 
 
@@ -126,11 +156,13 @@ def read_lines(path: epath.Path) -> list[tuple[int, str]]:
     """The lines of a label file that say something, with their numbers from 1; none where there is no file."""
     try:
         lines = path.read_bytes().decode(errors="replace").splitlines()
-    except (PermissionError, IsADirectoryError) as error:
-        raise UserError(
-            f"label file {path} cannot be read ({error.strerror}): make it readable or remove it"
-        ) from error
-    except (OSError, ValueError):  # there is none, or no file can have this name
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # there is none, or no file can have this name
+        lines = []
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise UserError(
+                f"label file {path} cannot be read ({error.strerror}): make it readable or remove it"
+            ) from error
         lines = []
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 

@@ -38,10 +38,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, images: list, annotations: list, categories: list = CATEGORIES):
-    path = epath.Path(folder) / "train.json"
+def read(folder: Path, images: list, annotations: list, categories: list = CATEGORIES, split: str = "train"):
+    path = epath.Path(folder) / f"{split}.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return read_split("train", path, epath.Path(folder))
+    return read_split(split, path, epath.Path(folder))
 
 
 def test_categories_become_labels_in_the_order_of_their_ids(folder):
@@ -62,7 +62,7 @@ def test_categories_become_labels_in_the_order_of_their_ids(folder):
     ],
 )
 def test_ignore_and_crowd(folder, entry, label, ignore, iscrowd):
-    objects = read(folder, [image(1, "a.png")], [entry]).records[0]["objects"]
+    objects = read(folder, [image(1, "a.png")], [entry], split="val").records[0]["objects"]
     assert (objects["label"], objects["ignore"], objects["iscrowd"]) == ([label], [ignore], [iscrowd])
 
 
@@ -154,6 +154,20 @@ def test_hopeless_files_are_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         read_split("train", path, epath.Path(tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ([], "0 annotations; no problem found"),
+        ([annotation(1, 1, [99, 2, 3, 4])], "1 annotations; 1 x box outside the image, skipped: annotation 1 of a.png"),
+        ([annotation(1, 1, [1, 2, 3, 4], 5)], "1 annotations; no problem found"),  # a region
+    ],
+)
+def test_nothing_to_learn_from_is_refused(folder, entries, said):
+    with pytest.raises(UserError, match=f"'train' of .*train.json has no object to learn from .{said}.: annotate some"):
+        read(folder, [image(1, "a.png")], entries)
+    assert read(folder, [image(1, "a.png")], entries, split="val").account["images_kept"] == 1  # scored as n/a
 
 
 def test_a_missing_file_is_refused(tmp_path):

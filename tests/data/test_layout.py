@@ -16,7 +16,7 @@ def make(folder: Path, annotations: str, images: str, name: str) -> None:
     """A COCO file at a place, and the picture it names, in a folder."""
     content = {
         "images": [{"id": 1, "file_name": name, "height": 4, "width": 6}],
-        "annotations": [],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}],
         "categories": [{"id": 1, "name": "car"}],
     }
     for path in (folder / annotations, folder / images / name):

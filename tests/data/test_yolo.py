@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 from pathlib import Path
 from unittest import mock
@@ -12,11 +13,14 @@ import pytest
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from PIL import Image
 
+from cfinet_jax.dataset import open_dataset
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import ORIENTATION
 from data import prepare
+from data.yolo import labels
 from data.yolo.labels import label_file, read_yolo
 
 HEIGHT, WIDTH = 40, 80
@@ -24,14 +28,17 @@ NAMES = "names: [plane, ship]\n"
 SPLITS = "train: images/train\nval: images/val\n"
 
 
-def make(folder: Path, description: str = SPLITS + NAMES, labels: dict[str, str] | None = None) -> Path:
+BOX = {"train/a": "0 0.5 0.5 0.1 0.1"}
+
+
+def make(folder: Path, description: str = SPLITS + NAMES, labels: dict[str, str] = BOX) -> Path:
     """A folder with the pictures a.png and b.jpg to train on and c.png; labels by name."""
     picture = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for name in ("train/a.png", "train/b.jpg", "val/c.png"):
         for kind in ("images", "labels"):
             (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / "images" / name), picture)
-    for name, text in (labels or {}).items():
+    for name, text in labels.items():
         (folder / "labels" / f"{name}.txt").write_text(text)
     (folder / "data.yaml").write_text(description)
     return folder
@@ -66,6 +73,9 @@ def test_boxes_and_classes(tmp_path):
         "train: ../images/train\nval: ../images/val\n" + NAMES,  # as Roboflow writes
         "train: [images/train, images/train]\nval: [images/val]\n" + NAMES,
         "train: train.txt\nval: images/val\ntest:\nnc: 2\n" + NAMES,
+        "train: ../images/train\nval: ../images/val\ntest: ../test/images\n" + NAMES,  # which need not be there
+        "path: own\n" + SPLITS + NAMES,  # as Ultralytics writes, beside whose other data sets the folder lies
+        "path: /nowhere\n" + SPLITS + NAMES,
     ],
 )
 def test_images_and_classes_may_be_named_in_many_ways(tmp_path, description):
@@ -166,7 +176,9 @@ FOLDERS = {  # data.yaml, or None, and a part of the refusal
     "all to ignore": (SPLITS + "names: [ignore]", "names no class"),
     "without images": (NAMES, "names no images"),
     "folder missing": ("train: images/trian\n" + NAMES, "is no folder and no .txt"),
-    "path missing": ("path: /nowhere\n" + SPLITS + NAMES, "is no folder and no .txt"),
+    "test alone missing": ("test: test\n" + NAMES, "is no folder and no .txt"),
+    "path missing": ("path: /nowhere\ntrain: no\n" + NAMES, "is no folder and no .txt"),
+    "nothing to learn": ("train: images/val\n" + NAMES, "looked for in TMP/labels/val/c.txt and so on"),
     "path of another type": ("path: [a]\n" + SPLITS + NAMES, "'path' must be text"),
     "images of another type": ("train: [{a: b}]\n" + NAMES, "must be a folder, a list of folders or a .txt"),
     "a picture as list": ("train: images/train/a.png\n" + NAMES, "is no folder and no .txt"),
@@ -196,13 +208,77 @@ def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
     if description is not None:
         (tmp_path / "data.yaml").write_bytes(description if isinstance(description, bytes) else description.encode())
     status, errors = prepare_yolo(tmp_path)
+    fragment = fragment.replace("TMP", str(tmp_path))
     assert status == 2 and len(errors.splitlines()) == 1 and fragment in errors
     assert not list(tmp_path.glob("prepared/own/*"))
 
 
+def test_what_is_not_there_is_said(tmp_path, capsys):
+    read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
+    output = capsys.readouterr().out
+    assert f"'path' of data.yaml, own, is no folder: {tmp_path} is taken\n" in output
+    assert f"test: {tmp_path}/test/images is no folder and no .txt, skipped\n" in output
+
+
+def test_every_split_is_found_before_a_picture_is_read(tmp_path):
+    make(tmp_path, "train: images/train\nval: images/none\n" + NAMES)
+    with mock.patch.object(labels, "upright_size") as read_size, pytest.raises(UserError, match="'val' of .* is no"):
+        read(tmp_path)
+    read_size.assert_not_called()
+
+
+@pytest.mark.parametrize("name", ["find_pictures", "upright_size"])
+def test_what_cannot_be_read_is_named(tmp_path, name):
+    make(tmp_path)
+    with mock.patch.object(labels, name, side_effect=PermissionError(13, "Permission denied", f"{tmp_path}/images")):
+        status, errors = prepare_yolo(tmp_path)
+    assert status == 2 and errors == f"{tmp_path}/images cannot be read (Permission denied): make it readable\n"
+
+
+@pytest.mark.parametrize("error", [IsADirectoryError(21, "Is a directory"), OSError(5, "Input/output error")])
+def test_a_label_file_that_cannot_be_read_is_not_taken_for_none(tmp_path, error):
+    path = mock.Mock(read_bytes=mock.Mock(side_effect=error), __str__=lambda _: "a.txt")
+    with pytest.raises(UserError, match=f"label file a.txt cannot be read .{error.strerror}.: make it readable"):
+        labels.read_lines(path)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
+CHANGES = {  # of a prepared folder: whether it matters
+    "label changed": (lambda folder: write(folder / "labels/train/a.txt", "1 0.5 0.5 0.1 0.25"), True),
+    "label touched": (lambda folder: os.utime(folder / "labels/train/a.txt", (2e9, 2e9)), True),
+    "label added": (lambda folder: write(folder / "labels/train/b.txt", ""), True),
+    "first label of a split": (lambda folder: write(folder / "labels/val/c.txt", "0 0.5 0.5 0.1 0.1"), True),
+    "label removed": (lambda folder: (folder / "labels/train/a.txt").unlink(), True),
+    "classes renamed": (lambda folder: write(folder / "data.yaml", "train: list.txt\nnames: [a, b]"), True),
+    "list changed": (lambda folder: write(folder / "list.txt", "images/train/a.png"), True),
+    "another file": (lambda folder: write(folder / "labels/train.cache", "x"), False),
+}
+
+
+@pytest.mark.parametrize("row", CHANGES)
+def test_a_folder_that_changed_is_not_used_as_it_was(tmp_path, row):
+    change, matters = CHANGES[row]
+    make(tmp_path, "train: list.txt\nval: images/val\n" + NAMES)
+    write(tmp_path / "list.txt", "images/train/a.png\nimages/train/b.jpg\n")
+    assert prepare_yolo(tmp_path)[0] == 0
+    prepared = {"name": "own", "data_dir": f"{tmp_path}/prepared", "annotations": None}
+    settings = ConfigDict(prepared | {"source": str(tmp_path)})
+    open_dataset(settings, "train")
+    change(tmp_path)
+    if matters:
+        with pytest.raises(UserError, match=f"was prepared from an earlier state of {tmp_path}: delete this folder to"):
+            open_dataset(settings, "train")
+        settings = ConfigDict(prepared | {"source": None})
+    assert len(open_dataset(settings, "train")) == 2
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return make(tmp_path_factory.mktemp("yolo"))
+    return make(tmp_path_factory.mktemp("yolo"), labels={"train/b": "0 0.5 0.5 0.1 0.1"})
 
 
 words = st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=8))

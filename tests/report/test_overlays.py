@@ -58,7 +58,7 @@ def test_boxes_at_and_beyond_the_border_are_drawn():
 
 def test_overlays_are_written_and_inputs_kept(tmp_path):
     image, detections, ground_truth = scene(), [box(3, 20, 40, 8, score=0.9)], [box(7, 60, 60, 8)]
-    write_overlays(str(tmp_path / "overlays"), [("first", image, detections, ground_truth)], CLASSES, 0.3)
+    write_overlays(tmp_path / "overlays", [("first", image, detections, ground_truth)], CLASSES, 0.3)
     written = cv2.imread(str(tmp_path / "overlays" / "first.png"))
     np.testing.assert_array_equal(written[..., ::-1], draw_overlay(scene(), detections, ground_truth, CLASSES, 0.3))
     np.testing.assert_array_equal(image, scene())
