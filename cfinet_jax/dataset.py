@@ -62,13 +62,13 @@ def open_dataset(settings: ConfigDict, split: str) -> Prepared:
     Raises:
       UserError: it is not prepared, has no such split, has lost a file of it, or comes from another source.
     """
-    return _open(open_directory(settings), split)
+    return open_splits(settings, split)[split]
 
 
-def open_splits(settings: ConfigDict) -> dict[str, Prepared]:
-    """Every split of a data set by its name, opened as `open_dataset` does."""
+def open_splits(settings: ConfigDict, *names: str) -> dict[str, Prepared]:
+    """Splits of a data set by their names, all if none is given, opened as `open_dataset` does."""
     builder = open_directory(settings)
-    return {split: _open(builder, split) for split in builder.info.splits}
+    return {split: _open(builder, split) for split in names or builder.info.splits}
 
 
 def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
@@ -224,12 +224,17 @@ def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.nda
     return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
 
 
+def fill_a_pixel(boxes: np.ndarray) -> np.ndarray:
+    """Which boxes [n, 4] are at least one pixel wide and high: the others are not trained on."""
+    return np.all(boxes[:, 2:] - boxes[:, :2] >= 1, axis=1)
+
+
 def _ground_truth(objects: dict[str, Any], max_objects: int) -> tuple[GroundTruth, int]:
     """The entries of at least one pixel, objects before regions, and the number of objects that did not fit."""
     boxes = np.array(objects["bbox"], np.float32).reshape(-1, 4)
     ignore = np.array(objects["ignore"], bool)
     labels = np.maximum(np.array(objects["label"], np.int32), 0)  # a region of every class needs some label
-    sound = np.flatnonzero(np.all(boxes[:, 2:] - boxes[:, :2] >= 1, axis=1))
+    sound = np.flatnonzero(fill_a_pixel(boxes))
     order = sound[np.argsort(ignore[sound], kind="stable")]
     dropped = max(int(np.sum(~ignore[order])) - max_objects, 0)
     order = order[:max_objects]

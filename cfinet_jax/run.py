@@ -68,8 +68,8 @@ def create_run(config: ConfigDict) -> Run:
     over = mesh.make_mesh()
     check_values(config)
     check_batches(config, over.size)
-    training = dataset.open_dataset(settings, settings.train_split)
-    evaluation = dataset.open_dataset(settings, settings.eval_split)
+    splits = dataset.open_splits(settings, settings.train_split, settings.eval_split)
+    training, evaluation = splits[settings.train_split], splits[settings.eval_split]
     detector = build_detector(config.detector, len(training.classes))
     backbone = config.detector.backbone
     frozen = tuple(f"backbone/{part}" for part in frozen_parts(backbone.frozen_stages))

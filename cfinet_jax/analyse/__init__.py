@@ -27,11 +27,10 @@ def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     """Prints what it finds and leaves it as `analysis.md` and `analysis.png` in the workdir."""
     config = discover_sizes(config, workdir)
     settings = config.dataset
+    classes = dataset.open_dataset(settings, settings.train_split).classes
     splits = dataset.open_splits(settings)
     contents = {name: read_contents(split.source, settings.image_size) for name, split in splits.items()}
-    if settings.train_split not in splits:
-        raise UserError(f"There is no split '{settings.train_split}': choose one of {', '.join(splits)}.")
-    training, classes = contents[settings.train_split], splits[settings.train_split].classes
+    training = contents[settings.train_split]
     if not len(training.boxes):
         raise UserError(f"The split '{settings.train_split}' of {settings.name} holds no object: annotate some.")
 

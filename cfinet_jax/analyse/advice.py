@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.analyse.contents import Contents
 from cfinet_jax.inputs import room_for
+from cfinet_jax.report.tables import MIN_BOXES
 
-FEW_BOXES = 50  # of a class, below which its AP says little
 THIN, MANY = 2.0, 0.02  # network pixels of a side, and a share of objects
 BETTER = 0.02  # mean IoU by which another scale, or share of objects by which another rule, must lead
 EPOCHS, DECAYS = 12, (8, 11)  # the paper's schedule
@@ -54,7 +54,7 @@ def sizes(settings: ConfigDict, splits: Iterable[Contents]) -> Iterator[str]:
     elif settings.image_size is None and np.prod(stored) > 2 * np.prod(median):
         yield (
             "More than half of a batch is padding; scaled to the median picture it takes less time, but objects of "
-            f"large pictures shrink: {flag('image_size', -(-median // 32) * 32)}"
+            f"large pictures shrink: {flag('image_size', room_for(tuple(median.tolist()), 0)['stored_size'])}"
         )
 
 
@@ -82,9 +82,9 @@ def anchors(config: ConfigDict, overlaps: Mapping[float, float], without_anchor:
 def objects(config: ConfigDict, training: Contents, classes: Sequence[str]) -> Iterator[str]:
     """On rare classes and objects too small to be seen."""
     counts = np.bincount(training.labels, minlength=len(classes))
-    rare = [f"{each} ({count})" for each, count in zip(classes, counts, strict=True) if count < FEW_BOXES]
+    rare = [f"{each} ({count})" for each, count in zip(classes, counts, strict=True) if count < MIN_BOXES]
     if rare:
-        yield f"Classes of fewer than {FEW_BOXES} objects are hardly learnt: annotate more of {', '.join(rare)}"
+        yield f"Classes of fewer than {MIN_BOXES} objects are hardly learnt: annotate more of {', '.join(rare)}"
     boxes = training.network_boxes
     thin = np.mean(np.min(boxes[:, 2:] - boxes[:, :2], axis=1) < THIN)
     if thin > MANY:
@@ -114,7 +114,7 @@ def memory(config: ConfigDict, needed: int, available: int) -> Iterator[str]:
     yield f"A step needs {needed / 2**30:.1f} GiB, and a device has {available / 2**30:.1f}: {cure}"
 
 
-def flag(key: str, size: np.ndarray) -> str:
+def flag(key: str, size: Iterable[float]) -> str:
     """The flag that sets a size of the section `dataset`."""
     height, width = (int(side) for side in size)
     return f'--config.dataset.{key}="({height}, {width})"'

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cfinet_jax.boxes.anchors import best_overlap
+from cfinet_jax.dataset import fill_a_pixel
 from cfinet_jax.inputs import input_shape
 from cfinet_jax.metrics.protocols import SODA_SIZES
 from cfinet_jax.models.fpn import strides_of
@@ -51,7 +52,7 @@ def read_contents(records: Sequence[dict[str, Any]], image_size: tuple[int, int]
         record = records[index]
         corners = np.asarray(record["objects"]["bbox"], float).reshape(-1, 4)
         ignored = np.asarray(record["objects"]["ignore"], bool)
-        sound = np.all(corners[:, 2:] - corners[:, :2] >= 1, axis=1)
+        sound = fill_a_pixel(corners)
         learnt = sound & ~ignored
         pictures.append((int(record["height"]), int(record["width"])))
         boxes.append(corners[learnt])

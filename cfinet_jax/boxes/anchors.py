@@ -13,11 +13,16 @@ def anchor_grid(shape: tuple[int, int], stride: int, scale: float, ratios: Seque
     `(j * stride, i * stride)`, without a half-pixel shift (cfinet_facts 2.1).
     """
     rows, columns = shape
-    roots = np.sqrt(np.asarray(ratios, np.float32))
-    half = np.stack([1 / roots, roots], -1) * np.float32(scale * stride / 2)
+    half = half_sides(stride, scale, ratios)
     y, x = np.meshgrid(np.arange(rows) * stride, np.arange(columns) * stride, indexing="ij")
     centres = np.stack([x, y], -1).astype(np.float32)[:, :, None]
     return np.concatenate([centres - half, centres + half], -1).reshape(-1, 4).astype(np.float32)
+
+
+def half_sides(stride: int, scale: float, ratios: Sequence[float]) -> Float[np.ndarray, "ratios 2"]:
+    """Half the width and height of an anchor of every ratio."""
+    roots = np.sqrt(np.asarray(ratios, np.float32))
+    return np.stack([1 / roots, roots], -1) * np.float32(scale * stride / 2)
 
 
 def best_overlap(
@@ -33,8 +38,7 @@ def best_overlap(
     nearest = np.clip(np.rint(centres / stride), 0, (columns - 1, rows - 1)) * stride
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     best = np.zeros(len(boxes))
-    for ratio in ratios:
-        half = np.array([ratio**-0.5, ratio**0.5]) * scale * stride / 2
+    for half in half_sides(stride, scale, ratios):
         sides = np.minimum(boxes[:, 2:], nearest + half) - np.maximum(boxes[:, :2], nearest - half)
         shared = np.prod(np.maximum(sides, 0), axis=1)
         best = np.maximum(best, shared / (areas + np.prod(2 * half) - shared))
