@@ -1,7 +1,6 @@
 """The tables and the picture of an analysis."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -11,14 +10,8 @@ from ml_collections import ConfigDict
 from cfinet_jax.analyse.contents import LIMITS, SIZES, Contents, sizes_of
 from cfinet_jax.metrics.protocols import SODA_SIZES
 from cfinet_jax.report.plots import save
-from cfinet_jax.report.tables import escape, row
+from cfinet_jax.report.tables import escape, with_head
 from cfinet_jax.slicing import window_origins
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Markdown; the first column holds names, the others numbers."""
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "".join(f"{row(*line)}\n" for line in lines)
 
 
 def split_table(contents: Mapping[str, Contents], settings: ConfigDict, overlap: int) -> str:
@@ -34,7 +27,7 @@ def split_table(contents: Mapping[str, Contents], settings: ConfigDict, overlap:
         most = f"{np.median(split.objects):g}", max(split.objects)
         rows.append([name, *counts, *most, *(f"{high:g} x {wide:g}" for high, wide in sizes), windows])
     head = "split", "pictures", "objects", "regions", "objects per picture, median", "most", "median picture", "largest"
-    return table([*head, f"windows of {height} x {width}, most"], rows)
+    return with_head([*head, f"windows of {height} x {width}, most"], rows)
 
 
 def size_table(contents: Contents) -> str:
@@ -43,14 +36,14 @@ def size_table(contents: Contents) -> str:
     counts = [np.bincount(sizes_of(areas), minlength=len(SIZES)) for areas in (contents.areas, network)]
     names = [f"{name} ({low:g}-{high:g})" for name, (low, high) in SODA_SIZES.items()] + [f"larger (> {LIMITS[-1]:g})"]
     shares = [[f"{count} ({count / count_all.sum():.0%})" for count in count_all] for count_all in counts]
-    return table(["size", "stored", "network"], zip(names, *shares, strict=True))
+    return with_head(["size", "stored", "network"], zip(names, *shares, strict=True))
 
 
 def class_table(contents: Contents, classes: Sequence[str]) -> str:
     """A row per class: its objects by stored size."""
     counts = np.zeros((len(classes), len(SIZES)), int)
     np.add.at(counts, (contents.labels, sizes_of(contents.areas)), 1)
-    return table(
+    return with_head(
         ["class", *SIZES, "all"],
         ([escape(name), *of_class, of_class.sum()] for name, of_class in zip(classes, counts, strict=True)),
     )
@@ -61,12 +54,12 @@ def scale_table(overlaps: Mapping[float, np.ndarray]) -> str:
     rows = (
         [f"{scale:g}", f"{values.mean():.3f}", f"{(values >= 0.5).mean():.0%}"] for scale, values in overlaps.items()
     )
-    return table(["anchor scale", "mean best IoU", "objects with 0.5 or more"], rows)
+    return with_head(["anchor scale", "mean best IoU", "objects with 0.5 or more"], rows)
 
 
 def rule_table(unmatched: Mapping[str, float]) -> str:
     """A row per rule of the coarse stage."""
-    return table(
+    return with_head(
         ["rule of the coarse stage (`assign`)", "objects without an anchor"],
         ([name, f"{share:.1%}"] for name, share in unmatched.items()),
     )
@@ -80,7 +73,7 @@ def memory_table(needed: Mapping[str, int], available: int) -> str:
     """A row per part, in MiB."""
     rows = [[name, mebibytes(count)] for name, count in needed.items()]
     rows += [["**together**", mebibytes(sum(needed.values()))], ["there is", mebibytes(available)]]
-    return table(["memory of a device while training", "MiB"], rows)
+    return with_head(["memory of a device while training", "MiB"], rows)
 
 
 def draw(contents: Contents, overlaps: np.ndarray, path: epath.Path) -> None:

@@ -3,7 +3,7 @@
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,11 @@ def table(metrics: dict, min_boxes: int = MIN_BOXES) -> str:
 
 def outcome_table(counts: Int[np.ndarray, "classes outcomes"], classes: Sequence[str]) -> str:
     """The outcomes of `metrics.errors`, a row for each class and one for all; objects are those found and missed."""
-    lines = [row("class", "objects", "missed", "detections", *OUTCOMES[:MISSED])]
-    lines.append(row("---", *["--:"] * (len(OUTCOMES) + 2)))
-    rows = [("**all**", counts.sum(axis=0)), *zip(map(escape, classes), counts, strict=True)]
-    for name, outcomes in rows:
+    rows = []
+    for name, outcomes in [("**all**", counts.sum(axis=0)), *zip(map(escape, classes), counts, strict=True)]:
         objects, detections = outcomes[TRUE] + outcomes[MISSED], outcomes[:MISSED].sum()
-        lines.append(row(name, objects, outcomes[MISSED], detections, *outcomes[:MISSED]))
-    return "\n".join(lines) + "\n"
+        rows.append([name, objects, outcomes[MISSED], detections, *outcomes[:MISSED]])
+    return with_head(["class", "objects", "missed", "detections", *OUTCOMES[:MISSED]], rows)
 
 
 def settings(path: epath.Path, config: ConfigDict) -> str:
@@ -86,6 +84,12 @@ def settings(path: epath.Path, config: ConfigDict) -> str:
 def percent(value: float | None, boxes: int = 0, min_boxes: int = 0) -> str:
     """With one digit; `n/a` where there is no value or too few boxes."""
     return "n/a" if value is None or boxes < min_boxes else f"{100 * value:.1f}"
+
+
+def with_head(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table whose first column holds names, the others numbers."""
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "".join(f"{row(*line)}\n" for line in lines)
 
 
 def row(*cells: Any) -> str:
