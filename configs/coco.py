@@ -6,14 +6,15 @@ Advice:    the same with --mode=analyse: what the data look like, and which sett
 Variants:  released, faster_rcnn   as in sodad.py
            mmdetection             Faster R-CNN R-50-FPN as mmdetection publishes it for COCO: detect or go on with it
            cpu                     thinner and shorter, for two cores; joined by a comma: coco.py:released,cpu
-Hardware:  one accelerator; `cpu` two cores and 6 GiB
+           small                   the detector of scenes.py: from scratch, or from what a run of it has learnt
+Hardware:  one accelerator; `cpu` and `small` two cores and 6 GiB
 Measured:  see the README
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import sodad
+from configs import scenes, sodad
 
 OWN_DATA = {
     "dataset.name": "coco",
@@ -26,22 +27,12 @@ OWN_DATA = {
     "evaluation.every_images": 1240,
     "prediction.overlap": 64,
 }
-CPU = {
+CPU = scenes.THIN | {
     "dataset.batch_size": 2,
-    "detector.precision": "float32",
     "detector.backbone.frozen_stages": 2,
-    "detector.neck.channels": 64,
-    "detector.proposal_network.coarse_to_fine.channels": 64,
-    "detector.proposal_network.rpn.channels": 64,
     "detector.roi_head.samples": 128,
-    "detector.roi_head.max_grid": 2,
-    "detector.roi_head.hidden": 256,
-    "detector.imitation.groups": 8,
-    "detector.imitation.encoder": 128,
-    "detector.imitation.embedding": 64,
     "detector.imitation.samples": 64,
     "detector.imitation.slots": 64,
-    "detector.imitation.max_exemplars": 4,
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_images": 100,
     # Few images in a step make for noise: the rate falls early, in small steps.
@@ -53,6 +44,16 @@ CPU = {
     "training.checkpoint_every_images": 800,
     "evaluation.every_images": 800,
 }
+SMALL = (
+    CPU
+    | scenes.BACKBONE
+    | {
+        "optimizer.decay_images": (200, 500, 700),
+        "training.images": 800,
+        "training.checkpoint_every_images": 400,
+        "evaluation.every_images": 400,
+    }
+)
 MMDETECTION = sodad.FASTER_RCNN | {
     "dataset.image_size": (800, 1333),
     "detector.backbone.stride_style": "pytorch",
@@ -66,6 +67,7 @@ VARIANTS = {
     "faster_rcnn": sodad.FASTER_RCNN,
     "mmdetection": MMDETECTION,
     "cpu": CPU,
+    "small": SMALL,
 }
 
 

@@ -12,6 +12,25 @@ from ml_collections.config_dict import placeholder
 
 from configs import sodad
 
+BACKBONE = {
+    "detector.backbone.depth": 18,
+    "detector.backbone.width": 32,
+    "detector.backbone.stride_style": "pytorch",
+    "detector.backbone.frozen_stages": -1,
+    "detector.backbone.last_norm_scale": 0.3,
+}
+THIN = {
+    "detector.precision": "float32",
+    "detector.neck.channels": 64,
+    "detector.proposal_network.coarse_to_fine.channels": 64,
+    "detector.proposal_network.rpn.channels": 64,
+    "detector.roi_head.max_grid": 2,
+    "detector.roi_head.hidden": 256,
+    "detector.imitation.groups": 8,
+    "detector.imitation.encoder": 128,
+    "detector.imitation.embedding": 64,
+    "detector.imitation.max_exemplars": 4,
+}
 SMALLER = {
     "dataset.name": "scenes",
     "dataset.eval_split": "test",
@@ -19,31 +38,17 @@ SMALLER = {
     "dataset.max_objects": 32,
     "dataset.batch_size": 2,
     "dataset.eval_batch_size": 8,
-    "detector.precision": "float32",
-    "detector.backbone.depth": 18,
-    "detector.backbone.width": 32,
-    "detector.backbone.frozen_stages": -1,
-    "detector.backbone.last_norm_scale": 0.3,
-    "detector.neck.channels": 64,
-    "detector.proposal_network.coarse_to_fine.channels": 64,
     "detector.proposal_network.coarse_to_fine.samples": 128,
     "detector.proposal_network.coarse_to_fine.proposals.max_proposals": 100,
     "detector.proposal_network.coarse_to_fine.proposals.train.candidates": 500,
     "detector.proposal_network.coarse_to_fine.proposals.test.candidates": 500,
-    "detector.proposal_network.rpn.channels": 64,
     "detector.proposal_network.rpn.samples": 128,
     "detector.proposal_network.rpn.proposals.max_proposals": 100,
     "detector.proposal_network.rpn.proposals.train.candidates": 500,
     "detector.proposal_network.rpn.proposals.test.candidates": 500,
     "detector.roi_head.samples": 64,
-    "detector.roi_head.max_grid": 2,
-    "detector.roi_head.hidden": 256,
-    "detector.imitation.groups": 8,
-    "detector.imitation.encoder": 128,
-    "detector.imitation.embedding": 64,
     "detector.imitation.samples": 32,
     "detector.imitation.slots": 32,
-    "detector.imitation.max_exemplars": 4,
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_images": 400,
     "optimizer.decay_images": (1150, 1450),
@@ -63,6 +68,6 @@ def get_config(variant: str = "") -> ConfigDict:
     """The paper's experiment, made small."""
     config = sodad.get_config()
     config.dataset.image_size = placeholder(tuple)  # None: pictures are not scaled; a new one for every config
-    config.update_from_flattened_dict(SMALLER)
+    config.update_from_flattened_dict(BACKBONE | THIN | SMALLER)
     config.update_from_flattened_dict(sodad.choose(VARIANTS, variant))
     return config
