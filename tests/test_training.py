@@ -23,7 +23,7 @@ from data.coco.coco_dataset_builder import Builder
 from data.coco.layout import read_named
 from data.scenes.render import render_scene
 
-SIDE = 160  # pixels of the corner of a scene
+SIDE = 128  # pixels of the corner of a scene
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +64,21 @@ SMALL = {
     "detector.backbone.width": 16,
     "detector.neck.channels": 32,
     "detector.proposal_network.coarse_to_fine.channels": 32,
+    "detector.proposal_network.coarse_to_fine.samples": 64,
+    "detector.proposal_network.coarse_to_fine.proposals.max_proposals": 50,
+    "detector.proposal_network.coarse_to_fine.proposals.train.candidates": 200,
+    "detector.proposal_network.coarse_to_fine.proposals.test.candidates": 200,
     "detector.roi_head.samples": 32,
     "detector.roi_head.hidden": 128,
     "detector.imitation.groups": 4,
+    "detector.imitation.encoder": 32,
+    "detector.imitation.embedding": 16,
+    "detector.imitation.samples": 16,
     "detector.imitation.slots": 8,
     "detector.imitation.max_exemplars": 2,
-    "optimizer.learning_rate": 0.006,
-    "optimizer.warmup_images": 400,
-    "optimizer.decay_images": (2600, 10_000),
+    "optimizer.learning_rate": 0.012,
+    "optimizer.warmup_images": 160,
+    "optimizer.decay_images": (700, 10_000),
     "training.log_every_images": 80,
     "training.checkpoint_every_images": 100_000,
     "evaluation.every_images": 100_000,
@@ -81,7 +88,7 @@ SMALL = {
 
 def test_four_images_are_overfitted(corners, tmp_path):
     config = scenes.get_config()
-    config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners, "training.images": 3600})
+    config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners, "training.images": 1000})
     metrics = cfinet_jax.train(config, str(tmp_path))
     assert metrics["AP50"] >= 0.95
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
