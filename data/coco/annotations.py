@@ -137,7 +137,7 @@ def group_by_image(
 
 
 def describe(entry: dict[str, Any], file_name: str) -> str:
-    if "label_line" in entry:  # of a YOLO folder, whose annotations have no ids of their own
+    if "label_line" in entry:  # of a label file, whose lines have no ids of their own
         return f"line {entry['label_line']} of the labels of {file_name}"
     return f"annotation {entry.get('id')} of {file_name}"
 
