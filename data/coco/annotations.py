@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -87,10 +87,13 @@ def check_split(
     return Split(records, categories, account, (path, *{file.parent for file in label_files}))
 
 
-def load_coco(path: epath.Path) -> dict[str, Any]:
-    """Parse a COCO JSON file and check what concerns it as a whole."""
+def load_coco(path: epath.Path, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Parse a COCO JSON file and check what concerns it as a whole.
+
+    `translate` makes COCO's of every JSON object, the inner ones first, of a file that names things otherwise.
+    """
     try:
-        coco = json.loads(path.read_text())
+        coco = json.loads(path.read_text(), object_hook=translate)
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error}") from error
     except ValueError as error:

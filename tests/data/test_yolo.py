@@ -223,7 +223,10 @@ def test_what_is_not_there_is_said(tmp_path, capsys):
 
 def test_every_split_is_found_before_a_picture_is_read(tmp_path):
     make(tmp_path, "train: images/train\nval: images/none\n" + NAMES)
-    with mock.patch.object(label_files, "upright_size") as read_size, pytest.raises(UserError, match="'val' of .* is no"):
+    with (
+        mock.patch.object(label_files, "upright_size") as read_size,
+        pytest.raises(UserError, match="'val' of .* is no"),
+    ):
         read(tmp_path)
     read_size.assert_not_called()
 
