@@ -90,7 +90,7 @@ def check_split(
 def load_coco(path: epath.Path, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Parse a COCO JSON file and check what concerns it as a whole.
 
-    `translate` makes COCO's of every JSON object, the inner ones first, of a file that names things otherwise.
+    `translate` turns every JSON object, the inner ones first, into COCO's where a file names things otherwise.
     """
     try:
         coco = json.loads(path.read_text(), object_hook=translate)

@@ -11,7 +11,7 @@ from data.coco.annotations import Split, load_coco
 from data.coco.layout import SPLITS, find_splits, listed, read_beside
 
 UNSURE = ("ignore", "uncertain", "logo", "in_dense_image")  # marks of TinyPerson that make a box none to learn from
-HIT_UAV = {"filename": "file_name", "annotation": "annotations"}  # keys that COCO calls otherwise
+HIT_UAV_KEYS = {"filename": "file_name", "annotation": "annotations"}  # keys that COCO calls otherwise
 
 
 class Layout(NamedTuple):
@@ -46,23 +46,27 @@ def read_tiny_person(path: epath.Path) -> dict[str, Any]:
     persons = [category["id"] for category in coco["categories"]]  # in the sea and on land
     annotations = [
         entry
-        | {"ignore": any(entry.get(mark) for mark in UNSURE)}
-        | ({"category_id": 1} if entry.get("category_id") in persons else {})
+        | {
+            "category_id": 1 if entry.get("category_id") in persons else None,
+            "ignore": any(entry.get(mark) for mark in UNSURE),
+        }
         for entry in coco["annotations"]
     ]
     return coco | {"annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
 
 
 def of_hit_uav(entry: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object of HIT-UAV with COCO's keys; its category for what nobody could tell is one of regions."""
-    entry = {HIT_UAV.get(key, key): value for key, value in entry.items()}
+    """A JSON object of HIT-UAV with COCO's keys; its category for what nobody could tell is one of regions.
+
+    Its README speaks of centres, but in the files a box begins with its upper left corner, as in COCO's.
+    """
+    entry = {HIT_UAV_KEYS.get(key, key): value for key, value in entry.items()}
     return entry | {"name": "ignore"} if entry.get("name") == "DontCare" else entry
 
 
-# AI-TOD names its files in one way when its toolkit makes them, in another when they are downloaded ready-made.
 AI_TOD_SPLITS = (*SPLITS, "trainval")
 LAYOUTS = {
-    "ai_tod": Layout(
+    "ai_tod": Layout(  # as its toolkit names what it makes, and as the finished files are shared
         (
             "annotations/aitod_{split}.json",
             "annotations/aitod_{split}_v1.json",
