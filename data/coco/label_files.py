@@ -19,8 +19,8 @@ def coco_of(
 ) -> dict[str, list[dict[str, Any]]]:
     """The content of a COCO file, from pairs of an image and its label file.
 
-    `names` are the classes by id; `read_label(line, height, width)` gives `category_id` and `bbox` of a line, as COCO
-    has them, None for what it cannot read.
+    `names` are the classes by id; `read_label(line, height, width)` gives `category_id`, `bbox` and perhaps `ignore` of
+    a line, as COCO has them, None for what it cannot read.
     """
     described, annotations = [], []
     for image_id, (image, labels) in enumerate(files, start=1):
