@@ -16,6 +16,8 @@ from cfinet_jax.own_data import absolute  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
 from data.coco.layout import read_found, read_named  # noqa: E402
+from data.published.json_files import LAYOUTS, read_layout  # noqa: E402
+from data.published.visdrone import read_visdrone  # noqa: E402
 from data.scenes.scenes_dataset_builder import Builder as ScenesBuilder  # noqa: E402
 from data.yolo.labels import read_yolo  # noqa: E402
 
@@ -51,6 +53,13 @@ def yolo(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     return own_builder(arguments, partial(read_yolo, absolute(arguments.source)))
 
 
+def published(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
+    """The builder of a data set in the layout that it is published in."""
+    if not arguments.source or arguments.annotations:
+        raise UserError(f"{arguments.dataset} needs --source=FOLDER, the folder of the data set, and no --annotations")
+    return own_builder(arguments, partial(PUBLISHED[arguments.dataset], absolute(arguments.source)))
+
+
 def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of a folder that describes itself in either way."""
     found = arguments.source and not arguments.annotations and (absolute(arguments.source) / "data.yaml").exists()
@@ -64,7 +73,8 @@ def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, S
     return CocoBuilder(read=read, origin=origin, name=name, data_dir=arguments.data_dir)
 
 
-BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own}
+PUBLISHED = {"visdrone": read_visdrone} | {name: partial(read_layout, layout) for name, layout in LAYOUTS.items()}
+BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own} | dict.fromkeys(PUBLISHED, published)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -91,9 +101,9 @@ def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("dataset", choices=BUILDERS)
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
-    parser.add_argument("--source", help="own data: their folder; the paths of --annotations are relative to it")
+    parser.add_argument("--source", help="all but scenes: their folder; the paths of --annotations are relative to it")
     parser.add_argument("--annotations", action="append", metavar="SPLIT=JSON[,IMAGES]", help="coco: once per split")
-    parser.add_argument("--name", help="own data: name of the prepared data set, NAME if not given")
+    parser.add_argument("--name", help="all but scenes: name of the prepared data set, NAME if not given")
     try:
         arguments = parser.parse_args()
         prepare(BUILDERS[arguments.dataset](arguments))

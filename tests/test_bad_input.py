@@ -322,6 +322,12 @@ def test_annotation_files(row, pictures):
         (["yolo", "--data_dir=TMP", "--source=TMP", "--annotations=train=a"], "and no --annotations"),
         (["yolo", "--data_dir=TMP/prepared", "--source=TMP"], "TMP/data.yaml cannot be read"),
         (["own", "--data_dir=TMP/prepared", "--source=TMP"], "holds neither data.yaml (YOLO) nor COCO files"),
+        (["visdrone", "--data_dir=TMP"], "visdrone needs --source=FOLDER, the folder of the data set"),
+        (["ai_tod", "--data_dir=TMP", "--source=TMP", "--annotations=train=a"], "and no --annotations"),
+        (["visdrone", "--data_dir=TMP/prepared", "--source=TMP"], "TMP holds none of VisDrone2019-DET-train"),
+        (["ai_tod", "--data_dir=TMP/prepared", "--source=TMP"], "TMP holds no annotations (annotations/aitod_SPLIT"),
+        (["tiny_person", "--data_dir=TMP/prepared", "--source=TMP"], "(annotations/tiny_set_SPLIT.json, "),
+        (["hit_uav", "--data_dir=TMP/prepared", "--source=TMP/absent"], "is no folder: give the folder"),
         (["coco", "--data_dir=TMP/prepared", "--source=TMP/absent"], "is no folder"),
         (["coco", "--data_dir=TMP", "--source=TMP", "--annotations=own.json"], "must look like SPLIT=JSON"),
         (["coco", "--data_dir=TMP", "--source=TMP", "--annotations=train=no.json"], "cannot be read"),
@@ -340,7 +346,7 @@ def test_preparation_commands(arguments, fragment, folder):
 
 def test_data_on_a_store_whose_package_is_missing(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    for name in ("coco", "yolo", "own"):
+    for name in ("coco", "yolo", "own", "visdrone", "hit_uav"):
         status, _, errors = call_prepare(name, f"--data_dir={folder}", "--source=gs://bucket/data")
         assert status == 2 and len(errors.splitlines()) == 1
         assert errors.startswith("gs://bucket/data cannot be read") and errors.endswith("pip install gcsfs\n")

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -87,10 +87,13 @@ def check_split(
     return Split(records, categories, account, (path, *{file.parent for file in label_files}))
 
 
-def load_coco(path: epath.Path) -> dict[str, Any]:
-    """Parse a COCO JSON file and check what concerns it as a whole."""
+def load_coco(path: epath.Path, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Parse a COCO JSON file and check what concerns it as a whole.
+
+    `translate` turns every JSON object, the inner ones first, into COCO's where a file names things otherwise.
+    """
     try:
-        coco = json.loads(path.read_text())
+        coco = json.loads(path.read_text(), object_hook=translate)
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error}") from error
     except ValueError as error:
@@ -137,7 +140,7 @@ def group_by_image(
 
 
 def describe(entry: dict[str, Any], file_name: str) -> str:
-    if "label_line" in entry:  # of a YOLO folder, whose annotations have no ids of their own
+    if "label_line" in entry:  # of a label file, whose lines have no ids of their own
         return f"line {entry['label_line']} of the labels of {file_name}"
     return f"annotation {entry.get('id')} of {file_name}"
 

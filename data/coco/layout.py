@@ -1,6 +1,7 @@
 """Finds the annotation files of a folder and the images they speak of, where nobody has named them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -16,7 +17,8 @@ ANNOTATIONS = (  # of a split; the first row that names a file counts
     "annotations/*_{split}.json",
     "{split}*/_annotations.coco.json",
 )
-IMAGES = ("images", "{split}*", "images/{split}*")  # besides the folder and that of the file; the first with an image
+# Besides the folder itself and that of the file; the first with an image counts.
+IMAGES = ("images", "{split}*", "images/{split}*", "{split}*/images")
 TRIED = 10  # of the images of a file: a few may be missing
 
 
@@ -31,26 +33,35 @@ def read_found(source: epath.Path) -> dict[str, Split]:
     Raises:
       UserError: there is no annotation file, or more than one for a split.
     """
-    if not source.is_dir():
-        raise UserError(f"--source {source} is no folder: give the folder of the data set")
-    found = {split: path for split in SPLITS if (path := find_annotations(source, split))}
+    found = find_splits(source, ANNOTATIONS, SPLITS)
     if not found:
-        names = ", ".join(name.format(split="SPLIT") for name in ANNOTATIONS)
         raise UserError(
-            f"{source} holds neither data.yaml (YOLO) nor COCO files ({names}; SPLIT is {', '.join(SPLITS)}): "
+            f"{source} holds neither data.yaml (YOLO) nor COCO files ({listed(ANNOTATIONS, SPLITS)}): "
             "rename them, or name them with --annotations SPLIT=JSON[,IMAGES]"
         )
-    return {split: read_beside(split, path, source) for split, path in found.items()}
+    return {split: read_beside(split, load_coco(path), path, source) for split, path in found.items()}
 
 
-def find_annotations(source: epath.Path, split: str) -> epath.Path | None:
+def find_splits(source: epath.Path, names: Sequence[str], splits: Sequence[str]) -> dict[str, epath.Path]:
+    """The annotation files of the splits that have one."""
+    if not source.is_dir():
+        raise UserError(f"--source {source} is no folder: give the folder of the data set")
+    return {split: path for split in splits if (path := find_annotations(source, names, split))}
+
+
+def listed(names: Sequence[str], splits: Sequence[str]) -> str:
+    """The names that were looked for, in words."""
+    return f"{', '.join(name.format(split='SPLIT') for name in names)}; SPLIT is {', '.join(splits)}"
+
+
+def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> epath.Path | None:
     """The annotation file of a split, or None."""
-    for name in ANNOTATIONS:
+    for name in names:
         paths = sorted(source.glob(name.format(split=split)))
         if len(paths) > 1:
-            names = ", ".join(str(path.relative_to(source)) for path in paths)
+            several = ", ".join(str(path.relative_to(source)) for path in paths)
             raise UserError(
-                f"{source} has several files for the split '{split}' ({names}): "
+                f"{source} has several files for the split '{split}' ({several}): "
                 "name one for every split with --annotations SPLIT=JSON[,IMAGES]"
             )
         if paths:
@@ -58,9 +69,8 @@ def find_annotations(source: epath.Path, split: str) -> epath.Path | None:
     return None
 
 
-def read_beside(split: str, path: epath.Path, source: epath.Path) -> Split:
-    """A split whose images lie somewhere in `source`."""
-    coco = load_coco(path)
+def read_beside(split: str, coco: dict[str, Any], path: epath.Path, source: epath.Path) -> Split:
+    """A split, described in the file `path`, whose images lie somewhere in `source`."""
     folders = [folder for name in IMAGES for folder in sorted(source.glob(name.format(split=split)))]
     names = [image["file_name"] for image in coco["images"][:TRIED]]
     holding = [folder for folder in [source, path.parent, *folders] if any(holds(folder, name) for name in names)]

@@ -1,6 +1,5 @@
 """Reads a YOLO folder as the content of COCO files, so that the same checks count and name what is broken."""
 
-import errno
 import math
 import re
 from typing import Any
@@ -9,8 +8,9 @@ import yaml
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import find_pictures, upright_size
+from cfinet_jax.pictures import find_pictures
 from data.coco.annotations import Split, check_split
+from data.coco.label_files import coco_of, number, whole
 from data.coco.layout import SPLITS
 
 
@@ -29,7 +29,8 @@ def read_yolo(source: epath.Path) -> dict[str, Split]:
     splits = {}
     for split, found in images.items():
         labels = [label_file(image) for image in found]
-        content = check_split(split, coco_of(found, names, root), path, root, labels)
+        coco = coco_of(zip(found, labels, strict=True), names, root, read_label)
+        content = check_split(split, coco, path, root, labels)
         lists = [place for place in places[split] if not place.is_dir()]
         splits[split] = content._replace(files=(*content.files, *lists))
     return splits
@@ -132,47 +133,18 @@ def listed(path: epath.Path) -> list[epath.Path]:
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
-def coco_of(images: list[epath.Path], names: dict[int, str], root: epath.Path) -> dict[str, list[dict[str, Any]]]:
-    """The content of a COCO file: the index of a class is its id, and an annotation is a line of a label file."""
-    described, annotations = [], []
-    for number, image in enumerate(images, start=1):
-        height, width = upright_size(image)
-        name = str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
-        described.append({"id": number, "file_name": name, "height": height, "width": width})
-        for line, text in read_lines(label_file(image)):
-            label = {"image_id": number, "id": len(annotations) + 1, "label_line": line}
-            annotations.append(label | read_label(text.split(), height, width))
-    categories = [{"id": index, "name": name} for index, name in names.items()]
-    return {"images": described, "annotations": annotations, "categories": categories}
-
-
 def label_file(image: epath.Path) -> epath.Path:
     """The label file of an image: the last folder `images` of its path becomes `labels`."""
     before, found, after = str(image.parent / f"{image.stem}.txt").rpartition("/images/")
     return epath.Path(f"{before}/labels/{after}" if found else after)
 
 
-def read_lines(path: epath.Path) -> list[tuple[int, str]]:
-    """The lines of a label file that say something, with their numbers from 1; none where there is no file."""
-    try:
-        lines = path.read_bytes().decode(errors="replace").splitlines()
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # there is none, or no file can have this name
-        lines = []
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise UserError(
-                f"label file {path} cannot be read ({error.strerror}): make it readable or remove it"
-            ) from error
-        lines = []
-    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def read_label(words: list[str], height: int, width: int) -> dict[str, Any]:
-    """The words of a line as category and box `x y w h` in pixels; None for what cannot be read.
+def read_label(line: str, height: int, width: int) -> dict[str, Any]:
+    """A line as category and box `x y w h` in pixels; None for what cannot be read.
 
     After the class stand `cx cy w h` or the corners `x y` of a polygon, as shares of the image.
     """
-    category, *values = map(number, words)
+    category, *values = map(number, line.split())
     box = None
     if all(map(math.isfinite, values)):
         if len(values) == 4:
@@ -182,14 +154,6 @@ def read_label(words: list[str], height: int, width: int) -> dict[str, Any]:
             x, y = values[0::2], values[1::2]
             box = (min(x), min(y), max(x) - min(x), max(y) - min(y))
     return {
-        "category_id": int(category) if category.is_integer() else None,
+        "category_id": whole(category),
         "bbox": box and [share * side for share, side in zip(box, (width, height, width, height), strict=True)],
     }
-
-
-def number(word: str) -> float:
-    """The number that a word is, or NaN."""
-    try:
-        return float(word)
-    except ValueError:
-        return math.nan

@@ -32,6 +32,7 @@ def make(folder: Path, annotations: str, images: str, name: str) -> None:
         ("{split}.json", "images"),
         ("annotations/{split}.json", "images/{split}"),
         ("annotations/{split}.json", "{split}"),
+        ("annotations/{split}.json", "{split}/images"),
         ("annotations/instances_{split}2017.json", "{split}2017"),
         ("mine_{split}.json", "images"),
         ("annotations/mine_{split}.json", "images"),

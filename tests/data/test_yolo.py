@@ -20,6 +20,7 @@ from cfinet_jax.dataset import open_dataset
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import ORIENTATION
 from data import prepare
+from data.coco import label_files
 from data.yolo import labels
 from data.yolo.labels import label_file, read_yolo
 
@@ -222,15 +223,18 @@ def test_what_is_not_there_is_said(tmp_path, capsys):
 
 def test_every_split_is_found_before_a_picture_is_read(tmp_path):
     make(tmp_path, "train: images/train\nval: images/none\n" + NAMES)
-    with mock.patch.object(labels, "upright_size") as read_size, pytest.raises(UserError, match="'val' of .* is no"):
+    with (
+        mock.patch.object(label_files, "upright_size") as read_size,
+        pytest.raises(UserError, match="'val' of .* is no"),
+    ):
         read(tmp_path)
     read_size.assert_not_called()
 
 
-@pytest.mark.parametrize("name", ["find_pictures", "upright_size"])
-def test_what_cannot_be_read_is_named(tmp_path, name):
+@pytest.mark.parametrize(("module", "name"), [(labels, "find_pictures"), (label_files, "upright_size")])
+def test_what_cannot_be_read_is_named(tmp_path, module, name):
     make(tmp_path)
-    with mock.patch.object(labels, name, side_effect=PermissionError(13, "Permission denied", f"{tmp_path}/images")):
+    with mock.patch.object(module, name, side_effect=PermissionError(13, "Permission denied", f"{tmp_path}/images")):
         status, errors = prepare_yolo(tmp_path)
     assert status == 2 and errors == f"{tmp_path}/images cannot be read (Permission denied): make it readable\n"
 
@@ -239,7 +243,7 @@ def test_what_cannot_be_read_is_named(tmp_path, name):
 def test_a_label_file_that_cannot_be_read_is_not_taken_for_none(tmp_path, error):
     path = mock.Mock(read_bytes=mock.Mock(side_effect=error), __str__=lambda _: "a.txt")
     with pytest.raises(UserError, match=f"label file a.txt cannot be read .{error.strerror}.: make it readable"):
-        labels.read_lines(path)
+        label_files.read_lines(path)
 
 
 def write(path: Path, text: str) -> None:

@@ -1,0 +1,1 @@
+"""Data sets of small objects, in the layouts that they are published in."""
