@@ -20,8 +20,7 @@ import jax
 from etils import epath
 
 from benchmarks import tables
-from cfinet_jax import checkpoint, dataset, evaluate, mesh
-from cfinet_jax.training import train
+from cfinet_jax import checkpoint, evaluate, mesh, training
 from tests import tiny
 
 
@@ -79,15 +78,15 @@ def observe(config: Any, workdir: epath.Path, last: int) -> tuple[Compilations, 
     log, logger = Compilations(), logging.getLogger("jax")
     logger.handlers, logger.propagate = [log], False
     jax.config.update("jax_log_compiles", True)
-    batches, place = dataset.train_batches, mesh.place_batch
+    batches, place = training.train_batches, mesh.place_batch
     with (
-        mock.patch.object(dataset, "train_batches", lambda *arguments: Announced(batches(*arguments), log)),
+        mock.patch.object(training, "train_batches", lambda *arguments: Announced(batches(*arguments), log)),
         mock.patch.object(mesh, "place_batch", lambda x, over: x if log.begun["update"] > last else place(x, over)),
         mock.patch.object(checkpoint, "save", log.before("checkpoint", checkpoint.save)),
         mock.patch.object(evaluate, "detect_split", log.before("evaluation", evaluate.detect_split)),
     ):
         try:
-            train(config, workdir)
+            training.train(config, workdir)
         except Exception as error:  # of XLA, whose type is not public
             return log, str(error).partition("\n")[0]
     return log, "the run ended well"

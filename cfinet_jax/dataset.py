@@ -1,15 +1,11 @@
-"""Prepared TFDS directories, read through Grain as padded batches in NumPy arrays."""
+"""Prepared TFDS directories: their splits, classes, pictures and ground truth."""
 
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
-import grain
-import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
@@ -18,7 +14,6 @@ from ml_collections import ConfigDict
 from cfinet_jax import own_data
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
-from cfinet_jax.structures import Batch, GroundTruth, fitting_scales
 
 PREPARE_ARGUMENTS = {"scenes": "scenes"}
 
@@ -111,88 +106,13 @@ def _open(builder: tfds.core.DatasetBuilder, split: str) -> Prepared:
     )
 
 
-def train_batches(
-    prepared: Prepared,
-    settings: ConfigDict,
-    seed: int,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator:
-    """Endless shuffled batches; a process yields its rows of the global batches of `batch_size` images.
-
-    Every epoch has its own order, and a batch may span two epochs. The global batches depend on the seed alone.
-    """
-    positions = grain.MapDataset.range(len(prepared)).shuffle(seed=seed).repeat()
-    batches = positions.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
-    return _read(batches, prepared, settings, batch_size, process_index, process_count)
-
-
-def eval_batches(
-    prepared: Prepared, settings: ConfigDict, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
-    """Every image once and in order; the last global batch is filled up with blank images that are not valid."""
-    filled = math.ceil(len(prepared) / batch_size) * batch_size
-    batches = grain.MapDataset.range(filled).batch(batch_size, batch_fn=np.asarray)
-    return _read(batches, prepared, settings, batch_size, process_index, process_count)
-
-
-def _read(
-    batches: grain.MapDataset,
-    prepared: Prepared,
-    settings: ConfigDict,
-    batch_size: int,
-    process_index: int,
-    process_count: int,
-) -> grain.DatasetIterator:
-    """Turn global batches of record positions into this process's rows of Batches, a thread for each."""
-    if batch_size % process_count:
-        raise UserError(f"batch size {batch_size} cannot be shared by {process_count} processes: make it a multiple")
-    cv2.setNumThreads(1)  # the read threads are the parallelism
-    rows = batch_size // process_count
-    first = rows * process_index
-
-    def read(positions: np.ndarray) -> Batch:
-        examples = [_example(prepared, settings, int(positions[index]), index) for index in range(first, first + rows)]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-
-    options = grain.ReadOptions(num_threads=settings.read_threads, prefetch_buffer_size=2 * settings.read_threads)
-    return iter(batches.map(read).to_iter_dataset(options))
-
-
-def _example(prepared: Prepared, settings: ConfigDict, position: int, index: int) -> Batch:
-    """The record at `position` as a Batch without its batch axis; a blank, invalid one behind the last record."""
-    valid = position < len(prepared)
-    if valid:
-        record = prepared.source[position]
-        picture = _picture(record)
-        ground_truth, dropped = _ground_truth(record["objects"], settings.max_objects)
-        name, image_id = record["file_name"].decode(), record["image_id"]
-    else:
-        picture = np.zeros((*settings.stored_size, 3), np.uint8)
-        ground_truth, dropped = _ground_truth({"bbox": [], "label": [], "ignore": []}, settings.max_objects)
-        name, image_id = "filler", 0
-    size = np.array(picture.shape[:2], np.float32)
-    fields: dict[str, Any] = {  # arrays of NumPy, where the detector's are JAX's
-        "images": _pad(picture, settings.stored_size, name),
-        "sizes": size,
-        "scales": fitting_scales(size, settings.image_size),
-        "ground_truth": ground_truth,
-        "image_ids": np.int32(image_id),
-        "index": np.int32(index),
-        "dropped": np.int32(dropped),
-        "valid": np.bool_(valid),
-    }
-    return Batch(**fields)
-
-
 def picture(prepared: Prepared, position: int) -> tuple[np.ndarray, int, str]:
     """The picture of a record, uint8 RGB, its id and the name of its file."""
     record = prepared.source[position]
-    return _picture(record), int(record["image_id"]), record["file_name"].decode()
+    return read_picture(record), int(record["image_id"]), record["file_name"].decode()
 
 
-def _picture(record: dict[str, Any]) -> np.ndarray:
+def read_picture(record: dict[str, Any]) -> np.ndarray:
     """The picture of a record, uint8 [height, width, 3], from its own bytes or from the file it names."""
     path = record["path"].decode()
     if path:
@@ -211,41 +131,6 @@ def _picture(record: dict[str, Any]) -> np.ndarray:
             f"{record['height']} x {record['width']} when prepared: prepare the data set again"
         )
     return picture
-
-
-def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.ndarray:
-    """Extend a picture right and below to `stored_size` (height, width) by repeating its border."""
-    below, right = np.subtract(stored_size, picture.shape[:2]).tolist()
-    if below < 0 or right < 0:
-        raise UserError(
-            f"image {name} is {picture.shape[0]} x {picture.shape[1]} pixels, larger than dataset.stored_size = "
-            f"{stored_size[0]} x {stored_size[1]}: raise dataset.stored_size"
-        )
-    return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
-
-
-def fill_a_pixel(boxes: np.ndarray) -> np.ndarray:
-    """Which boxes [n, 4] are at least one pixel wide and high: the others are not trained on."""
-    return np.all(boxes[:, 2:] - boxes[:, :2] >= 1, axis=1)
-
-
-def _ground_truth(objects: dict[str, Any], max_objects: int) -> tuple[GroundTruth, int]:
-    """The entries of at least one pixel, objects before regions, and the number of objects that did not fit."""
-    boxes = np.array(objects["bbox"], np.float32).reshape(-1, 4)
-    ignore = np.array(objects["ignore"], bool)
-    labels = np.maximum(np.array(objects["label"], np.int32), 0)  # a region of every class needs some label
-    sound = np.flatnonzero(fill_a_pixel(boxes))
-    order = sound[np.argsort(ignore[sound], kind="stable")]
-    dropped = max(int(np.sum(~ignore[order])) - max_objects, 0)
-    order = order[:max_objects]
-
-    def pad(values: np.ndarray) -> Any:
-        padded = np.zeros((max_objects, *values.shape[1:]), values.dtype)
-        padded[: len(order)] = values[order]
-        return padded
-
-    truth = GroundTruth(boxes=pad(boxes), labels=pad(labels), valid=pad(np.ones_like(ignore)), ignore=pad(ignore))
-    return truth, dropped
 
 
 def coco_ground_truth(prepared: Prepared) -> dict[str, list[dict[str, Any]]]:

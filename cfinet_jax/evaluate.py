@@ -1,7 +1,8 @@
 """Detect over a prepared split, score, and leave metrics, detections and a report."""
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import dataset, mesh
+from cfinet_jax.batches import Windows, eval_batches, windows_of
+from cfinet_jax.merging import Found, merge
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import coco_results
 from cfinet_jax.metrics.score import score
@@ -32,20 +35,36 @@ def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
 
 
 def detect_split(
-    detect: Detect, variables: Any, prepared: dataset.Prepared, settings: ConfigDict, over: Any
+    detect: Detect, variables: Any, prepared: dataset.Prepared, config: ConfigDict, over: Any
 ) -> list[dict]:
-    """Every detection in a split, in COCO's results format."""
+    """Every detection in a split, in COCO's results format; those in windows are merged, picture by picture."""
+    windows = windows_of(prepared, config.dataset, training=False)
+    found = detect_windows(detect, variables, prepared, windows, config.dataset, over)
     results = []
-    progress = Progress("Detecting", len(prepared))
-    for batch in dataset.eval_batches(prepared, settings, settings.eval_batch_size):
+    for image_id, group in itertools.groupby(zip(windows.origins, found, strict=True), lambda pair: pair[1][0]):
+        origins, parts = zip(*((origin, part) for origin, (_, part) in group), strict=True)
+        if config.dataset.window_overlap is None:
+            (whole,) = parts
+        else:
+            whole = merge(parts, np.stack(origins), config.prediction.merge_overlap)
+        results += coco_results(*whole, image_id, prepared.category_ids)
+    return results
+
+
+def detect_windows(
+    detect: Detect, variables: Any, prepared: dataset.Prepared, windows: Windows, settings: ConfigDict, over: Any
+) -> Iterator[tuple[int, Found]]:
+    """Image id and detections of every window, in order; boxes in pixels of the window."""
+    unit = "images" if settings.window_overlap is None else "windows"
+    progress = Progress("Detecting", len(windows.owners), unit=unit)
+    for batch in eval_batches(prepared, windows, settings, settings.eval_batch_size):
         found = jax.device_get(detect(variables, mesh.place_batch(batch, over)))
         for image in np.flatnonzero(batch.valid):
             real = found.valid[image]
             arrays = (found.boxes[image][real], found.scores[image][real], found.labels[image][real])
-            results += coco_results(*arrays, int(batch.image_ids[image]), prepared.category_ids)
+            yield int(batch.image_ids[image]), Found(*arrays)
         progress.advance(int(batch.valid.sum()))
     progress.close()
-    return results
 
 
 def score_split(results: list[dict], prepared: dataset.Prepared, protocol: str) -> dict:
@@ -74,7 +93,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
     if not has_learnt(workdir):  # a published detector, and perhaps another one before it
         write_settings(config, workdir, prepared.classes, prepared.category_ids)
-    results = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config.dataset, over)
+    results = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config, over)
     metrics = score_split(results, prepared, config.evaluation.protocol)
     write_results(workdir, metrics, results, prepared, config)
     print(table(metrics))

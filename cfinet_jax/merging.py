@@ -1,5 +1,6 @@
 """From the detections of a picture's windows to those of the picture."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -15,7 +16,7 @@ class Found(NamedTuple):
     labels: Int[np.ndarray, "n"]
 
 
-def merge(windows: list[Found], origins: Int[np.ndarray, "windows 2"], overlap: float) -> Found:
+def merge(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overlap: float) -> Found:
     """Moves the detections of every window to its origin (row, column) and keeps, class by class, what NMS keeps.
 
     Of boxes of a class with an IoU above `overlap` the better one stays, as the original does (cfinet_facts 6.4). The

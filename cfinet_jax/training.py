@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import checkpoint, dataset, evaluate, mesh
+from cfinet_jax import checkpoint, evaluate, mesh
+from cfinet_jax.batches import train_batches, windows_of
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import preparation
 from cfinet_jax.progress import Progress
@@ -37,7 +38,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
     write_settings(config, workdir, run.training.classes, run.training.category_ids)
     size = config.dataset.batch_size
     steps = -(-config.training.images // size)
-    batches = dataset.train_batches(run.training, config.dataset, config.seed, size)
+    windows = windows_of(run.training, config.dataset, training=True)
+    batches = train_batches(run.training, windows, config.dataset, config.seed, size)
     detect = evaluate.make_detect(run.detector, config.dataset, run.mesh)
     step, key = make_step(config, run), mesh.replicate(jax.random.fold_in(jax.random.key(config.seed), 1), run.mesh)
 
@@ -52,7 +54,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
         monitor = Monitor(config, log, first)
         print(
             f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images, "
-            f"{len(run.training.classes)} classes; steps {first:,} to {steps:,} of {size} images.",
+            f"{len(run.training.classes)} classes; "
+            + ("" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; ")
+            + f"steps {first:,} to {steps:,} of {size} images.",
             flush=True,
         )
         for number in range(first + 1, steps + 1):
@@ -112,7 +116,7 @@ def evaluate_state(
 ) -> tuple[dict, list[dict]]:
     """Metrics and detections of a state on the evaluation split; the metrics are logged."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    results = evaluate.detect_split(detect, variables, run.evaluation, config.dataset, run.mesh)
+    results = evaluate.detect_split(detect, variables, run.evaluation, config, run.mesh)
     metrics = evaluate.score_split(results, run.evaluation, config.evaluation.protocol)
     step = int(state.step)
     images = step * config.dataset.batch_size

@@ -18,6 +18,7 @@ from configs import scenes, sodad
 
 OWN_DATA = {
     "dataset.name": "coco",
+    "dataset.paint_regions": False,
     "detector.backbone.stride_style": "caffe",
     "optimizer.warmup_images": 800,
     "optimizer.decay_images": (8 * 620, 11 * 620),
@@ -74,8 +75,10 @@ VARIANTS = {
 def get_config(variants: str = "") -> ConfigDict:
     """The paper's experiment on data of one's own."""
     config = sodad.get_config()
-    # None, and a new one for every config: pictures are not scaled, and the data say how large and how full they are.
+    # None, and a new one for every config: pictures are neither scaled nor cut, and the data say how large and how full
+    # they are.
     config.dataset.image_size = placeholder(tuple)
+    config.dataset.window_overlap = placeholder(int)
     config.dataset.stored_size = placeholder(tuple)
     config.dataset.max_objects = placeholder(int)
     config.update_from_flattened_dict(OWN_DATA)

@@ -35,6 +35,7 @@ SMALLER = {
     "dataset.name": "scenes",
     "dataset.eval_split": "test",
     "dataset.stored_size": (320, 320),
+    "dataset.paint_regions": False,
     "dataset.max_objects": 32,
     "dataset.batch_size": 2,
     "dataset.eval_batch_size": 8,
@@ -67,7 +68,9 @@ VARIANTS = {"": {}, "released": sodad.RELEASED, "faster_rcnn": FASTER_RCNN}
 def get_config(variant: str = "") -> ConfigDict:
     """The paper's experiment, made small."""
     config = sodad.get_config()
-    config.dataset.image_size = placeholder(tuple)  # None: pictures are not scaled; a new one for every config
+    # None, and a new one for every config: pictures are neither scaled nor cut.
+    config.dataset.image_size = placeholder(tuple)
+    config.dataset.window_overlap = placeholder(int)
     config.update_from_flattened_dict(BACKBONE | THIN | SMALLER)
     config.update_from_flattened_dict(sodad.choose(VARIANTS, variant))
     return config

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cfinet_jax import dataset, optimizer, train_state, training
+from cfinet_jax.batches import train_batches, windows_of
 from cfinet_jax.models.detector import build_detector
 from data import prepare
 from data.scenes.templates import CLASSES
@@ -236,7 +237,8 @@ def test_a_loss_that_is_not_finite(monkeypatch, tiny_scenes, folder, quick, reac
     status, output, errors = ended = tiny.call_main(*arguments)
     settings = tiny.tiny_config().dataset
     settings.data_dir = str(tiny_scenes)
-    first = next(dataset.train_batches(dataset.open_dataset(settings, "train"), settings, 0, 8))
+    split = dataset.open_dataset(settings, "train")
+    first = next(train_batches(split, windows_of(split, settings, training=True), settings, 0, 8))
     line = f"The loss of step 1 is not finite (image ids {', '.join(map(str, first.image_ids))})"
     if reaction == "stop":
         check_refusal(ended, f"{line}: lower optimizer.learning_rate, set optimizer.clip_norm")

@@ -1,13 +1,11 @@
-"""Reading prepared data: shuffling, sharding, resuming, padding, and what is said when something is wrong."""
+"""Opening prepared data, and what is said when something is wrong."""
 
-import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
-import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -15,13 +13,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import own_data, trained
-from cfinet_jax.dataset import Prepared, coco_ground_truth, eval_batches, open_dataset, open_splits, train_batches
+from cfinet_jax.dataset import Prepared, coco_ground_truth, open_dataset, open_splits
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import room_for, with_sizes
 from cfinet_jax.run import discover_sizes
 from cfinet_jax.run_log import write_settings
 from configs import coco
-from data.scenes.render import SIZE, render_scene
+from data.scenes.render import render_scene
 from data.scenes.scenes_dataset_builder import Builder
 from data.scenes.templates import CLASSES
 
@@ -43,136 +41,12 @@ def settings(tmp_path_factory) -> ConfigDict:
         "stored_size": (336, 352),
         "image_size": (640, 512),
         "max_objects": 20,
-        "read_threads": 2,
     })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def prepared(settings) -> Prepared:
     return open_dataset(settings, "train")
-
-
-def ids(batches, count: int) -> np.ndarray:
-    return np.concatenate([batch.image_ids for batch in itertools.islice(batches, count)])
-
-
-def record(picture: np.ndarray, boxes: list, ignore: list) -> dict:
-    """A record as the data source yields it."""
-    objects = {"bbox": np.array(boxes, np.float32).reshape(-1, 4), "label": [1] * len(boxes), "ignore": ignore}
-    encoded = cv2.imencode(".png", picture[..., ::-1])[1].tobytes()
-    return {"image": encoded, "path": b"", "image_id": 5, "file_name": b"own.png", "height": picture.shape[0],
-            "width": picture.shape[1], "objects": objects}  # fmt: skip
-
-
-def alone(entry: dict) -> Prepared:
-    return Prepared(source=[entry], classes=CLASSES, category_ids=tuple(range(1, 7)), account={})
-
-
-def test_a_batch_is_what_the_scene_was(settings, prepared):
-    batch = next(eval_batches(prepared, settings, 4))
-    assert len(prepared) == IMAGES and prepared.classes == CLASSES and prepared.category_ids == (1, 2, 3, 4, 5, 6)
-    assert batch.images.shape == (4, 336, 352, 3) and batch.images.dtype == np.uint8
-    assert batch.image_ids.dtype == np.int32 and batch.scales.dtype == batch.sizes.dtype == np.float32
-    for row, image_id in enumerate(batch.image_ids):
-        scene = render_scene("train", int(image_id) - 1)
-        picture = batch.images[row, :SIZE, :SIZE]
-        assert np.mean(np.abs(picture.astype(float) - scene.image)) < 4  # JPEG
-        np.testing.assert_array_equal(batch.images[row, SIZE:, :SIZE], np.tile(picture[-1:], (16, 1, 1)))
-        np.testing.assert_array_equal(batch.images[row, :SIZE, SIZE:], np.tile(picture[:, -1:], (1, 32, 1)))
-        truth = jax.tree.map(lambda leaf, row=row: leaf[row], batch.ground_truth)
-        np.testing.assert_array_equal(truth.boxes[truth.is_object], scene.boxes[~scene.ignore])
-        np.testing.assert_array_equal(truth.labels[truth.is_object], scene.labels[~scene.ignore])
-        np.testing.assert_array_equal(truth.boxes[truth.is_region], scene.boxes[scene.ignore])
-    np.testing.assert_array_equal(batch.sizes, [[SIZE, SIZE]] * 4)
-    np.testing.assert_allclose(batch.scales, 512 / SIZE)
-    np.testing.assert_array_equal(batch.index, range(4))
-
-
-def test_epochs_are_shuffled_each_in_its_own_way(settings, prepared):
-    epochs = ids(train_batches(prepared, settings, 0, IMAGES), 2).reshape(2, IMAGES)
-    for epoch in epochs:
-        assert set(epoch) == set(range(1, IMAGES + 1))
-    assert not np.array_equal(epochs[0], epochs[1])
-    np.testing.assert_array_equal(ids(train_batches(prepared, settings, 0, IMAGES), 2), epochs.ravel())
-    assert not np.array_equal(ids(train_batches(prepared, settings, 1, IMAGES), 2), epochs.ravel())
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_restored_iterator_goes_on_with_the_next_batch(settings, prepared, threads):
-    settings = ConfigDict({**settings, "read_threads": threads})
-    batches = train_batches(prepared, settings, 0, 4)
-    for _ in range(4):  # into the second epoch
-        next(batches)
-    state, expected = batches.get_state(), next(batches)
-    restored = train_batches(prepared, settings, 0, 4)
-    restored.set_state(state)
-    jax.tree.map(np.testing.assert_array_equal, next(restored), expected)
-    batches.set_state(state)
-    jax.tree.map(np.testing.assert_array_equal, next(batches), expected)
-
-
-@pytest.mark.parametrize("make", [lambda *a: train_batches(*a[:2], 0, *a[2:]), eval_batches])
-def test_processes_share_the_global_batches(settings, prepared, make):
-    whole = list(itertools.islice(make(prepared, settings, 4), 3))
-    parts = [list(itertools.islice(make(prepared, settings, 4, process, 2), 3)) for process in range(2)]
-    for batch, *shares in zip(whole, *parts, strict=True):
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *shares)
-        jax.tree.map(np.testing.assert_array_equal, joined, batch)
-
-
-def test_a_batch_must_be_divisible(settings, prepared):
-    with pytest.raises(UserError, match="multiple"):
-        train_batches(prepared, settings, 0, 4, 0, 3)
-
-
-def test_evaluation_sees_every_image_once(settings, prepared):
-    batches = list(eval_batches(prepared, settings, 4))
-    valid = np.concatenate([batch.valid for batch in batches])
-    seen = np.concatenate([batch.image_ids for batch in batches])
-    assert valid.shape == (12,) and not valid[-1]
-    assert sorted(seen[valid]) == list(range(1, IMAGES + 1))
-    last = batches[-1]
-    assert not last.ground_truth.valid[-1].any() and np.all(last.sizes > 0) and np.all(np.isfinite(last.scales))
-
-
-def test_what_does_not_fit_is_counted(settings):
-    boxes = [[0, 0, 30, 30], [1, 1, 1.5, 9], [2, 2, 9, 9], [3, 3, 9, 9], [4, 4, 9, 9], [9, 9, 9, 20]]
-    entry = record(np.zeros((40, 60, 3), np.uint8), boxes, [True] + [False] * 5)
-    for room, dropped, kept in ((2, 1, [2, 3]), (3, 0, [2, 3, 4]), (4, 0, [2, 3, 4, 0]), (6, 0, [2, 3, 4, 0])):
-        batch = next(eval_batches(alone(entry), ConfigDict({**settings, "max_objects": room}), 1))
-        truth = batch.ground_truth
-        assert batch.dropped.tolist() == [dropped]
-        assert truth.boxes.shape == (1, room, 4)
-        np.testing.assert_array_equal(truth.boxes[truth.valid], np.array(boxes)[kept])
-        assert truth.ignore[truth.valid].tolist() == [index == 0 for index in kept]
-        assert np.all(truth.boxes[~truth.valid] == 0)
-
-
-def test_colours_are_red_green_blue_and_scale_follows_the_tighter_side(settings):
-    picture = np.full((160, 80, 3), (200, 100, 50), np.uint8)
-    batch = next(eval_batches(alone(record(picture, [], [])), settings, 1))
-    np.testing.assert_array_equal(batch.images[0, :160, :80], picture)
-    np.testing.assert_allclose(batch.scales, [4])
-
-
-def test_a_picture_larger_than_stored_size_is_refused(settings):
-    entry = record(np.zeros((337, 60, 3), np.uint8), [], [])
-    with pytest.raises(UserError, match="own.png is 337 x 60 .* dataset.stored_size = 336 x 352"):
-        next(eval_batches(alone(entry), settings, 1))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image": b"none"}, "own.png cannot be decoded"),
-        ({"height": 41}, "own.png is 40 x 60 pixels, but was 41 x 60"),
-        ({"path": b"/nowhere/own.png"}, "/nowhere/own.png cannot be read"),
-    ],
-)
-def test_an_image_that_cannot_be_read_is_named(settings, change, message):
-    entry = record(np.zeros((40, 60, 3), np.uint8), [], []) | change
-    with pytest.raises(UserError, match=message):
-        next(train_batches(alone(entry), settings, 0, 1))
 
 
 def test_ground_truth_in_coco_format(prepared):

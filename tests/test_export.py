@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax import dataset
+from cfinet_jax.batches import eval_batches, windows_of
 from cfinet_jax.trained import detection, open_trained
 from tests import tiny
 
@@ -39,7 +40,8 @@ def test_the_card_says_all_that_a_user_needs(exported, tmp_path):
     workdir, data_dir = exported
     config = tiny.tiny_config()
     config.dataset.data_dir = str(data_dir)
-    batch = next(dataset.eval_batches(dataset.open_dataset(config.dataset, "test"), config.dataset, 8))
+    split = dataset.open_dataset(config.dataset, "test")
+    batch = next(eval_batches(split, windows_of(split, config.dataset, training=False), config.dataset, 8))
     model, _ = open_trained(epath.Path(workdir), config)
     expected = jax.device_get(jax.jit(detection(model.detector, config.dataset))(model.variables, batch))
     assert expected.valid.any()

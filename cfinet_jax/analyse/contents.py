@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from cfinet_jax.batches import fill_a_pixel
 from cfinet_jax.boxes.anchors import best_overlap
-from cfinet_jax.dataset import fill_a_pixel
 from cfinet_jax.inputs import input_shape
 from cfinet_jax.metrics.protocols import SODA_SIZES
 from cfinet_jax.models.fpn import strides_of

@@ -1,0 +1,254 @@
+"""Batches of a split: its pictures, or the windows they are cut into, read through Grain as padded NumPy arrays."""
+
+import functools
+import math
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import grain
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from ml_collections import ConfigDict
+
+from cfinet_jax.dataset import Prepared, read_picture
+from cfinet_jax.errors import UserError
+from cfinet_jax.slicing import CUT_OFF, boxes_in_window, cut_window, fill, training_windows, window_origins
+from cfinet_jax.structures import Batch, GroundTruth, fitting_scales
+
+EPOCHS = 2**20  # more than anybody trains
+
+
+class Objects(NamedTuple):
+    """What a record says of a picture."""
+
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int[np.ndarray, "n"]  # -1: a region of every class
+    ignore: Bool[np.ndarray, "n"]
+
+
+NOTHING = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
+
+
+class Windows(NamedTuple):
+    """What a split is read as, in order; a picture that is not cut is one window."""
+
+    owners: Int[np.ndarray, "windows"]  # positions of the pictures, ascending
+    origins: Int[np.ndarray, "windows 2"]  # row and column in the picture
+
+
+def windows_of(prepared: Prepared, settings: ConfigDict, training: bool) -> Windows:
+    """The pictures of a split, or windows of `stored_size` over them where `window_overlap` is given.
+
+    Evaluation takes windows that cover the pictures, training those that hold a box (cfinet_facts 6.2).
+    """
+    pictures, overlap = np.arange(len(prepared)), settings.window_overlap
+    if overlap is None:
+        return Windows(pictures, np.zeros((len(prepared), 2), int))
+    window, shared = tuple(settings.stored_size), (overlap, overlap)
+
+    def origins(record: dict[str, Any]) -> np.ndarray:
+        size = int(record["height"]), int(record["width"])
+        if not training:
+            return window_origins(size, window, shared)
+        objects = objects_of(record)
+        of_a_class = objects.labels >= 0
+        return training_windows(size, objects.boxes[of_a_class], objects.boxes[~of_a_class], window, shared)
+
+    found = [origins(prepared.source[position]) for position in pictures.tolist()]
+    return Windows(np.repeat(pictures, [len(each) for each in found]), np.concatenate(found))
+
+
+def train_batches(
+    prepared: Prepared,
+    windows: Windows,
+    settings: ConfigDict,
+    seed: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless shuffled batches; a process yields its rows of the global batches of `batch_size` windows.
+
+    Every epoch has its own order, and a batch may span two epochs. The global batches depend on the seed alone.
+    """
+    count = len(windows.owners)
+    if settings.window_overlap is None:
+        numbers = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
+    else:
+        order = functools.lru_cache(2)(functools.partial(mixed_order, windows.owners, settings.mixed_pictures, seed))
+        numbers = grain.MapDataset.range(EPOCHS * count).map(lambda number: order(number // count)[number % count])
+    batches = numbers.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
+    return _read(batches, prepared, windows, settings, batch_size, process_index, process_count)
+
+
+def eval_batches(
+    prepared: Prepared,
+    windows: Windows,
+    settings: ConfigDict,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Every window once and in order; the last global batch is filled up with blank images that are not valid."""
+    filled = math.ceil(len(windows.owners) / batch_size) * batch_size
+    batches = grain.MapDataset.range(filled).batch(batch_size, batch_fn=np.asarray)
+    return _read(batches, prepared, windows, settings, batch_size, process_index, process_count)
+
+
+def mixed_order(owners: Int[np.ndarray, "windows"], mixed: int, seed: int, epoch: int) -> Int[np.ndarray, "windows"]:
+    """The windows of an epoch: pictures at random, and the windows of every `mixed` of them at random.
+
+    So a large picture is decoded once an epoch, and soon forgotten.
+    """
+    random = np.random.default_rng((seed, epoch))
+    groups = random.permutation(owners.max() + 1)[owners] // mixed
+    return np.lexsort((random.random(len(owners)), groups))
+
+
+def _read(
+    batches: grain.MapDataset,
+    prepared: Prepared,
+    windows: Windows,
+    settings: ConfigDict,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+) -> grain.DatasetIterator:
+    """Turn global batches of window numbers into this process's rows of Batches, a thread for each."""
+    if batch_size % process_count:
+        raise UserError(f"batch size {batch_size} cannot be shared by {process_count} processes: make it a multiple")
+    cv2.setNumThreads(1)  # the read threads are the parallelism
+    rows = batch_size // process_count
+    first = rows * process_index
+    # Two groups of mixed pictures: the threads read ahead, and a batch may span both.
+    kept = 0 if settings.window_overlap is None else 2 * settings.mixed_pictures
+    decoded = remember(lambda owner: read_picture(prepared.source[owner]), kept)
+
+    def read(numbers: np.ndarray) -> Batch:
+        chosen = range(first, first + rows)
+        examples = [_example(prepared, windows, int(numbers[index]), index, decoded, settings) for index in chosen]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+
+    options = grain.ReadOptions(num_threads=settings.read_threads, prefetch_buffer_size=2 * settings.read_threads)
+    return iter(batches.map(read).to_iter_dataset(options))
+
+
+def remember(read: Callable[[int], Any], kept: int) -> Callable[[int], Any]:
+    """`read` with its `kept` last results at hand; of two threads that want the same, one waits for the other."""
+
+    @functools.lru_cache(kept)
+    def place(position: int) -> tuple[threading.Lock, list]:
+        return threading.Lock(), []
+
+    def recall(position: int) -> Any:
+        lock, value = place(position)
+        with lock:
+            if not value:
+                value.append(read(position))
+        return value[0]
+
+    return recall
+
+
+def _example(
+    prepared: Prepared,
+    windows: Windows,
+    number: int,
+    index: int,
+    decoded: Callable[[int], np.ndarray],
+    settings: ConfigDict,
+) -> Batch:
+    """The window `number` as a Batch without its batch axis; a blank, invalid one behind the last window."""
+    valid = number < len(windows.owners)
+    if valid:
+        owner = int(windows.owners[number])
+        record, picture = prepared.source[owner], decoded(owner)
+        image_id, size, objects = record["image_id"], picture.shape[:2], objects_of(record)
+        if settings.window_overlap is None:
+            image = _pad(picture, settings.stored_size, record["file_name"].decode())
+        else:
+            image, size, objects = _window(picture, objects, windows.origins[number], settings)
+    else:
+        image, image_id, size, objects = (
+            np.zeros((*settings.stored_size, 3), np.uint8),
+            0,
+            settings.stored_size,
+            NOTHING,
+        )
+    ground_truth, dropped = _ground_truth(objects, settings.max_objects)
+    extent = np.array(size, np.float32)
+    fields: dict[str, Any] = {  # arrays of NumPy, where the detector's are JAX's
+        "images": image,
+        "sizes": extent,
+        "scales": fitting_scales(extent, settings.image_size),
+        "ground_truth": ground_truth,
+        "image_ids": np.int32(image_id),
+        "index": np.int32(index),
+        "dropped": np.int32(dropped),
+        "valid": np.bool_(valid),
+    }
+    return Batch(**fields)
+
+
+def objects_of(record: dict[str, Any]) -> Objects:
+    """The annotations of a record, as arrays also where there are none."""
+    objects = record["objects"]
+    return Objects(
+        np.array(objects["bbox"], np.float32).reshape(-1, 4),
+        np.array(objects["label"], np.int32),
+        np.array(objects["ignore"], bool),
+    )
+
+
+def _window(
+    picture: np.ndarray, objects: Objects, origin: np.ndarray, settings: ConfigDict
+) -> tuple[np.ndarray, tuple[int, int], Objects]:
+    """The window at `origin`, extended to `stored_size`; what of it is picture; and the boxes seen in it.
+
+    A box mostly cut off is a region. With `paint_regions` regions of every class are black, and then gone.
+    """
+    image, size = cut_window(picture, origin, tuple(settings.stored_size))
+    boxes, share = boxes_in_window(objects.boxes, origin, size)
+    seen, of_a_class = share > 0, objects.labels >= 0
+    if settings.paint_regions:
+        image = fill(image, boxes[seen & ~of_a_class], boxes[seen & of_a_class])
+        seen &= of_a_class
+    ignore = objects.ignore | (share <= CUT_OFF)
+    return image, size, Objects(boxes[seen], objects.labels[seen], ignore[seen])
+
+
+def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.ndarray:
+    """Extend a picture right and below to `stored_size` (height, width) by repeating its border."""
+    below, right = np.subtract(stored_size, picture.shape[:2]).tolist()
+    if below < 0 or right < 0:
+        raise UserError(
+            f"image {name} is {picture.shape[0]} x {picture.shape[1]} pixels, larger than dataset.stored_size = "
+            f"{stored_size[0]} x {stored_size[1]}: raise dataset.stored_size"
+        )
+    return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
+
+
+def fill_a_pixel(boxes: np.ndarray) -> np.ndarray:
+    """Which boxes [n, 4] are at least one pixel wide and high: the others are not trained on."""
+    return np.all(boxes[:, 2:] - boxes[:, :2] >= 1, axis=1)
+
+
+def _ground_truth(objects: Objects, max_objects: int) -> tuple[GroundTruth, int]:
+    """The entries of at least one pixel, objects before regions, and the number of objects that did not fit."""
+    boxes, labels, ignore = objects
+    labels = np.maximum(labels, 0)  # a region of every class needs some label
+    sound = np.flatnonzero(fill_a_pixel(boxes))
+    order = sound[np.argsort(ignore[sound], kind="stable")]
+    dropped = max(int(np.sum(~ignore[order])) - max_objects, 0)
+    order = order[:max_objects]
+
+    def pad(values: np.ndarray) -> Any:
+        padded = np.zeros((max_objects, *values.shape[1:]), values.dtype)
+        padded[: len(order)] = values[order]
+        return padded
+
+    truth = GroundTruth(boxes=pad(boxes), labels=pad(labels), valid=pad(np.ones_like(ignore)), ignore=pad(ignore))
+    return truth, dropped
