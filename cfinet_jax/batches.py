@@ -3,7 +3,7 @@
 import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -59,6 +59,18 @@ def windows_of(prepared: Prepared, settings: ConfigDict, training: bool) -> Wind
 
     found = [origins(prepared.source[position]) for position in pictures.tolist()]
     return Windows(np.repeat(pictures, [len(each) for each in found]), np.concatenate(found))
+
+
+def views(prepared: Prepared, settings: ConfigDict, training: bool) -> Iterator[tuple[tuple[int, int], Objects]]:
+    """Size (height, width) and content of every window of a split, without its pixels."""
+    windows = windows_of(prepared, settings, training)
+    for owner, origin in zip(windows.owners.tolist(), windows.origins, strict=True):
+        record = prepared.source[owner]
+        size, objects = (int(record["height"]), int(record["width"])), objects_of(record)
+        if settings.window_overlap is not None:
+            height, width = np.minimum(settings.stored_size, size - origin).tolist()
+            size, objects = (height, width), objects_in_window(objects, origin, (height, width))
+        yield size, objects
 
 
 def train_batches(
@@ -206,18 +218,21 @@ def objects_of(record: dict[str, Any]) -> Objects:
 def _window(
     picture: np.ndarray, objects: Objects, origin: np.ndarray, settings: ConfigDict
 ) -> tuple[np.ndarray, tuple[int, int], Objects]:
-    """The window at `origin`, extended to `stored_size`; what of it is picture; and the boxes seen in it.
-
-    A box mostly cut off is a region. With `paint_regions` regions of every class are black, and then gone.
-    """
+    """The window at `origin`, extended to `stored_size`; what of it is picture; and what is seen in it."""
     image, size = cut_window(picture, origin, tuple(settings.stored_size))
-    boxes, share = boxes_in_window(objects.boxes, origin, size)
-    seen, of_a_class = share > 0, objects.labels >= 0
+    seen = objects_in_window(objects, origin, size)
     if settings.paint_regions:
-        image = fill(image, boxes[seen & ~of_a_class], boxes[seen & of_a_class])
-        seen &= of_a_class
-    ignore = objects.ignore | (share <= CUT_OFF)
-    return image, size, Objects(boxes[seen], objects.labels[seen], ignore[seen])
+        regions = seen.labels < 0
+        image = fill(image, seen.boxes[regions], seen.boxes[~regions])
+        seen = Objects(*(values[~regions] for values in seen))
+    return image, size, seen
+
+
+def objects_in_window(objects: Objects, origin: Int[np.ndarray, "2"], size: tuple[int, int]) -> Objects:
+    """What is seen of a picture in a window, in pixels of the window; a box mostly cut off is a region."""
+    boxes, share = boxes_in_window(objects.boxes, origin, size)
+    seen = share > 0
+    return Objects(boxes[seen], objects.labels[seen], (objects.ignore | (share <= CUT_OFF))[seen])
 
 
 def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.ndarray:

@@ -10,26 +10,27 @@ from ml_collections import ConfigDict
 from cfinet_jax import analyse
 from cfinet_jax.analyse import advice, tables
 from cfinet_jax.analyse.contents import SIZES, Contents, overlaps_with_anchors, read_contents, sizes_of, unmatched
+from cfinet_jax.batches import Objects, views
 from cfinet_jax.boxes.anchors import anchor_grid
 from cfinet_jax.dataset import open_dataset
 from configs import coco
 from tests import plain, tiny
 
 
-def record(size: tuple[int, int], boxes: list, labels: list, ignore: list) -> dict:
-    """A record as the data source yields it."""
-    return {"height": size[0], "width": size[1], "objects": {"bbox": boxes, "label": labels, "ignore": ignore}}
+def view(size: tuple[int, int], boxes: list, labels: list, ignore: list) -> tuple[tuple[int, int], Objects]:
+    """A picture as `batches.views` yields it."""
+    return size, Objects(np.array(boxes, float).reshape(-1, 4), np.array(labels, int), np.array(ignore, bool))
 
 
-RECORDS = [
-    record((40, 60), [[0, 0, 10, 10], [0, 0, 30, 0.5], [5, 5, 25, 9]], [1, 0, 0], [False, False, True]),
-    record((100, 50), [], [], []),
-    record((40, 60), [[1, 2, 3, 4], [0, 0, 40, 40]], [0, 2], [False, False]),
+VIEWS = [
+    view((40, 60), [[0, 0, 10, 10], [0, 0, 30, 0.5], [5, 5, 25, 9]], [1, 0, 0], [False, False, True]),
+    view((100, 50), [], [], []),
+    view((40, 60), [[1, 2, 3, 4], [0, 0, 40, 40]], [0, 2], [False, False]),
 ]
 
 
 def test_contents_are_those_that_are_learnt():
-    contents = read_contents(RECORDS, (80, 100))
+    contents = read_contents(VIEWS, (80, 100))
     assert contents.pictures.tolist() == [[40, 60], [100, 50], [40, 60]]
     np.testing.assert_allclose(contents.scales, [100 / 60, 0.8, 100 / 60])
     assert contents.boxes.tolist() == [[0, 0, 10, 10], [1, 2, 3, 4], [0, 0, 40, 40]]
@@ -37,7 +38,7 @@ def test_contents_are_those_that_are_learnt():
     assert (contents.objects.tolist(), contents.regions.tolist()) == ([1, 0, 2], [1, 0, 0])
     assert contents.areas.tolist() == [100, 4, 1600]
     np.testing.assert_allclose(contents.network_boxes[0], [0, 0, 100 / 6, 100 / 6])
-    assert read_contents(RECORDS, None).scales.tolist() == [1, 1, 1]
+    assert read_contents(VIEWS, None).scales.tolist() == [1, 1, 1]
 
 
 def test_sizes_are_those_of_the_benchmark():
@@ -85,7 +86,7 @@ def rows(markdown: str) -> list[list[str]]:
 
 
 def test_tables_count():
-    contents = read_contents(RECORDS, (80, 120))  # the first and last picture are doubled
+    contents = read_contents(VIEWS, (80, 120))  # the first and last picture are doubled
     assert rows(tables.size_table(contents)) == [
         ["eS (0-144)", "2 (67%)", "1 (33%)"],
         ["rS (144-400)", "0 (0%)", "1 (33%)"],
@@ -98,7 +99,7 @@ def test_tables_count():
         ["b", "1", "0", "0", "0", "0", "1"],
         ["c", "0", "0", "0", "1", "0", "1"],
     ]
-    settings = ConfigDict({"stored_size": (40, 60)})
+    settings = ConfigDict({"stored_size": (40, 60), "window_overlap": None})
     assert rows(tables.split_table({"train": contents}, settings, 10)) == [
         ["train", "3", "3", "1", "1", "2", "40 x 60", "100 x 60", "3"]  # rows from 0, 30 and 60 of the second
     ]
@@ -162,6 +163,29 @@ def test_advice_on_thin_objects_and_padding():
     assert line.startswith("More than half of a batch is padding") and '--config.dataset.image_size="(32, 64)"' in line
 
 
+def test_advice_on_large_pictures():
+    config, contents = sound({"dataset.stored_size": (3008, 4000)})
+    large = contents._replace(pictures=np.tile((3000, 4000), (100, 1)))
+    (line,) = advice.sizes(config.dataset, [large])
+    assert '--config.dataset.stored_size="(800, 800)" --config.dataset.window_overlap=150' in line
+    config.dataset.update(stored_size=(800, 800), window_overlap=150)
+    windows = contents._replace(pictures=np.tile((800, 800), (100, 1)))
+    assert not list(advice.sizes(config.dataset, [windows]))
+
+
+def test_windows_are_what_is_analysed(tiny_scenes):
+    """Objects stay as large as they are; those in the overlap are seen more than once."""
+    settings = tiny.tiny_config().dataset
+    settings.update(data_dir=str(tiny_scenes), image_size=None)
+    split = open_dataset(settings, "train")
+    whole = read_contents(views(split, settings, training=True), None)
+    settings.update(stored_size=(160, 160), window_overlap=40)
+    cut = read_contents(views(split, settings, training=True), None)
+    assert len(cut.pictures) > len(whole.pictures) and cut.pictures.tolist() == [[160, 160]] * len(cut.pictures)
+    assert len(cut.boxes) > len(whole.boxes) and cut.boxes.max() <= 160
+    assert np.isclose(whole.areas[:, None], cut.areas, rtol=1e-4).any(axis=1).all()
+
+
 def test_the_analysis_of_a_config(tiny_scenes, tmp_path, monkeypatch):
     """All but compiling."""
     monkeypatch.setattr(analyse, "memory_needed", lambda _: {"parameters": 2**20})
@@ -171,7 +195,7 @@ def test_the_analysis_of_a_config(tiny_scenes, tmp_path, monkeypatch):
     text = (tmp_path / "run" / "analysis.md").read_text()
     settings = tiny.tiny_config().dataset
     settings.data_dir = str(tiny_scenes)
-    contents = read_contents(open_dataset(settings, "train").source, settings.image_size)
+    contents = read_contents(views(open_dataset(settings, "train"), settings, training=True), settings.image_size)
     assert tables.size_table(contents) in text and tables.size_table(contents) in output
     assert f"| train | 16 | {len(contents.boxes)} |" in text and "| test | 8 |" in text
     assert "Classes of fewer than 50 objects" in text and "traffic-light" in text

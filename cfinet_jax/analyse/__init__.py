@@ -14,6 +14,7 @@ from cfinet_jax import dataset, mesh
 from cfinet_jax.analyse import tables
 from cfinet_jax.analyse.advice import advise
 from cfinet_jax.analyse.contents import Contents, overlaps_with_anchors, read_contents, unmatched
+from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
 from cfinet_jax.report.tables import escape
 from cfinet_jax.run import create_run, discover_sizes
@@ -29,7 +30,8 @@ def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     settings = config.dataset
     classes = dataset.open_dataset(settings, settings.train_split).classes
     splits = dataset.open_splits(settings)
-    contents = {name: read_contents(split.source, settings.image_size) for name, split in splits.items()}
+    seen = {name: views(split, settings, training=name == settings.train_split) for name, split in splits.items()}
+    contents = {name: read_contents(each, settings.image_size) for name, each in seen.items()}
     training = contents[settings.train_split]
     if not len(training.boxes):
         raise UserError(f"The split '{settings.train_split}' of {settings.name} holds no object: annotate some.")

@@ -13,6 +13,8 @@ from cfinet_jax.report.tables import MIN_BOXES
 THIN, MANY = 2.0, 0.02  # network pixels of a side, and a share of objects
 BETTER = 0.02  # mean IoU by which another scale, or share of objects by which another rule, must lead
 EPOCHS, DECAYS = 12, (8, 11)  # the paper's schedule
+WINDOW, SHARED = (800, 800), 150  # SODA-D's
+LARGE = 2  # windows from which on a picture had better be cut
 
 
 def advise(
@@ -45,6 +47,11 @@ def sizes(settings: ConfigDict, splits: Iterable[Contents]) -> Iterator[str]:
     if full:
         yield f"{full} pictures hold more than dataset.max_objects: --config.dataset.max_objects={room['max_objects']}"
     stored, wanted = np.array(settings.stored_size), np.array(room["stored_size"])
+    if settings.window_overlap is None and np.prod(wanted) > LARGE * np.prod(WINDOW):
+        yield (
+            f"Pictures up to {wanted[0]} x {wanted[1]} are large; cut into windows they need less memory, and objects "
+            f"keep their size: {flag('stored_size', WINDOW)} --config.dataset.window_overlap={SHARED}"
+        )
     median = np.median(pictures, axis=0)
     large = int(np.sum(np.any(pictures > stored, axis=1)))
     if large:

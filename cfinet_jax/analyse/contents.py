@@ -1,13 +1,13 @@
 """What a split holds, as arrays, and how well anchors fit it."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfinet_jax.batches import fill_a_pixel
+from cfinet_jax.batches import Objects, fill_a_pixel
 from cfinet_jax.boxes.anchors import best_overlap
 from cfinet_jax.inputs import input_shape
 from cfinet_jax.metrics.protocols import SODA_SIZES
@@ -20,7 +20,7 @@ LIMITS = tuple(high for _, high in SODA_SIZES.values())  # of the area in square
 
 
 class Contents(NamedTuple):
-    """What a split holds: its pictures, and the objects in them that are learnt."""
+    """What a split holds: its pictures, or the windows they are cut into, and the objects in them that are learnt."""
 
     pictures: np.ndarray  # [pictures, 2], height and width as stored
     scales: np.ndarray  # [pictures], network pixels per stored pixel
@@ -45,24 +45,21 @@ class Contents(NamedTuple):
         return self.boxes * self.scales[self.owners, None]
 
 
-def read_contents(records: Sequence[dict[str, Any]], image_size: tuple[int, int] | None) -> Contents:
-    """The contents of a split's records; objects of less than a pixel are left out, as in training."""
+def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], image_size: tuple[int, int] | None) -> Contents:
+    """The contents of pictures, or windows, given by size and objects; those of less than a pixel are left out."""
     pictures, boxes, labels, owners, regions = [], [], [], [], []
-    for index in range(len(records)):
-        record = records[index]
-        corners = np.asarray(record["objects"]["bbox"], float).reshape(-1, 4)
-        ignored = np.asarray(record["objects"]["ignore"], bool)
-        sound = fill_a_pixel(corners)
-        learnt = sound & ~ignored
-        pictures.append((int(record["height"]), int(record["width"])))
-        boxes.append(corners[learnt])
-        labels.append(np.asarray(record["objects"]["label"], int)[learnt])
+    for index, (size, objects) in enumerate(views):
+        sound = fill_a_pixel(objects.boxes)
+        learnt = sound & ~objects.ignore
+        pictures.append(size)
+        boxes.append(objects.boxes[learnt].astype(float))
+        labels.append(objects.labels[learnt])
         owners.append(np.full(learnt.sum(), index))
-        regions.append(np.sum(sound & ignored))
+        regions.append(np.sum(sound & objects.ignore))
     sides = np.array(pictures)
     scales = fitting_scales(sides, image_size)
-    objects = np.concatenate(boxes), np.concatenate(labels), np.concatenate(owners)
-    return Contents(sides, scales, *objects, np.array(regions))
+    content = np.concatenate(boxes), np.concatenate(labels), np.concatenate(owners)
+    return Contents(sides, scales, *content, np.array(regions))
 
 
 def sizes_of(areas: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ def split_table(contents: Mapping[str, Contents], settings: ConfigDict, overlap:
         counts = len(split.pictures), len(split.boxes), sum(split.regions)
         most = f"{np.median(split.objects):g}", max(split.objects)
         rows.append([name, *counts, *most, *(f"{high:g} x {wide:g}" for high, wide in sizes), windows])
-    head = "split", "pictures", "objects", "regions", "objects per picture, median", "most", "median picture", "largest"
+    each = "picture" if settings.window_overlap is None else "window"
+    head = "split", f"{each}s", "objects", "regions", f"objects per {each}, median", "most", f"median {each}", "largest"
     return with_head([*head, f"windows of {height} x {width}, most"], rows)
 
 
