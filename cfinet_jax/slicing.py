@@ -1,13 +1,22 @@
-"""Windows over a picture too large for the network."""
+"""Windows over a picture too large for the network, and what lies in them; the training windows are SODA-D's.
+
+Boxes are x1 y1 x2 y2; an origin is the upper left corner (row, column) of a window; sizes are (height, width). All in
+pixels.
+"""
+
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
+
+MARGIN = 5  # pixels right of and below the last annotation of a picture that are still searched for training windows
+CUT_OFF = 0.40  # an object with no more than this share of its area in a window is ignored there
 
 
 def window_origins(
     size: tuple[int, int], window: tuple[int, int], overlap: tuple[int, int]
 ) -> Int[np.ndarray, "windows 2"]:
-    """The upper left corners (row, column) of windows that cover a picture of `size` (height, width), all in pixels.
+    """The origins of windows that cover a picture of `size`.
 
     Neighbours share `overlap` rows or columns at least; the last window of a row or column ends at the border. A side
     that fits into one window has one. Row by row.
@@ -25,11 +34,72 @@ def window_origins(
     return np.stack([rows.ravel(), columns.ravel()], axis=1)
 
 
+def training_windows(
+    size: tuple[int, int],
+    objects: Float[np.ndarray, "objects 4"],
+    regions: Float[np.ndarray, "regions 4"],
+    window: tuple[int, int],
+    overlap: tuple[int, int],
+) -> Int[np.ndarray, "windows 2"]:
+    """The origins of the windows of a picture that are trained on: those with an object in them, column by column.
+
+    Only the part of the picture that is annotated is covered, where objects and regions to ignore count alike.
+    """
+    if not len(objects):
+        return np.zeros((0, 2), int)
+    boxes = np.concatenate([objects, regions]).astype(float)
+    # The reference truncates corners and sides one by one. Corners in float32 know a side to about a thousandth.
+    ends = boxes[:, :2].astype(int) + np.round(boxes[:, 2:] - boxes[:, :2], 3).astype(int)
+    annotated = np.minimum(size, ends.max(axis=0)[::-1] + MARGIN)
+    origins = column_by_column(window_origins(tuple(annotated.tolist()), window, overlap))
+    return origins[[boxes_in_window(objects, origin, window)[1].any() for origin in origins]]
+
+
+def column_by_column(origins: Int[np.ndarray, "windows 2"]) -> Int[np.ndarray, "windows 2"]:
+    """Origins in the order in which SODA's tool numbers windows."""
+    return origins[np.lexsort((origins[:, 0], origins[:, 1]))]
+
+
+def boxes_in_window(
+    boxes: Float[np.ndarray, "n 4"], origin: Int[np.ndarray, "2"], window: tuple[int, int]
+) -> tuple[Float[np.ndarray, "n 4"], Float[np.ndarray, "n"]]:
+    """Boxes cut by the border of a window, in its pixels, and the share of each one's area that is inside.
+
+    A share of zero: the box lies outside. Boxes must have an area.
+    """
+    boxes = boxes.astype(float)  # a share of 0.4 is no more than 0.4, which float32 would make it
+    moved = boxes - np.tile(origin[::-1], 2)
+    inside = np.clip(moved, 0, np.tile(window[::-1], 2))
+    areas = (np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (inside, boxes))
+    return inside, np.divide(*areas)
+
+
+def fill(
+    picture: UInt8[np.ndarray, "height width 3"],
+    regions: Float[np.ndarray, "regions 4"],
+    objects: Float[np.ndarray, "objects 4"],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture, or a window of one, black where regions to ignore lie, but not in the boxes of objects.
+
+    Boxes end before the pixel that holds their right and lower edge.
+    """
+    filled = picture.copy()
+    holes, kept = (np.maximum(boxes, 0).astype(int).tolist() for boxes in (regions, objects))
+    for x1, y1, x2, y2 in holes:
+        filled[y1:y2, x1:x2] = 0
+    for x1, y1, x2, y2 in kept:
+        filled[y1:y2, x1:x2] = picture[y1:y2, x1:x2]
+    return filled
+
+
 def cut_window(
-    picture: UInt8[np.ndarray, "height width 3"], origin: Int[np.ndarray, "2"], window: tuple[int, int]
+    picture: UInt8[np.ndarray, "height width 3"],
+    origin: Int[np.ndarray, "2"],
+    window: tuple[int, int],
+    border: Literal["edge", "constant"] = "edge",
 ) -> tuple[UInt8[np.ndarray, "rows columns 3"], tuple[int, int]]:
-    """One window of a picture, extended right and below by repeating its border; and the size of what is picture."""
+    """One window of a picture and the size of what is picture; right and below its border is repeated, or it is black."""
     (row, column), (rows, columns) = origin.tolist(), window
     inside = picture[row : row + rows, column : column + columns]
     height, width = inside.shape[:2]
-    return np.pad(inside, ((0, rows - height), (0, columns - width), (0, 0)), "edge"), (height, width)
+    return np.pad(inside, ((0, rows - height), (0, columns - width), (0, 0)), border), (height, width)
