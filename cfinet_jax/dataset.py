@@ -20,7 +20,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
 from cfinet_jax.structures import Batch, GroundTruth, fitting_scales
 
-PREPARE_ARGUMENTS = {"scenes": "scenes"}
+PREPARE_ARGUMENTS = {"scenes": "scenes", "sodad": "sodad --source=FOLDER"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
 from data.coco.layout import read_found, read_named  # noqa: E402
 from data.scenes.scenes_dataset_builder import Builder as ScenesBuilder  # noqa: E402
+from data.sodad.layout import read_sodad  # noqa: E402
 from data.yolo.labels import read_yolo  # noqa: E402
 
 
@@ -57,6 +58,16 @@ def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     return (yolo if found else coco)(arguments)
 
 
+def sodad(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
+    """The builder of SODA-D, whole images and, if asked for, the windows to train on."""
+    if not arguments.source or arguments.annotations:
+        raise UserError("sodad needs --source=FOLDER, the folder of Images and Annotations, and no --annotations")
+    windows = absolute(arguments.data_dir) / (arguments.name or arguments.dataset) / "windows"
+    return own_builder(
+        arguments, partial(read_sodad, absolute(arguments.source), windows if arguments.windows else None)
+    )
+
+
 def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, Split]]) -> tfds.core.DatasetBuilder:
     """The builder of what `read` reads; the data set keeps where it came from."""
     origin = {"source": str(absolute(arguments.source)), "annotations": " ".join(arguments.annotations or ())}
@@ -64,7 +75,7 @@ def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, S
     return CocoBuilder(read=read, origin=origin, name=name, data_dir=arguments.data_dir)
 
 
-BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own}
+BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own, "sodad": sodad}
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -93,9 +104,12 @@ def main() -> int:
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
     parser.add_argument("--source", help="own data: their folder; the paths of --annotations are relative to it")
     parser.add_argument("--annotations", action="append", metavar="SPLIT=JSON[,IMAGES]", help="coco: once per split")
+    parser.add_argument("--windows", action="store_true", help="sodad: cut the windows to train on")
     parser.add_argument("--name", help="own data: name of the prepared data set, NAME if not given")
     try:
         arguments = parser.parse_args()
+        if arguments.windows and arguments.dataset != "sodad":
+            raise UserError("--windows belongs to sodad: leave it out")
         prepare(BUILDERS[arguments.dataset](arguments))
     except UserError as error:
         print(error, file=sys.stderr)
