@@ -26,9 +26,12 @@ def read_sodad(source: epath.Path, windows: epath.Path | None) -> dict[str, Spli
     Raises:
       UserError: there is no annotation file, two for a split, or none of whole images to cut windows from.
     """
+    files = list(annotation_files(source))
+    if windows and files and all(split != "train" for _, split, _ in files):
+        raise UserError(f"{source} holds no Annotations/train.json, of whose images --windows cuts windows")
     splits: dict[str, Split] = {}
     listed: dict[epath.Path, set[str]] = {}  # by folder
-    for place, split, path in annotation_files(source):
+    for place, split, path in files:
         coco = load_coco(path)
         if is_cut(coco) and split != "train":
             print(f"{path} describes windows, skipped: detections are scored on whole images, so give those of {split}")
@@ -42,16 +45,18 @@ def read_sodad(source: epath.Path, windows: epath.Path | None) -> dict[str, Spli
     if not splits:
         raise UserError(f"{source} holds no Annotations/SPLIT.json of whole images (SPLIT is {', '.join(SPLITS)})")
     whole = {split: content for split, content in splits.items() if split != WINDOWS}
-    print(report(whole), f"all pictures in the folders: {summary(strays(listed))}", sep="\n")
-    if windows and WINDOWS not in splits:
-        if "train" not in splits:
-            raise UserError(f"{source} holds no Annotations/train.json of whole images: --windows cuts those of train")
+    if whole:
+        print(report(whole))
+    print(f"Pictures in the folders: {summary(strays(listed))}")
+    if WINDOWS in splits:
+        print(f"{WINDOWS}: taken as {splits[WINDOWS].files[0]} describes them, none is cut")
+    elif windows:
         splits[WINDOWS] = cut_windows(splits["train"], windows)
     return splits
 
 
 def annotation_files(source: epath.Path) -> Iterator[tuple[epath.Path, str, epath.Path]]:
-    """The place, the split and the path of every annotation file."""
+    """The place below the source, the split and the path of every annotation file."""
     for place in PLACES:
         for split in SPLITS:
             for name in ANNOTATIONS:

@@ -1,8 +1,8 @@
 """The windows that are trained on, cut once and kept as files.
 
 The windows of an image go into a folder that gets its name when they are whole. So cutting that was broken off, even
-killed, goes on where it was, what is cut stays usable, and nothing is kept twice: records refer to the files. Given the
-bytes, TFDS would begin again from nothing, and sort a second copy of them.
+killed, goes on where it was (on a local disk, where a folder is renamed at once), what is cut stays usable, and nothing
+is kept twice: records refer to the files. Given the bytes, TFDS would begin from nothing and write them twice to sort.
 """
 
 import hashlib

@@ -312,7 +312,7 @@ def broken(raw: Path, change: str) -> Path:
             (raw / "Annotations" / "train.json").unlink()
         case "no annotations":
             shutil.rmtree(raw / "Annotations")
-        case "windows alone":
+        case "windows to score":
             shutil.rmtree(raw)
             make_cut(raw, ("val", "test"))
         case "twice":
@@ -325,15 +325,16 @@ def broken(raw: Path, change: str) -> Path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("no train", "holds no Annotations/train.json of whole images: --windows cuts those of train"),
+        ("no train", "holds no Annotations/train.json, of whose images --windows cuts windows"),
         ("no annotations", "holds no Annotations/SPLIT.json of whole images (SPLIT is train, val, test)"),
-        ("windows alone", "holds no Annotations/SPLIT.json of whole images"),
+        ("windows to score", "holds no Annotations/SPLIT.json of whole images"),
         ("twice", "rawData/Annotations/train.json describe 'train': move one of them elsewhere"),
         ("in a file", "cannot be written"),
     ],
 )
 def test_what_is_hopeless_is_refused_in_one_line(raw, change, said, capsys):
-    assert call(broken(raw, change), "--windows") == 2
+    arguments = [] if change == "windows to score" else ["--windows"]
+    assert call(broken(raw, change), *arguments) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and said in error
     assert not list(raw.parent.glob("prepared/sodad/1*"))
