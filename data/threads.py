@@ -12,6 +12,10 @@ def map_images(function: Callable[[Any], Any], images: Sequence[Any], what: str)
 
     Threads do it, one per core: OpenCV decodes and encodes, and NumPy copies, outside of Python's lock.
     """
-    with ThreadPool() as pool:  # drops what is waiting when the work breaks off
+    pool = ThreadPool()
+    try:
         for _, result in zip(track(images, what), pool.imap(function, images), strict=True):
             yield result
+    finally:  # when the work breaks off, what waits is dropped; a thread that OpenCV still holds at exit would abort
+        pool.terminate()
+        pool.join()
