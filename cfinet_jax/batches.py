@@ -232,7 +232,7 @@ def objects_in_window(objects: Objects, origin: Int[np.ndarray, "2"], size: tupl
     """What is seen of a picture in a window, in pixels of the window; a box mostly cut off is a region."""
     boxes, share = boxes_in_window(objects.boxes, origin, size)
     seen = share > 0
-    return Objects(boxes[seen], objects.labels[seen], (objects.ignore | (share <= CUT_OFF))[seen])
+    return Objects(boxes[seen].astype(np.float32), objects.labels[seen], (objects.ignore | (share <= CUT_OFF))[seen])
 
 
 def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from cfinet_jax import own_data
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
 
-PREPARE_ARGUMENTS = {"scenes": "scenes"}
+PREPARE_ARGUMENTS = {"scenes": "scenes", "sodad": "sodad --source=FOLDER"}
 
 
 @dataclasses.dataclass(frozen=True)

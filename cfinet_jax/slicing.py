@@ -98,7 +98,7 @@ def cut_window(
     window: tuple[int, int],
     border: Literal["edge", "constant"] = "edge",
 ) -> tuple[UInt8[np.ndarray, "rows columns 3"], tuple[int, int]]:
-    """One window of a picture and the size of what is picture; right and below its border is repeated, or it is black."""
+    """One window of a picture, extended right and below by its border or by black; and the size of what is picture."""
     (row, column), (rows, columns) = origin.tolist(), window
     inside = picture[row : row + rows, column : column + columns]
     height, width = inside.shape[:2]

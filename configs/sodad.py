@@ -1,5 +1,7 @@
 """CFINet on SODA-D, as the paper trains it; `sodad.py:released` as the released code behaves.
 
+Data:      python data/prepare.py sodad --source=SODA-D --data_dir=prepared --windows
+           (windows of 800 x 800 pixels in the split train_windows, whole images in train, val and test)
 Command:   python -m cfinet_jax.main --config=configs/sodad.py --workdir=runs/sodad
 Variants:  sodad.py:released      the six choices in which the released code leaves the paper
            sodad.py:faster_rcnn   the baseline: RPN with three anchors on P2-P6, no imitation

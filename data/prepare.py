@@ -19,6 +19,7 @@ from data.coco.layout import read_found, read_named  # noqa: E402
 from data.published.json_files import LAYOUTS, read_layout  # noqa: E402
 from data.published.visdrone import read_visdrone  # noqa: E402
 from data.scenes.scenes_dataset_builder import Builder as ScenesBuilder  # noqa: E402
+from data.sodad.layout import read_sodad  # noqa: E402
 from data.yolo.labels import read_yolo  # noqa: E402
 
 
@@ -66,6 +67,16 @@ def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     return (yolo if found else coco)(arguments)
 
 
+def sodad(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
+    """The builder of SODA-D, whole images and, if asked for, the windows to train on."""
+    if not arguments.source or arguments.annotations:
+        raise UserError("sodad needs --source=FOLDER, the folder of Images and Annotations, and no --annotations")
+    windows = absolute(arguments.data_dir) / (arguments.name or arguments.dataset) / "windows"
+    return own_builder(
+        arguments, partial(read_sodad, absolute(arguments.source), windows if arguments.windows else None)
+    )
+
+
 def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, Split]]) -> tfds.core.DatasetBuilder:
     """The builder of what `read` reads; the data set keeps where it came from."""
     origin = {"source": str(absolute(arguments.source)), "annotations": " ".join(arguments.annotations or ())}
@@ -74,7 +85,9 @@ def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, S
 
 
 PUBLISHED = {"visdrone": read_visdrone} | {name: partial(read_layout, layout) for name, layout in LAYOUTS.items()}
-BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own} | dict.fromkeys(PUBLISHED, published)
+BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own, "sodad": sodad} | dict.fromkeys(
+    PUBLISHED, published
+)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
@@ -103,9 +116,12 @@ def main() -> int:
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
     parser.add_argument("--source", help="all but scenes: their folder; the paths of --annotations are relative to it")
     parser.add_argument("--annotations", action="append", metavar="SPLIT=JSON[,IMAGES]", help="coco: once per split")
+    parser.add_argument("--windows", action="store_true", help="sodad: cut the windows to train on")
     parser.add_argument("--name", help="all but scenes: name of the prepared data set, NAME if not given")
     try:
         arguments = parser.parse_args()
+        if arguments.windows and arguments.dataset != "sodad":
+            raise UserError("--windows belongs to sodad: leave it out")
         prepare(BUILDERS[arguments.dataset](arguments))
     except UserError as error:
         print(error, file=sys.stderr)

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import analyse
 from cfinet_jax.analyse import advice, tables
-from cfinet_jax.analyse.contents import SIZES, Contents, overlaps_with_anchors, read_contents, sizes_of, unmatched
+from cfinet_jax.analyse.contents import Contents, overlaps_with_anchors, read_contents, unmatched
 from cfinet_jax.batches import Objects, views
 from cfinet_jax.boxes.anchors import anchor_grid
 from cfinet_jax.dataset import open_dataset
+from cfinet_jax.metrics.protocols import SIZES, sizes_of
 from configs import coco
 from tests import plain, tiny
 

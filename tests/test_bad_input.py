@@ -337,6 +337,11 @@ def test_annotation_files(row, pictures):
         (["coco", "--data_dir=TMP", "--source=TMP", "--annotations=a=b", "--name=My data"], "cannot name a data set"),
         (["scenes", "--data_dir=TMP", "--source=TMP"], "leave out --source"),
         (["scenes", "--data_dir=TMP/precious.txt"], "choose another --data_dir"),
+        (["sodad", "--data_dir=TMP"], "sodad needs --source=FOLDER, the folder of Images and Annotations"),
+        (["sodad", "--data_dir=TMP", "--source=TMP", "--annotations=train=a"], "and no --annotations"),
+        (["sodad", "--data_dir=TMP/prepared", "--source=TMP", "--windows"], "TMP holds no Annotations/SPLIT.json"),
+        (["sodad", "--data_dir=TMP/prepared", "--source=TMP/absent"], "TMP/absent holds no Annotations/SPLIT.json"),
+        (["coco", "--data_dir=TMP", "--source=TMP", "--windows"], "--windows belongs to sodad: leave it out"),
     ],
 )
 def test_preparation_commands(arguments, fragment, folder):

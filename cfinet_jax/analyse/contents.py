@@ -10,13 +10,9 @@ from ml_collections import ConfigDict
 from cfinet_jax.batches import Objects, fill_a_pixel
 from cfinet_jax.boxes.anchors import best_overlap
 from cfinet_jax.inputs import input_shape
-from cfinet_jax.metrics.protocols import SODA_SIZES
 from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.ops.matching import dynamic_thresholds
 from cfinet_jax.structures import fitting_scales
-
-SIZES = (*SODA_SIZES, "larger")
-LIMITS = tuple(high for _, high in SODA_SIZES.values())  # of the area in square pixels; a limit is of the smaller size
 
 
 class Contents(NamedTuple):
@@ -60,11 +56,6 @@ def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], image_size: 
     scales = fitting_scales(sides, image_size)
     content = np.concatenate(boxes), np.concatenate(labels), np.concatenate(owners)
     return Contents(sides, scales, *content, np.array(regions))
-
-
-def sizes_of(areas: np.ndarray) -> np.ndarray:
-    """The index into `SIZES` of each area in square pixels."""
-    return np.searchsorted(LIMITS, areas, side="left")
 
 
 def overlaps_with_anchors(contents: Contents, config: ConfigDict, scale: float) -> np.ndarray:

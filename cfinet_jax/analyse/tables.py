@@ -7,8 +7,8 @@ from etils import epath
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from cfinet_jax.analyse.contents import LIMITS, SIZES, Contents, sizes_of
-from cfinet_jax.metrics.protocols import SODA_SIZES
+from cfinet_jax.analyse.contents import Contents
+from cfinet_jax.metrics.protocols import LIMITS, SIZES, SODA_SIZES, sizes_of
 from cfinet_jax.report.plots import save
 from cfinet_jax.report.tables import escape, with_head
 from cfinet_jax.slicing import window_origins

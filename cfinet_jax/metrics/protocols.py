@@ -41,6 +41,8 @@ class Protocol:
 
 COCO_SIZES = {"S": (0.0, 32.0**2), "M": (32.0**2, 96.0**2), "L": (96.0**2, ANY_AREA[1])}
 SODA_SIZES = {"eS": (0.0, 144.0), "rS": (144.0, 400.0), "gS": (400.0, 1024.0), "N": (1024.0, 2000.0)}
+SIZES = (*SODA_SIZES, "larger")
+LIMITS = tuple(high for _, high in SODA_SIZES.values())  # of the area in square pixels; a limit is of the smaller size
 
 PROTOCOLS = {
     "coco": Protocol(
@@ -61,3 +63,8 @@ PROTOCOLS = {
         regions_are_crowds=False,
     ),
 }
+
+
+def sizes_of(areas: np.ndarray) -> np.ndarray:
+    """The index into `SIZES` of each area in square pixels."""
+    return np.searchsorted(LIMITS, areas, side="left")

@@ -3,13 +3,14 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
-from cfinet_jax.progress import track
+from data.threads import map_images
 
 ANY_CLASS = -1  # label of a region in which objects of every class are to be ignored
 TOLERANCE = 0.01  # pixels by which rounding may push a box over the edge
@@ -60,8 +61,8 @@ def check_split(
     annotations = group_by_image(coco["annotations"], files, problems)
 
     records = []
-    for image in track(coco["images"], f"Checking {split}"):
-        problem = image_problem(image, folder)
+    found = map_images(partial(image_problem, folder=folder), coco["images"], f"Checking {split}")
+    for image, problem in zip(coco["images"], found, strict=True):
         if problem:
             problems[problem].append(image["file_name"])
             continue

@@ -72,9 +72,13 @@ def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> ep
 def read_beside(split: str, coco: dict[str, Any], path: epath.Path, source: epath.Path) -> Split:
     """A split, described in the file `path`, whose images lie somewhere in `source`."""
     folders = [folder for name in IMAGES for folder in sorted(source.glob(name.format(split=split)))]
-    names = [image["file_name"] for image in coco["images"][:TRIED]]
-    holding = [folder for folder in [source, path.parent, *folders] if any(holds(folder, name) for name in names)]
-    return check_split(split, coco, path, holding[0] if holding else source)
+    return check_split(split, coco, path, folder_of(coco["images"], [source, path.parent, *folders]))
+
+
+def folder_of(images: Sequence[dict[str, Any]], folders: Sequence[epath.Path]) -> epath.Path:
+    """The first folder that holds one of the first images; the first folder if none does."""
+    names = [image["file_name"] for image in images[:TRIED]]
+    return next((folder for folder in folders if any(holds(folder, name) for name in names)), folders[0])
 
 
 def holds(folder: epath.Path, name: str) -> bool:

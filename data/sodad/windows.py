@@ -1,0 +1,129 @@
+"""The windows that are trained on, cut once and kept as files.
+
+The windows of an image go into a folder that gets its name when they are whole. So cutting that was broken off, even
+killed, goes on where it was (on a local disk, where a folder is renamed at once), what is cut stays usable, and nothing
+is kept twice: records refer to the files. Given the bytes, TFDS would begin from nothing and write them twice to sort.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.pictures import decode_image
+from cfinet_jax.slicing import CUT_OFF, boxes_in_window, cut_window, fill, training_windows
+from data.coco.annotations import ANY_CLASS, Split, record
+from data.threads import map_images
+
+WINDOW, OVERLAP = (800, 800), (150, 150)  # height, width in pixels
+JPEG_QUALITY = 95
+
+
+def cut_windows(train: Split, folder: epath.Path) -> Split:
+    """The windows of a split's images in which there are objects; those not in `folder` yet are cut.
+
+    Raises:
+      UserError: the folder holds windows of other annotations, or cannot be written.
+    """
+    check_state(train, folder)
+    images = [(image, origins) for image in train.records if len(origins := origins_in(image))]
+    waiting = [each for each in images if not (folder / str(each[0]["image_id"])).exists()]
+    print(f"{len(images) - len(waiting)} of {len(images)} images are cut already, in {folder}")
+    for _ in map_images(partial(cut, folder=folder), waiting, "Cutting windows of"):
+        pass
+    records = [window for image, origins in images for window in window_records(image, origins, folder)]
+    for number, window in enumerate(records, start=1):
+        window["image_id"] = number
+    counts = [len(window["objects"]["id"]) for window in records]
+    account = {
+        "images": len(records),
+        "images_kept": len(records),
+        "annotations": sum(counts),
+        "annotations_kept": sum(counts),
+        "largest_picture": WINDOW,
+        "most_objects": max(counts),
+        "problems": {},
+    }
+    return Split(records, train.categories, account, train.files)
+
+
+def check_state(train: Split, folder: epath.Path) -> None:
+    """Windows in the folder are those of these annotations, or there are none yet."""
+    digest, file = hashlib.sha256(train.files[0].read_bytes()).hexdigest(), folder / "annotations.sha256"
+    if file.exists() and file.read_text() != digest:
+        raise UserError(
+            f"{folder} holds windows of other annotations: delete it, or choose another --data_dir or --name"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(digest)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --data_dir") from error
+
+
+def boxes_of(image: dict[str, Any]) -> tuple[Float[np.ndarray, "objects 4"], Float[np.ndarray, "regions 4"]]:
+    """The boxes of a record's objects and those of its regions."""
+    boxes, labels = np.array(image["objects"]["bbox"], float).reshape(-1, 4), np.array(image["objects"]["label"], int)
+    return boxes[labels != ANY_CLASS], boxes[labels == ANY_CLASS]
+
+
+def origins_in(image: dict[str, Any]) -> Int[np.ndarray, "windows 2"]:
+    """Where the windows of a record's image begin."""
+    return training_windows((image["height"], image["width"]), *boxes_of(image), WINDOW, OVERLAP)
+
+
+def names_of(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"]) -> list[str]:
+    """The file names of an image's windows, as SODA's tool names them."""
+    stem = epath.Path(image["file_name"]).name.partition(".")[0]
+    return [f"{stem}_{number}.jpg" for number in range(len(origins))]
+
+
+def cut(image_and_origins: tuple[dict[str, Any], Int[np.ndarray, "windows 2"]], folder: epath.Path) -> None:
+    """Writes the windows of an image, black where it is to be ignored.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    image, origins = image_and_origins
+    objects, regions = boxes_of(image)
+    picture = fill(decode_image(epath.Path(image["path"]).read_bytes(), image["path"]), regions, objects)
+    begun = folder / f"{image['image_id']}.begun"
+    try:
+        begun.mkdir(exist_ok=True)
+        for origin, name in zip(origins, names_of(image, origins), strict=True):
+            (begun / name).write_bytes(encode(cut_window(picture, origin, WINDOW, "constant")[0]))
+        begun.rename(folder / str(image["image_id"]))
+    except OSError as error:
+        raise UserError(
+            f"{begun} cannot be written ({error.strerror}): make room and start again, what is cut stays"
+        ) from error
+
+
+def encode(picture: np.ndarray) -> bytes:
+    """A picture, R G B, as JPEG."""
+    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+
+
+def window_records(
+    image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path
+) -> Iterator[dict[str, Any]]:
+    """The windows of a record's image as records, without ids of their own."""
+    kept = [index for index, label in enumerate(image["objects"]["label"]) if label != ANY_CLASS]
+    objects = [{key: values[index] for key, values in image["objects"].items()} for index in kept]
+    boxes, _ = boxes_of(image)
+    for origin, name in zip(origins, names_of(image, origins), strict=True):
+        columns = (column.tolist() for column in boxes_in_window(boxes, origin, WINDOW))
+        inside = [
+            entry | {"bbox": box, "area": entry["area"] * share, "ignore": entry["ignore"] or share <= CUT_OFF}
+            for entry, box, share in zip(objects, *columns, strict=True)
+            if share > 0
+        ]
+        described = {"id": 0, "file_name": name, "height": WINDOW[0], "width": WINDOW[1]}
+        yield record(described, folder / str(image["image_id"]), inside)
