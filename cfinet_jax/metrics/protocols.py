@@ -18,7 +18,9 @@ class Protocol:
     ranges: Mapping[str, tuple[float, float]]  # area in pixels of the stored image, both ends inclusive
     limits: tuple[int, ...]  # detections per image and class, ascending
     precision_limit: int  # the one of every AP; the AR of a size has the last
-    regions_are_crowds: bool  # an ignored box absorbs any number of detections, else one
+    regions_are_crowds: bool  # an ignored box absorbs any number of detections, by their share inside it, else one
+    sizes_are_crowds: bool = False  # and so does an object outside the range
+    region_flags: tuple[str, ...] = ("ignore", "iscrowd")  # of an annotation that is an ignored box
     overlaps: tuple[float, ...] = OVERLAPS  # IoU from which a box is found
 
     @property
@@ -59,5 +61,6 @@ PROTOCOLS = {
         limits=(100, 300, 1000),
         precision_limit=100,
         regions_are_crowds=False,
+        region_flags=("ignore",),
     ),
 }
