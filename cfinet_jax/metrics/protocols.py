@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 OVERLAPS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+SINGLE = (0.25, 0.5, 0.75)  # of those that a protocol has, each has an AP of its own
 ANY_AREA = (0.0, 1e10)
 
 
@@ -24,6 +25,11 @@ class Protocol:
     overlaps: tuple[float, ...] = OVERLAPS  # IoU from which a box is found
 
     @property
+    def marks(self) -> dict[str, int]:
+        """What the AP at a single IoU is called, and the place of that IoU."""
+        return {f"AP{100 * overlap:.0f}": place for place, overlap in enumerate(self.overlaps) if overlap in SINGLE}
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         """The ranges reported beside the headline."""
         return tuple(name for name in self.ranges if name != self.headline)
@@ -38,6 +44,7 @@ class Protocol:
             f"every AP (the classes' too) with {self.precision_limit} detections per image and class, "
             f"AR with {limits}, AR of a size with {self.limits[-1]}; "
             f"an ignored box absorbs {'any number of detections' if self.regions_are_crowds else 'one detection'}"
+            f"{', and so does an object of another size' if self.sizes_are_crowds else ''}"
         )
 
 
@@ -62,5 +69,45 @@ PROTOCOLS = {
         precision_limit=100,
         regions_are_crowds=False,
         region_flags=("ignore",),
+    ),
+    # Of AI-TOD's own scoring code (jwwangchn/cocoapi-aitod). Its paper has very tiny objects from 2 x 2 pixels on and
+    # medium ones up to 64 x 64; the code sets no such bounds.
+    "ai_tod": Protocol(
+        name="ai_tod",
+        headline="all",
+        ranges={"all": ANY_AREA, "vt": (0.0, 64.0), "t": (64.0, 256.0), "s": (256.0, 1024.0), "m": (1024.0, 1e10)},
+        limits=(100, 300, 1500),
+        precision_limit=1500,
+        regions_are_crowds=True,
+    ),
+    # Of TinyPerson's own scoring code (ucas-vg/TinyBenchmark), which starts at 1 x 1 pixel, where the paper has 2 x 2.
+    "tiny_person": Protocol(
+        name="tiny_person",
+        headline="tiny",
+        ranges={
+            "tiny": (1.0, 400.0),
+            "tiny1": (1.0, 64.0),
+            "tiny2": (64.0, 144.0),
+            "tiny3": (144.0, 400.0),
+            "small": (400.0, 1024.0),
+            "reasonable": (1024.0, 1e10),
+            "all": (1.0, 1e10),
+        },
+        limits=(200,),
+        precision_limit=200,
+        regions_are_crowds=True,
+        sizes_are_crowds=True,
+        region_flags=("ignore", "iscrowd", "uncertain"),
+        overlaps=(0.25, 0.5, 0.75),
+    ),
+    # VisDrone's limits and IoUs in COCO's procedure, as most who publish on it have them; its own toolkit
+    # (VisDrone/VisDrone2018-DET-toolkit) differs in what docs/fidelity.md lists.
+    "visdrone": Protocol(
+        name="visdrone",
+        headline="all",
+        ranges={"all": ANY_AREA, **COCO_SIZES},
+        limits=(1, 10, 100, 500),
+        precision_limit=500,
+        regions_are_crowds=True,
     ),
 }

@@ -6,28 +6,25 @@ from cfinet_jax.metrics.curves import classes, curves
 from cfinet_jax.metrics.protocols import Protocol
 from cfinet_jax.metrics.results import Columns
 
-MARKS = {0.25: "AP25", 0.5: "AP50", 0.75: "AP75"}  # what the AP at a single IoU is called
-
 
 def score(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> dict:
     """Score detections (COCO results or their columns, boxes x y w h) against COCO ground truth.
 
-    Returns fractions, ready for JSON and None where there is no box to find: `protocol`, `AP`, `AP50`, `AP75` and
-    `AP25` where the protocol has these IoUs, `AP_<size>`, `AP50_<size>`, `AR<limit>`, `AR_<size>`; `boxes`, the number
-    to be found in each range; `per_class`, name -> `AP`, `AP50`, `boxes` in the headline range and `precision50`, the
-    precision at IoU 0.5 and recall 0:.01:1. Annotations of a category called "ignore" are regions of every class where
-    the protocol has crowds, and are left out where it has none (SODA's "wo_ignore" files).
+    Returns fractions, ready for JSON and None where there is no box to find: `protocol`, `AP`, the protocol's `marks`
+    (`AP50`, `AP75`), `AP_<size>`, `AP50_<size>`, `AR<limit>`, `AR_<size>`; `boxes`, the number to be found in each
+    range; `per_class`, name -> `AP`, `AP50`, `boxes` in the headline range and `precision50`, the precision at IoU 0.5
+    and recall 0:.01:1. Annotations of a category called "ignore" are regions of every class where the protocol has
+    crowds, and are left out where it has none (SODA's "wo_ignore" files).
     Raises UserError for a detection or annotation of unknown image or category, and for boxes that are not finite.
     """
     precision, recall, boxes = curves(ground_truth, detections, protocol)
     precision = precision[..., protocol.limits.index(protocol.precision_limit)]
     ranges = {name: index for index, name in enumerate(protocol.ranges)}
-    headline, half = ranges[protocol.headline], protocol.overlaps.index(0.5)
-    marks = {MARKS[overlap]: index for index, overlap in enumerate(protocol.overlaps) if overlap in MARKS}
+    headline, half = ranges[protocol.headline], protocol.marks["AP50"]
     return {
         "protocol": protocol.name,
         "AP": _mean(precision[..., headline]),
-        **{name: _mean(precision[index, ..., headline]) for name, index in marks.items()},
+        **{name: _mean(precision[index, ..., headline]) for name, index in protocol.marks.items()},
         **{f"AP_{size}": _mean(precision[..., ranges[size]]) for size in protocol.sizes},
         **{f"AP50_{size}": _mean(precision[half, ..., ranges[size]]) for size in protocol.sizes},
         **{f"AR{limit}": _mean(recall[:, :, headline, i]) for i, limit in enumerate(protocol.limits)},
