@@ -75,15 +75,17 @@ class _Detections(NamedTuple):
 
 def _detections(ground_truth: dict, detections: list[dict] | Columns) -> _Detections:
     found = detections if isinstance(detections, Columns) else columns(detections)
-    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):  # such a box would count as a hit
+    boxes, scores = (np.asarray(values, np.float64) for values in (found.boxes, found.scores))
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):  # such a box would count as a hit
         raise UserError("a detection has a box or score that is not finite: lower the learning rate")
-    return _Detections(*_indices(ground_truth, found.image_ids, found.category_ids, "detections"), *found[2:])
+    images, owners = _indices(ground_truth, found.image_ids, found.category_ids, "detections")
+    return _Detections(images, owners, boxes, scores)
 
 
 def _annotations(ground_truth: dict, protocol: Protocol) -> _Annotations:
     entries = ground_truth["annotations"]
-    ids = (np.array([entry[key] for entry in entries], int) for key in ("image_id", "category_id"))
-    images, owners = _indices(ground_truth, *ids, "annotations")
+    image_ids, category_ids = (np.array([entry[key] for entry in entries], int) for key in ("image_id", "category_id"))
+    images, owners = _indices(ground_truth, image_ids, category_ids, "annotations")
     boxes = np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4)
     areas = np.array([entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries], float)
     flagged = np.array([any(entry.get(flag) for flag in protocol.region_flags) for entry in entries], bool)
@@ -102,11 +104,10 @@ def _indices(
     for key, ids, listed in (("image_id", image_ids, images), ("category_id", category_ids, categories)):
         strange = ids[~np.isin(ids, listed)]
         if strange.size:
-            different = key == "image_id" and strange.size == ids.size
+            none_fits = key == "image_id" and strange.size == ids.size
             raise UserError(
-                f"{strange.size} of {ids.size} {what} have an id that the ground truth does not list, "
-                f"such as {key} {strange[0]}: "
-                + ("the two are probably of different splits" if different else "match the files")
+                f"{strange.size} of {ids.size} {what} have an id that the ground truth does not list, such as {key} "
+                f"{strange[0]}: {'they are probably of another split' if none_fits else 'match the ids'}"
             )
     class_ids = np.array([category["id"] for category in classes(ground_truth)], int)
     to_be_found = np.isin(category_ids, class_ids)

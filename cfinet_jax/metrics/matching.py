@@ -34,10 +34,10 @@ def match(
     found, of_truth, iou, inside = _pairs(images, boxes, truth, min(overlaps))
     wanted, absorbs = ~truth.ignored[of_truth], truth.absorbs[of_truth]
     reach = np.where(absorbs, inside[:, None], iou[:, None])
-    thresholds = np.minimum(overlaps, 1 - 1e-10)[:, None]  # COCO's: an IoU of 1 may be rounded down
+    thresholds = np.minimum(overlaps, 1 - 1e-10)[:, None]  # as COCO has it, should one be 1
     fates = np.repeat(unmatched[None].astype(np.uint8), len(overlaps), axis=0)
     taken = np.zeros((len(truth.images), *fates.shape[:2]), bool)
-    for turn in _turns(images, found, np.where(absorbs.any(1), inside, iou)):
+    for turn in _turns(images, found, np.where(absorbs.all(1), inside, iou)):
         free = ~taken[of_truth[turn]] | absorbs[turn, None]
         order = np.arange(1, len(turn) + 1)[:, None, None]
         preference = np.where(free & (reach[turn, None] >= thresholds), order + len(turn) * wanted[turn, None], 0)
@@ -61,10 +61,10 @@ def _pairs(images: np.ndarray, boxes: np.ndarray, truth: Truth, least: float) ->
         of_truth = np.repeat((start + count)[block] - np.cumsum(count[block]), count[block]) + np.arange(len(found))
         a, b = boxes[found], truth.boxes[of_truth]
         sides = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-        meet = np.flatnonzero((sides > 0).all(1))
-        shared, area, other = (sides_of[meet, 0] * sides_of[meet, 1] for sides_of in (sides, a[:, 2:], b[:, 2:]))
+        meet = np.flatnonzero(np.all(sides > 0, axis=1))
+        shared, area, other = (size[meet, 0] * size[meet, 1] for size in (sides, a[:, 2:], b[:, 2:]))
         iou, inside = shared / (area + other - shared), shared / area
-        near = (iou >= least) | (absorbs[of_truth[meet]] & (inside >= least))
+        near = np.where(absorbs[of_truth[meet]], inside, iou) >= least
         blocks.append((found[meet[near]], of_truth[meet[near]], iou[near], inside[near]))
     return tuple(map(np.concatenate, zip(*blocks, strict=True)))
 

@@ -80,7 +80,8 @@ PROTOCOLS = {
         precision_limit=1500,
         regions_are_crowds=True,
     ),
-    # Of TinyPerson's own scoring code (ucas-vg/TinyBenchmark), which starts at 1 x 1 pixel, where the paper has 2 x 2.
+    # Of TinyPerson's own scoring code as it is now (ucas-vg/TinyBenchmark): earlier than that are the numbers of its
+    # paper. Sizes start at 1 x 1 pixel, in the paper at 2 x 2.
     "tiny_person": Protocol(
         name="tiny_person",
         headline="tiny",
@@ -100,8 +101,8 @@ PROTOCOLS = {
         region_flags=("ignore", "iscrowd", "uncertain"),
         overlaps=(0.25, 0.5, 0.75),
     ),
-    # VisDrone's limits and IoUs in COCO's procedure, as most who publish on it have them; its own toolkit
-    # (VisDrone/VisDrone2018-DET-toolkit) differs in what docs/fidelity.md lists.
+    # VisDrone's limits and IoUs in COCO's procedure, not the numbers of its own toolkit (VisDrone2018-DET-toolkit):
+    # docs/fidelity.md lists what differs.
     "visdrone": Protocol(
         name="visdrone",
         headline="all",

@@ -18,9 +18,9 @@ class Columns(NamedTuple):
 
 def columns(results: Sequence[dict[str, Any]]) -> Columns:
     """Those of a list in COCO's results format."""
-    ids = (np.array([entry[key] for entry in results], int) for key in ("image_id", "category_id"))
+    image_ids, category_ids = (np.array([entry[key] for entry in results], int) for key in ("image_id", "category_id"))
     boxes = np.array([entry["bbox"] for entry in results], float).reshape(-1, 4)
-    return Columns(*ids, boxes, np.array([entry["score"] for entry in results], float))
+    return Columns(image_ids, category_ids, boxes, np.array([entry["score"] for entry in results], float))
 
 
 def coco_results(

@@ -246,6 +246,16 @@ def test_ignored_boxes_absorb_what_the_protocol_says(protocol, region, expected)
     assert result["boxes"][protocol.headline] == 1 and list(result["per_class"]) == ["car"]
 
 
+def test_a_box_that_absorbs_in_other_ranges_is_chosen_by_its_iou():
+    """The second box holds the whole first detection, which is more like the first box."""
+    boxes = [0, 0, 10, 10], [0, 0, 12, 20]
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes]
+    ground_truth = {**one_box()[0], "annotations": annotations}
+    places = ([0, 0, 10, 12], 0.9), ([0, 0, 12, 20], 0.8)
+    detections = [{"image_id": 1, "category_id": 1, "bbox": box, "score": s} for box, s in places]
+    assert score(ground_truth, detections, PROTOCOLS["tiny_person"])["AP50"] == pytest.approx(1)
+
+
 def test_crowd_flag_is_off_in_soda():
     assert score(*one_box(iscrowd=1), SODA_D)["boxes"]["Small"] == 2
 
