@@ -10,6 +10,7 @@ three limits. Only its matching and its sums are timed; of ours everything is, f
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -88,9 +89,11 @@ def score_large(images: int, each: int, classes: int) -> dict[str, str | float |
     return {"s pycocotools": "", "s here": time.perf_counter() - started, "pycocotools / here": ""}
 
 
-def with_memory(measure: str, images: int, each: int, classes: int) -> dict[str, str | float | int]:
+def with_memory(
+    measure: Callable[[int, int, int], dict[str, str | float | int]], images: int, each: int, classes: int
+) -> dict[str, str | float | int]:
     """What a measurement says, with the peak memory of the process that makes it, its inputs included."""
-    row = {"compare": compare, "large": score_large}[measure](images, each, classes)
+    row = measure(images, each, classes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {"images": images, "detections each": each, "classes": classes, **row, "peak MiB": peak}
 
@@ -100,9 +103,9 @@ def main() -> None:
     arguments = parser().parse_args()
     rows = []
     for measure, images, each, classes in (
-        ("compare", arguments.images, arguments.detections, arguments.classes),
-        ("large", arguments.large_images, arguments.large_detections, arguments.classes),
-        ("large", arguments.large_images, arguments.large_detections, 1),
+        (compare, arguments.images, arguments.detections, arguments.classes),
+        (score_large, arguments.large_images, arguments.large_detections, arguments.classes),
+        (score_large, arguments.large_images, arguments.large_detections, 1),
     ):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             rows.append(pool.submit(with_memory, measure, images, each, classes).result())

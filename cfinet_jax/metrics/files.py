@@ -64,7 +64,7 @@ def read_detections(path: epath.PathLike, ground_truth: dict) -> list[dict]:
     content = _read_json(path)
     if not isinstance(content, list):
         raise UserError(f"{path} is not a list of detections, {{{', '.join(sorted(DETECTION))}}} each")
-    _check_fields(f"{path}", content, DETECTION, set())
+    _check_fields(str(path), content, DETECTION, set())
     _check_sides(path, content, ground_truth)
     return content
 
@@ -72,8 +72,8 @@ def read_detections(path: epath.PathLike, ground_truth: dict) -> list[dict]:
 def _read_json(path: epath.PathLike) -> Any:
     try:
         return json.loads(epath.Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ImportError) as error:  # the package that reads gs:// may be missing
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
 

@@ -54,7 +54,7 @@ def _pairs(images: np.ndarray, boxes: np.ndarray, truth: Truth, least: float) ->
     """Detection, box, IoU and share of the detection inside, of all pairs in reach of each other."""
     start = np.searchsorted(truth.images, images)
     count = np.searchsorted(truth.images, images, "right") - start
-    absorbs = truth.absorbs.any(1)
+    absorbs = np.any(truth.absorbs, axis=1)
     blocks = []
     for block in np.split(np.arange(len(images)), np.flatnonzero(np.diff(np.cumsum(count) // BLOCK)) + 1):
         found = np.repeat(block, count[block])
