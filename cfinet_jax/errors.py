@@ -4,5 +4,5 @@
 class UserError(Exception):
     """Something the user can mend; the message is one line that says what to change.
 
-    `cfinet_jax.main` and `data/prepare.py` print it without a traceback and exit with status 2.
+    Every command prints it without a traceback and exits with status 2.
     """

@@ -16,9 +16,9 @@ from cfinet_jax.merging import Found, merge
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import coco_results
 from cfinet_jax.metrics.score import score
+from cfinet_jax.metrics.table import table
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.progress import Progress
-from cfinet_jax.report.tables import table
 from cfinet_jax.report.write import write_report
 from cfinet_jax.run import check_batches, check_values, discover_sizes
 from cfinet_jax.run_log import has_learnt, write_settings

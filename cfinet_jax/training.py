@@ -14,8 +14,8 @@ from cfinet_jax import checkpoint, evaluate, mesh
 from cfinet_jax.batches import train_batches, windows_of
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import preparation
+from cfinet_jax.metrics.table import table
 from cfinet_jax.progress import Progress
-from cfinet_jax.report.tables import table
 from cfinet_jax.run import Run, create_run, discover_sizes, first_state
 from cfinet_jax.run_log import RunLog, write_settings
 from cfinet_jax.structures import Batch

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from cfinet_jax import main, training
 from cfinet_jax.errors import UserError
+from cfinet_jax.metrics import __main__ as metrics_command
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
 from cfinet_jax.ops.imitation import QUALITIES
@@ -76,6 +77,8 @@ def check(words: list[str], monkeypatch) -> None:
             check(rest, monkeypatch)
         case ["python", "-m", "cfinet_jax.main", *rest]:
             check_flags(rest, monkeypatch)
+        case ["python", "-m", "cfinet_jax.metrics", *rest]:
+            metrics_command.parser().parse_args(rest)
         case ["python", "-m", module, *rest] if module.startswith("benchmarks."):
             arguments = importlib.import_module(module).parser().parse_args(rest)
             if "command" in arguments:
@@ -116,6 +119,7 @@ def test_commands_exist(block, monkeypatch):
         ("./run.sh --wrokdir=runs/x", flags.UnrecognizedFlagError),
         ("./run.sh python data/prepare.py nothing --data_dir=prepared", AssertionError),
         ("./run.sh python -m benchmarks.nothing", ModuleNotFoundError),
+        ("./run.sh python -m cfinet_jax.metrics --protocol=soda_d --annotations=a.json", UserError),
         ("./run.sh python -m benchmarks.job -- ./run.sh python data/prepare.py scenes", AssertionError),
         ("./run.sh test tests/nowhere", AssertionError),
         ("make", pytest.fail.Exception),

@@ -19,7 +19,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image, find_pictures, upright_size
 from tests import tiny
 
-NOT_NEEDED = ["grain", "tensorflow_datasets", "array_record", "pycocotools"]
+NOT_NEEDED = ["grain", "tensorflow_datasets", "array_record"]
 
 
 @pytest.fixture(scope="module")

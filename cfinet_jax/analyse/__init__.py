@@ -16,8 +16,8 @@ from cfinet_jax.analyse.advice import advise
 from cfinet_jax.analyse.contents import Contents, overlaps_with_anchors, read_contents, unmatched
 from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
-from cfinet_jax.report.tables import escape
 from cfinet_jax.run import create_run, discover_sizes
+from cfinet_jax.tables import escape
 from cfinet_jax.train_state import empty_batch
 from cfinet_jax.training import compile_step, make_step
 

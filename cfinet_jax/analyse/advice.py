@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.analyse.contents import Contents
 from cfinet_jax.inputs import room_for
-from cfinet_jax.report.tables import MIN_BOXES
+from cfinet_jax.metrics.table import MIN_BOXES
 
 THIN, MANY = 2.0, 0.02  # network pixels of a side, and a share of objects
 BETTER = 0.02  # mean IoU by which another scale, or share of objects by which another rule, must lead

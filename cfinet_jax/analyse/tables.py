@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from cfinet_jax.analyse.contents import Contents
 from cfinet_jax.metrics.protocols import LIMITS, SIZES, SODA_SIZES, sizes_of
 from cfinet_jax.report.plots import save
-from cfinet_jax.report.tables import escape, with_head
 from cfinet_jax.slicing import window_origins
+from cfinet_jax.tables import escape, with_head
 
 
 def split_table(contents: Mapping[str, Contents], settings: ConfigDict, overlap: int) -> str:

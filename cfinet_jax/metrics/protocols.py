@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 OVERLAPS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+SINGLE = (0.25, 0.5, 0.75)  # of those that a protocol has, each has an AP of its own
 ANY_AREA = (0.0, 1e10)
 
 
@@ -18,8 +19,15 @@ class Protocol:
     ranges: Mapping[str, tuple[float, float]]  # area in pixels of the stored image, both ends inclusive
     limits: tuple[int, ...]  # detections per image and class, ascending
     precision_limit: int  # the one of every AP; the AR of a size has the last
-    regions_are_crowds: bool  # an ignored box absorbs any number of detections, else one
+    regions_are_crowds: bool  # an ignored box absorbs any number of detections, by their share inside it, else one
+    sizes_are_crowds: bool = False  # and so does an object outside the range
+    region_flags: tuple[str, ...] = ("ignore", "iscrowd")  # of an annotation that is an ignored box
     overlaps: tuple[float, ...] = OVERLAPS  # IoU from which a box is found
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """What the AP at a single IoU is called, and the place of that IoU."""
+        return {f"AP{100 * overlap:.0f}": place for place, overlap in enumerate(self.overlaps) if overlap in SINGLE}
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -36,6 +44,7 @@ class Protocol:
             f"every AP (the classes' too) with {self.precision_limit} detections per image and class, "
             f"AR with {limits}, AR of a size with {self.limits[-1]}; "
             f"an ignored box absorbs {'any number of detections' if self.regions_are_crowds else 'one detection'}"
+            f"{', and so does an object of another size' if self.sizes_are_crowds else ''}"
         )
 
 
@@ -61,6 +70,48 @@ PROTOCOLS = {
         limits=(100, 300, 1000),
         precision_limit=100,
         regions_are_crowds=False,
+        region_flags=("ignore",),
+    ),
+    # Of AI-TOD's own scoring code (jwwangchn/cocoapi-aitod). Its paper has very tiny objects from 2 x 2 pixels on and
+    # medium ones up to 64 x 64; the code sets no such bounds.
+    "ai_tod": Protocol(
+        name="ai_tod",
+        headline="all",
+        ranges={"all": ANY_AREA, "vt": (0.0, 64.0), "t": (64.0, 256.0), "s": (256.0, 1024.0), "m": (1024.0, 1e10)},
+        limits=(100, 300, 1500),
+        precision_limit=1500,
+        regions_are_crowds=True,
+    ),
+    # Of TinyPerson's own scoring code as it is now (ucas-vg/TinyBenchmark): earlier than that are the numbers of its
+    # paper. Sizes start at 1 x 1 pixel, in the paper at 2 x 2.
+    "tiny_person": Protocol(
+        name="tiny_person",
+        headline="tiny",
+        ranges={
+            "tiny": (1.0, 400.0),
+            "tiny1": (1.0, 64.0),
+            "tiny2": (64.0, 144.0),
+            "tiny3": (144.0, 400.0),
+            "small": (400.0, 1024.0),
+            "reasonable": (1024.0, 1e10),
+            "all": (1.0, 1e10),
+        },
+        limits=(200,),
+        precision_limit=200,
+        regions_are_crowds=True,
+        sizes_are_crowds=True,
+        region_flags=("ignore", "iscrowd", "uncertain"),
+        overlaps=(0.25, 0.5, 0.75),
+    ),
+    # VisDrone's limits and IoUs in COCO's procedure, not the numbers of its own toolkit (VisDrone2018-DET-toolkit):
+    # docs/fidelity.md lists what differs.
+    "visdrone": Protocol(
+        name="visdrone",
+        headline="all",
+        ranges={"all": ANY_AREA, **COCO_SIZES},
+        limits=(1, 10, 100, 500),
+        precision_limit=500,
+        regions_are_crowds=True,
     ),
 }
 

@@ -1,10 +1,26 @@
-"""Detections in COCO's results format, which the scores are computed from."""
+"""Detections in COCO's results format, and as the columns that the scores are computed from."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+
+
+class Columns(NamedTuple):
+    """Detections as arrays, boxes x y w h; of equal scores the earlier counts as better."""
+
+    image_ids: Int[np.ndarray, "n"]
+    category_ids: Int[np.ndarray, "n"]
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, "n"]
+
+
+def columns(results: Sequence[dict[str, Any]]) -> Columns:
+    """Those of a list in COCO's results format."""
+    image_ids, category_ids = (np.array([entry[key] for entry in results], int) for key in ("image_id", "category_id"))
+    boxes = np.array([entry["bbox"] for entry in results], float).reshape(-1, 4)
+    return Columns(image_ids, category_ids, boxes, np.array([entry["score"] for entry in results], float))
 
 
 def coco_results(

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from cfinet_jax import dataset
 from cfinet_jax.metrics.errors import MISTAKES, OUTCOMES, TRUE, WRONG, f1
 from cfinet_jax.report.overlays import write_overlays
-from cfinet_jax.report.tables import escape
+from cfinet_jax.tables import escape
 
 Counts = Int[np.ndarray, "images classes outcomes"]  # of `metrics.errors.count_outcomes`
 UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file that a link leads to

@@ -1,10 +1,7 @@
-"""What a report says in tables and lists, in Markdown."""
+"""What a report says in tables and lists."""
 
-import html
 import json
-import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -12,38 +9,8 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from cfinet_jax.metrics.errors import MISSED, OUTCOMES, TRUE
-from cfinet_jax.metrics.protocols import ANY_AREA, PROTOCOLS, Protocol
 from cfinet_jax.run_log import flatten
-
-MIN_BOXES = 50  # of a size or class, for its numbers to mean something
-MARKUP = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is harmless
-
-
-def escape(text: str) -> str:
-    """What others wrote, such as a class name, on one line of Markdown and without effect on it."""
-    plain = html.escape(" ".join(text.split()), quote=False).replace("~", "&#126;")
-    return MARKUP.sub(r"\\\g<0>", plain)
-
-
-def table(metrics: dict, min_boxes: int = MIN_BOXES) -> str:
-    """The metrics that `metrics.score` returns, in percent.
-
-    A size or class with fewer than `min_boxes` boxes says `n/a`; the headline always speaks.
-    """
-    protocol = PROTOCOLS[metrics["protocol"]]
-    limit = protocol.limits[-1]
-    lines = [f"{protocol}.", "", "| size (area in px) | AP | AP50 | AP75 | AR | boxes |", "|---|--:|--:|--:|--:|--:|"]
-    headline = [percent(metrics[key]) for key in ("AP", "AP50", "AP75", f"AR{limit}")]
-    lines.append(row(f"**{_range_name(protocol, protocol.headline)}**", *headline, metrics["boxes"][protocol.headline]))
-    for size in protocol.sizes:
-        boxes = metrics["boxes"][size]
-        ap, ap50, ar = (percent(metrics[f"{key}_{size}"], boxes, min_boxes) for key in ("AP", "AP50", "AR"))
-        lines.append(row(_range_name(protocol, size), ap, ap50, "", ar, boxes))
-    lines += ["", f"| class ({protocol.headline}) | AP | AP50 | boxes |", "|---|--:|--:|--:|"]
-    for name, values in metrics["per_class"].items():
-        ap, ap50 = (percent(values[key], values["boxes"], min_boxes) for key in ("AP", "AP50"))
-        lines.append(row(escape(name), ap, ap50, values["boxes"]))
-    return "\n".join(lines) + "\n"
+from cfinet_jax.tables import escape, with_head
 
 
 def outcome_table(counts: Int[np.ndarray, "classes outcomes"], classes: Sequence[str]) -> str:
@@ -79,26 +46,3 @@ def settings(path: epath.Path, config: ConfigDict) -> str:
         if now.get(key, value) != value:
             lines[-1] += f"    (this evaluation: {json.dumps(now[key])})"
     return f"{head}\n\n```text\n" + "\n".join(lines) + "\n```\n"
-
-
-def percent(value: float | None, boxes: int = 0, min_boxes: int = 0) -> str:
-    """With one digit; `n/a` where there is no value or too few boxes."""
-    return "n/a" if value is None or boxes < min_boxes else f"{100 * value:.1f}"
-
-
-def with_head(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table whose first column holds names, the others numbers."""
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "".join(f"{row(*line)}\n" for line in lines)
-
-
-def row(*cells: Any) -> str:
-    """Of a table."""
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _range_name(protocol: Protocol, size: str) -> str:
-    low, high = protocol.ranges[size]
-    if (low, high) == ANY_AREA:
-        return size
-    return f"{size} (> {low:g})" if high == ANY_AREA[1] else f"{size} ({low:g}-{high:g})"

@@ -8,6 +8,7 @@ from cfinet_jax.dataset import Prepared
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.errors import KINDS, MISSED, TRUE, count_outcomes
 from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.table import MIN_BOXES, table
 from cfinet_jax.report.examples import Counts, choose, write_examples
 from cfinet_jax.report.page import to_html
 from cfinet_jax.report.plots import (
@@ -18,7 +19,8 @@ from cfinet_jax.report.plots import (
     draw_precision,
     read_log,
 )
-from cfinet_jax.report.tables import MIN_BOXES, escape, outcome_table, percent, settings, table
+from cfinet_jax.report.tables import outcome_table, settings
+from cfinet_jax.tables import escape, percent
 
 
 def write_report(

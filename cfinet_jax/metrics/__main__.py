@@ -1,0 +1,55 @@
+"""`python -m cfinet_jax.metrics --protocol=NAME --annotations=JSON --detections=JSON`: scores of any detector."""
+
+import argparse
+import json
+import sys
+from typing import NoReturn
+
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.files import read_detections, read_ground_truth
+from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.score import score
+from cfinet_jax.metrics.table import table
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = _Parser(prog="python -m cfinet_jax.metrics", description=__doc__)
+    result.add_argument("--protocol", required=True, choices=PROTOCOLS, help="by which rules")
+    result.add_argument("--annotations", required=True, metavar="JSON", help="COCO ground truth")
+    result.add_argument("--detections", required=True, metavar="JSON", help="COCO results, boxes x y width height")
+    result.add_argument("--output", metavar="JSON", help="where to leave every number, as fractions")
+    return result
+
+
+def score_files(protocol: str, annotations: str, detections: str, output: str | None) -> None:
+    """Prints the table of scores, and writes them if `output` says where."""
+    ground_truth = read_ground_truth(annotations)
+    metrics = score(ground_truth, read_detections(detections, ground_truth), PROTOCOLS[protocol])
+    print(table(metrics, min_boxes=1), end="")
+    if output:
+        try:
+            epath.Path(output).write_text(json.dumps(metrics, indent=1))
+        except OSError as error:
+            raise UserError(f"{output} cannot be written ({error.strerror}): choose another --output") from error
+
+
+def main() -> int:
+    """The command; a user's mistake becomes one line and exit status 2."""
+    try:
+        score_files(**vars(parser().parse_args()))
+    except UserError as error:
+        print(f"cfinet_jax: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

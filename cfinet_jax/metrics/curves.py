@@ -1,0 +1,140 @@
+"""Precision over recall, for every IoU, class, range of sizes and limit of a protocol."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.matching import FREE, HIT, MISS, Truth, match
+from cfinet_jax.metrics.protocols import Protocol
+from cfinet_jax.metrics.results import Columns, columns
+
+IGNORE = "ignore"  # the category of regions without a class
+RECALLS = np.linspace(0, 1, 101)
+
+
+def classes(ground_truth: dict) -> list[dict]:
+    """The categories to be found, by id."""
+    categories = (category for category in ground_truth["categories"] if category["name"].lower() != IGNORE)
+    return sorted(categories, key=lambda category: category["id"])
+
+
+def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> tuple[np.ndarray, ...]:
+    """What the numbers of `metrics.score` are means of: precision, recall and the number of boxes to find.
+
+    Precision is [overlap, recall 0:.01:1, class, range, limit], recall [overlap, class, range, limit], the number
+    [class, range]; classes in the order of their ids. The first two are -1 where there is no box to find.
+    """
+    found = _detections(ground_truth, detections)
+    annotations = _annotations(ground_truth, protocol)
+    shape = len(classes(ground_truth)), len(protocol.ranges), len(protocol.limits)
+    precision = np.full((len(protocol.overlaps), len(RECALLS), *shape), -1.0)
+    recall = np.full((len(protocol.overlaps), *shape), -1.0)
+    boxes = np.zeros(shape[:2], int)
+    for k in range(len(boxes)):
+        truth = _truth(annotations, k, protocol)
+        boxes[k] = np.sum(~truth.ignored, 0)
+        fates, orders = _fates(found, k, truth, protocol)
+        for size in np.flatnonzero(boxes[k]):
+            for overlap, of_overlap in enumerate(fates[:, size]):
+                for limit, order in enumerate(orders):
+                    values = precision_recall(of_overlap[order], boxes[k, size])
+                    precision[overlap, :, k, size, limit], recall[overlap, k, size, limit] = values
+    return precision, recall, boxes
+
+
+def precision_recall(fates: UInt8[np.ndarray, "n"], boxes: int) -> tuple[Float[np.ndarray, "recalls"], float]:
+    """Best precision at every one of `RECALLS` or beyond, and the final recall; detections best first."""
+    hits = np.flatnonzero(fates == HIT)  # nowhere else does either of them rise
+    counted = np.cumsum(fates != FREE)[hits]
+    precision = np.arange(1, len(hits) + 1) / (counted + np.spacing(1))  # COCO's, to the last digit
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    recall = np.arange(1, len(hits) + 1) / boxes
+    return np.append(best, 0.0)[np.searchsorted(recall, RECALLS)], len(hits) / boxes
+
+
+class _Annotations(NamedTuple):
+    """Ground truth by image, with indices in the place of ids; a region is not to be found."""
+
+    images: Int[np.ndarray, "m"]
+    classes: Int[np.ndarray, "m"]  # -1 is every class
+    boxes: Float[np.ndarray, "m 4"]
+    areas: Float[np.ndarray, "m"]
+    regions: Bool[np.ndarray, "m"]
+
+
+class _Detections(NamedTuple):
+    """As they came, with indices in the place of ids."""
+
+    images: Int[np.ndarray, "n"]
+    classes: Int[np.ndarray, "n"]
+    boxes: Float[np.ndarray, "n 4"]
+    scores: Float[np.ndarray, "n"]
+
+
+def _detections(ground_truth: dict, detections: list[dict] | Columns) -> _Detections:
+    found = detections if isinstance(detections, Columns) else columns(detections)
+    boxes, scores = (np.asarray(values, np.float64) for values in (found.boxes, found.scores))
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):  # such a box would count as a hit
+        raise UserError("a detection has a box or score that is not finite: lower the learning rate")
+    images, owners = _indices(ground_truth, found.image_ids, found.category_ids, "detections")
+    return _Detections(images, owners, boxes, scores)
+
+
+def _annotations(ground_truth: dict, protocol: Protocol) -> _Annotations:
+    entries = ground_truth["annotations"]
+    image_ids, category_ids = (np.array([entry[key] for entry in entries], int) for key in ("image_id", "category_id"))
+    images, owners = _indices(ground_truth, image_ids, category_ids, "annotations")
+    boxes = np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4)
+    areas = np.array([entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries], float)
+    flagged = np.array([any(entry.get(flag) for flag in protocol.region_flags) for entry in entries], bool)
+    kept = np.argsort(images, kind="stable")
+    if not protocol.regions_are_crowds:
+        kept = kept[owners[kept] >= 0]
+    return _Annotations(*(column[kept] for column in (images, owners, boxes, areas, flagged | (owners < 0))))
+
+
+def _indices(
+    ground_truth: dict, image_ids: np.ndarray, category_ids: np.ndarray, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of images and classes in the order of their ids, -1 for a category that is none to be found."""
+    images = np.unique(np.array([image["id"] for image in ground_truth["images"]], int))
+    categories = np.array([category["id"] for category in ground_truth["categories"]], int)
+    for key, ids, listed in (("image_id", image_ids, images), ("category_id", category_ids, categories)):
+        strange = ids[~np.isin(ids, listed)]
+        if strange.size:
+            none_fits = key == "image_id" and strange.size == ids.size
+            raise UserError(
+                f"{strange.size} of {ids.size} {what} have an id that the ground truth does not list, such as {key} "
+                f"{strange[0]}: {'they are probably of another split' if none_fits else 'match the ids'}"
+            )
+    class_ids = np.array([category["id"] for category in classes(ground_truth)], int)
+    to_be_found = np.isin(category_ids, class_ids)
+    return np.searchsorted(images, image_ids), np.where(to_be_found, np.searchsorted(class_ids, category_ids), -1)
+
+
+def _truth(annotations: _Annotations, k: int, protocol: Protocol) -> Truth:
+    """What there is of class `k`."""
+    own = (annotations.classes == k) | (annotations.classes < 0)
+    regions = annotations.regions[own, None]
+    ignored = regions | _outside(annotations.areas[own], protocol).T
+    absorbs = ignored & protocol.regions_are_crowds & (regions | protocol.sizes_are_crowds)
+    return Truth(annotations.images[own], annotations.boxes[own], ignored, absorbs)
+
+
+def _fates(found: _Detections, k: int, truth: Truth, protocol: Protocol) -> tuple[np.ndarray, list[np.ndarray]]:
+    """[overlap, range, detection] of class `k`, and for each limit the order of the detections, best first."""
+    own = np.flatnonzero(found.classes == k)
+    own = own[np.lexsort((-found.scores[own], found.images[own]))]
+    place = np.arange(len(own)) - np.searchsorted(found.images[own], found.images[own])  # in the image
+    own, place = own[place < protocol.limits[-1]], place[place < protocol.limits[-1]]
+    boxes = found.boxes[own]
+    unmatched = np.where(_outside(boxes[:, 2] * boxes[:, 3], protocol), FREE, MISS)
+    fates = match(found.images[own], boxes, truth, protocol.overlaps, unmatched)
+    order = np.argsort(-found.scores[own], kind="stable")
+    return fates, [order[place[order] < limit] for limit in protocol.limits]
+
+
+def _outside(areas: Float[np.ndarray, "n"], protocol: Protocol) -> Bool[np.ndarray, "ranges n"]:
+    return np.array([(areas < low) | (areas > high) for low, high in protocol.ranges.values()])

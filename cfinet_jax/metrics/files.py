@@ -1,0 +1,108 @@
+"""Ground truth and detections in files of others: what cannot be scored is refused in one line."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cfinet_jax.errors import UserError
+
+LARGEST = 1e18  # of a number; anything beyond, as NaN, is none
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) < LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("id", "image_id", "category_id"), (_is_id, "a whole number")),
+    **dict.fromkeys(("score", "area", "width", "height"), (_is_number, "a finite number")),
+    "bbox": (_is_box, "four finite numbers, x y width height"),
+    "name": (lambda value: isinstance(value, str), "a text"),
+}
+NEEDED = {"images": {"id"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id", "bbox"}}
+OPTIONAL = {"images": {"width", "height"}, "annotations": {"area"}}
+DETECTION = {"image_id", "category_id", "bbox", "score"}
+
+
+def read_ground_truth(path: epath.PathLike) -> dict:
+    """A COCO JSON file.
+
+    Raises:
+      UserError: it cannot be read, is not COCO, repeats an id or a class, or has corners in the place of sides.
+    """
+    content = _read_json(path)
+    for part, needed in NEEDED.items():
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise UserError(f"{path} is not COCO ground truth: it has no list '{part}'")
+        _check_fields(f"{path}, '{part}'", content[part], needed, OPTIONAL.get(part, set()))
+    for part, key in (("images", "id"), ("categories", "id"), ("categories", "name")):
+        values = [entry[key] for entry in content[part]]
+        if len(set(values)) < len(values):
+            repeated = next(value for place, value in enumerate(values) if value in values[:place])
+            raise UserError(f"{path} gives the {key} {repeated!r} to several of '{part}': make them unique")
+    _check_sides(path, content["annotations"], content)
+    return content
+
+
+def read_detections(path: epath.PathLike, ground_truth: dict) -> list[dict]:
+    """A JSON file in COCO's results format, for the images of a ground truth.
+
+    Raises:
+      UserError: it cannot be read, is something else, or has corners in the place of sides.
+    """
+    content = _read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} is not a list of detections, {{{', '.join(sorted(DETECTION))}}} each")
+    _check_fields(str(path), content, DETECTION, set())
+    _check_sides(path, content, ground_truth)
+    return content
+
+
+def _read_json(path: epath.PathLike) -> Any:
+    try:
+        return json.loads(epath.Path(path).read_bytes())
+    except (OSError, ImportError) as error:  # the package that reads gs:// may be missing
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def _check_fields(where: str, entries: list, needed: set[str], optional: set[str]) -> None:
+    """Every entry has what is needed, and no field holds anything but its kind."""
+    kinds = {key: FIELDS[key] for key in sorted(needed | optional)}
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or not needed <= entry.keys():
+            raise UserError(f"{where}: entry {number} needs {', '.join(sorted(needed))}")
+        for key, (fits, kind) in kinds.items():
+            if key in entry and not fits(entry[key]):
+                raise UserError(f"{where}: {key} of entry {number} must be {kind}, not {str(entry[key])[:80]!r}")
+
+
+def _check_sides(path: epath.PathLike, entries: list[dict], ground_truth: dict) -> None:
+    """Refuses boxes most of which leave their image as x y w h, but as x1 y1 x2 y2 do not.
+
+    An error and not a warning: no detector puts most of its boxes outside, and the scores would mean nothing.
+    """
+    described = (image for image in ground_truth["images"] if OPTIONAL["images"] <= image.keys())
+    sizes = {image["id"]: (image["width"], image["height"]) for image in described}
+    known = [(entry["bbox"], sizes[entry["image_id"]]) for entry in entries if entry["image_id"] in sizes]
+    if not known:
+        return
+    boxes, limits = (np.array(column, float) for column in zip(*known, strict=True))
+    first, second = boxes[:, :2], boxes[:, 2:]
+    limits += 1  # rounding is no mistake
+    leaves = (first + second > limits).any(1)
+    stays = ((first < second) & (second <= limits)).all(1)
+    if np.mean(leaves & stays) > 0.5:
+        raise UserError(f"{path} seems to have boxes as x1 y1 x2 y2: COCO's are x y width height")

@@ -1,0 +1,114 @@
+"""Precision and recall against pycocotools to the last digit, ties included, and what must never matter."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfinet_jax.metrics import matching
+from cfinet_jax.metrics.curves import curves
+from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.results import Columns, columns
+from tests import coco_reference
+
+AS_COCO = [protocol for protocol in PROTOCOLS.values() if not protocol.sizes_are_crowds]
+CATEGORIES = [{"id": key, "name": f"class{key}"} for key in (9, 2)]
+FLAGS = ("ignore", "iscrowd", "uncertain")
+
+
+def entries(draw, count: int, images: list[int], side, **fields) -> list[dict]:
+    """Boxes with their image, class and what else is asked for."""
+    kinds = {
+        "image_id": st.sampled_from(images),
+        "category_id": st.sampled_from([2, 9]),
+        "bbox": st.lists(side, min_size=4, max_size=4),
+    }
+    return draw(st.lists(st.fixed_dictionaries(kinds | fields), max_size=count))
+
+
+@st.composite
+def cases(draw) -> tuple[dict, list[dict]]:
+    """Few places, sizes and scores, so that overlaps and scores tie, areas lie on bounds and boxes are empty."""
+    images = draw(st.lists(st.integers(1, 99), min_size=1, max_size=3, unique=True))
+    side = st.sampled_from([0, 2, 4, 6, 8, 12, 16, 32])
+    flags = dict.fromkeys(FLAGS, st.sampled_from([0, 0, 0, 0, 1]))
+    annotations = entries(draw, 12, images, side, **flags)
+    annotations = [entry | {"area": entry["bbox"][2] * entry["bbox"][3]} for entry in annotations]
+    detections = entries(draw, 14, images, side, score=st.sampled_from([0.25, 0.5, 0.75]))
+    described = [{"id": image} for image in images]
+    return {"images": described, "categories": CATEGORIES, "annotations": annotations}, detections
+
+
+@st.composite
+def untied_cases(draw) -> tuple[dict, list[dict]]:
+    """Neither scores nor overlaps tie."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    ground_truth, found = draw(cases())
+    annotations, detections = (
+        [entry | {"bbox": [*(rng.uniform(0, 20, 2)), *rng.uniform(4, 30, 2)]} for entry in some]
+        for some in (ground_truth["annotations"], found)
+    )
+    annotations = [entry | {"area": float(np.prod(entry["bbox"][2:]))} for entry in annotations]
+    scores = rng.permutation(len(detections)) / max(len(detections), 1)
+    detections = [entry | {"score": float(each)} for entry, each in zip(detections, scores, strict=True)]
+    return ground_truth | {"annotations": annotations}, detections
+
+
+def same(first: tuple, second: tuple) -> None:
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("protocol", AS_COCO, ids=lambda protocol: protocol.name)
+@given(cases())
+def test_agrees_with_pycocotools_to_the_last_digit(protocol, case):
+    same(curves(*case, protocol)[:2], coco_reference.curves(coco_reference.Evaluation(*case, protocol)))
+
+
+@pytest.mark.parametrize("name", ["soda_d", "tiny_person"])
+@given(untied_cases(), st.randoms())
+def test_order_does_not_matter_where_nothing_ties(name, case, random):
+    ground_truth, detections = case
+    shuffled = {key: random.sample(values, len(values)) for key, values in ground_truth.items()}
+    same(
+        curves(shuffled, random.sample(detections, len(detections)), PROTOCOLS[name]),
+        curves(*case, PROTOCOLS[name]),
+    )
+
+
+@given(cases())
+def test_columns_are_as_good_as_a_list(case):
+    ground_truth, detections = case
+    found = columns(detections)
+    halves = Columns(found.image_ids, found.category_ids, *(values.astype(np.float32) for values in found[2:]))
+    same(curves(ground_truth, halves, PROTOCOLS["coco"]), curves(*case, PROTOCOLS["coco"]))
+
+
+@given(cases())
+def test_blocks_do_not_matter(case):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "BLOCK", 3)
+        in_blocks = curves(*case, PROTOCOLS["coco"])
+    same(in_blocks, curves(*case, PROTOCOLS["coco"]))
+
+
+def precision_of(boxes: list[list], found: list[list]) -> float:
+    """At IoU 0.5, of one image and class; all scores are equal."""
+    entry = {"image_id": 1, "category_id": 2}
+    annotations = [entry | {"bbox": box} for box in boxes]
+    detections = [entry | {"bbox": box, "score": 0.5} for box in found]
+    ground_truth = {"images": [{"id": 1}], "categories": CATEGORIES, "annotations": annotations}
+    return curves(ground_truth, detections, PROTOCOLS["soda_d"])[0][0, :, 0, 0, 0].mean()
+
+
+LEFT, BETWEEN, RIGHT, FAR = ([x, 0, 10, 10] for x in (0, 2, 4, 50))
+
+
+def test_of_equal_scores_the_earlier_detection_is_better():
+    assert precision_of([LEFT], [LEFT, FAR]) == pytest.approx(1)
+    assert precision_of([LEFT], [FAR, LEFT]) == pytest.approx(1 / 2)
+
+
+def test_of_equal_overlaps_the_later_box_is_taken():
+    assert precision_of([RIGHT, LEFT], [BETWEEN, RIGHT]) == pytest.approx(1)
+    assert precision_of([LEFT, RIGHT], [BETWEEN, RIGHT]) == pytest.approx(51 / 101)  # the right one is taken

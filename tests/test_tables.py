@@ -1,0 +1,18 @@
+"""What others wrote has no effect on a table."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfinet_jax.tables import escape
+from tests import html_page
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1))
+def test_escaped_text_is_shown_as_it_is(text):
+    shown = " ".join(text.split())
+    assert html_page.read(f"| head |\n| --- |\n| {escape(text)} |")["td"] == [shown]
+    assert html_page.read(f"Said: {escape(text)}.")["p"] == [f"Said: {shown}."]
+
+
+def test_words_with_underscores_stay_readable():
+    assert escape("traffic_light") == "traffic_light" and escape("_a_ b") == "\\_a\\_ b"
