@@ -42,12 +42,13 @@ def detect_split(
     found = detect_windows(detect, variables, prepared, windows, config.dataset, over)
     results = []
     for image_id, group in itertools.groupby(zip(windows.origins, found, strict=True), lambda pair: pair[1][0]):
-        origins, parts = zip(*((origin, part) for origin, (_, part) in group), strict=True)
+        seen = list(group)
+        parts = [part for _, (_, part) in seen]
         if config.dataset.window_overlap is None:
             (whole,) = parts
         else:
-            whole = merge(parts, np.stack(origins), config.prediction.merge_overlap)
-        results += coco_results(*whole, image_id, prepared.category_ids)
+            whole = merge(parts, np.stack([origin for origin, _ in seen]), config.prediction.merge_overlap)
+        results += coco_results(whole.boxes, whole.scores, whole.labels, image_id, prepared.category_ids)
     return results
 
 
