@@ -2,19 +2,21 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from cfinet_jax import dataset, mesh
-from cfinet_jax.batches import Windows, eval_batches, windows_of
+from cfinet_jax.batches import eval_batches, windows_of
 from cfinet_jax.merging import Found, merge
+from cfinet_jax.metrics.proposals import LIMITS, OBJECT, score_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
-from cfinet_jax.metrics.results import coco_results
+from cfinet_jax.metrics.results import Columns, as_columns, coco_results, joined
 from cfinet_jax.metrics.score import score
 from cfinet_jax.metrics.table import table
 from cfinet_jax.models.detector import Detector, build_detector
@@ -22,55 +24,76 @@ from cfinet_jax.progress import Progress
 from cfinet_jax.report.write import write_report
 from cfinet_jax.run import check_batches, check_values, discover_sizes
 from cfinet_jax.run_log import has_learnt, write_settings
-from cfinet_jax.structures import Batch, Detections
-from cfinet_jax.trained import detection, trained_variables
+from cfinet_jax.trained import Detect, detection, trained_variables
 
-Detect = Callable[[Any, Batch], Detections]
+CANDIDATES = 4 * LIMITS[-1]  # proposals of a picture's windows that are merged: hardly any other is among the best
+
+
+class Window(NamedTuple):
+    """What was seen in a window; boxes in its pixels."""
+
+    image_id: int
+    origin: Int[np.ndarray, "2"]  # row and column in the picture
+    found: Found
+    proposed: Found  # labels are 0
 
 
 def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
-    """The jitted function (variables, batch as shipped) -> detections in stored pixels, over the mesh."""
+    """The jitted function (variables, batch as shipped) -> detections and proposals in stored pixels, over the mesh."""
     specs = (mesh.EVERYWHERE, mesh.BY_IMAGE)
     return mesh.parallel(detection(detector, settings), over, specs, mesh.BY_IMAGE)
 
 
 def detect_split(
     detect: Detect, variables: Any, prepared: dataset.Prepared, config: ConfigDict, over: Any
-) -> list[dict]:
-    """Every detection in a split, in COCO's results format; those in windows are merged, picture by picture."""
-    windows = windows_of(prepared, config.dataset, training=False)
-    found = detect_windows(detect, variables, prepared, windows, config.dataset, over)
-    results = []
-    for image_id, group in itertools.groupby(zip(windows.origins, found, strict=True), lambda pair: pair[1][0]):
-        seen = list(group)
-        parts = [part for _, (_, part) in seen]
-        if config.dataset.window_overlap is None:
-            (whole,) = parts
-        else:
-            whole = merge(parts, np.stack([origin for origin, _ in seen]), config.prediction.merge_overlap)
+) -> tuple[list[dict], Columns | None]:
+    """Every detection in a split, in COCO's results format, and the best proposals if `evaluation.proposals` is set.
+
+    What is seen in windows is merged, picture by picture: detections class by class, proposals all together and by the
+    overlap at which their network suppresses them.
+    """
+    network, cut = config.detector.proposal_network, config.dataset.window_overlap is not None
+    suppression = network[network.name].proposals.test.nms_overlap
+    results, proposals = [], []
+    seen = detect_windows(detect, variables, prepared, config.dataset, over)
+    for image_id, group in itertools.groupby(seen, lambda window: window.image_id):
+        _, origins, found, proposed = zip(*group, strict=True)
+        whole = merge(found, np.stack(origins), config.prediction.merge_overlap) if cut else found[0]
         results += coco_results(whole.boxes, whole.scores, whole.labels, image_id, prepared.category_ids)
-    return results
+        if config.evaluation.proposals:
+            best = merge(proposed, np.stack(origins), suppression, CANDIDATES) if cut else proposed[0]
+            proposals.append(as_columns(best.boxes[: LIMITS[-1]], best.scores[: LIMITS[-1]], image_id, OBJECT))
+    return results, joined(proposals) if proposals else None
 
 
 def detect_windows(
-    detect: Detect, variables: Any, prepared: dataset.Prepared, windows: Windows, settings: ConfigDict, over: Any
-) -> Iterator[tuple[int, Found]]:
-    """Image id and detections of every window, in order; boxes in pixels of the window."""
+    detect: Detect, variables: Any, prepared: dataset.Prepared, settings: ConfigDict, over: Any
+) -> Iterator[Window]:
+    """What is seen in every window of a split, in order."""
+    windows = windows_of(prepared, settings, training=False)
+    origins = iter(windows.origins)
     unit = "images" if settings.window_overlap is None else "windows"
     progress = Progress("Detecting", len(windows.owners), unit=unit)
     for batch in eval_batches(prepared, windows, settings, settings.eval_batch_size):
-        found = jax.device_get(detect(variables, mesh.place_batch(batch, over)))
+        found, proposed = jax.device_get(detect(variables, mesh.place_batch(batch, over)))
         for image in np.flatnonzero(batch.valid):
-            real = found.valid[image]
-            arrays = (found.boxes[image][real], found.scores[image][real], found.labels[image][real])
-            yield int(batch.image_ids[image]), Found(*arrays)
+            some, regions = found.valid[image], proposed.valid[image]
+            yield Window(
+                int(batch.image_ids[image]),
+                next(origins),
+                Found(found.boxes[image][some], found.scores[image][some], found.labels[image][some]),
+                Found(proposed.boxes[image][regions], proposed.scores[image][regions], np.zeros(regions.sum(), int)),
+            )
         progress.advance(int(batch.valid.sum()))
     progress.close()
 
 
-def score_split(results: list[dict], prepared: dataset.Prepared, protocol: str) -> dict:
-    """The metrics of a split's detections under a protocol of `metrics.protocols`."""
-    return score(prepared.coco, results, PROTOCOLS[protocol])
+def score_split(results: list[dict], proposals: Columns | None, prepared: dataset.Prepared, protocol: str) -> dict:
+    """The metrics of a split's detections under a protocol of `metrics.protocols`, and of proposals as `proposals`."""
+    metrics = score(prepared.coco, results, PROTOCOLS[protocol])
+    if proposals is not None:
+        metrics["proposals"] = score_proposals(prepared.coco, proposals, PROTOCOLS[protocol])
+    return metrics
 
 
 def write_results(
@@ -94,8 +117,8 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
     if not has_learnt(workdir):  # a published detector, and perhaps another one before it
         write_settings(config, workdir, prepared.classes, prepared.category_ids)
-    results = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config, over)
-    metrics = score_split(results, prepared, config.evaluation.protocol)
+    results, proposals = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config, over)
+    metrics = score_split(results, proposals, prepared, config.evaluation.protocol)
     write_results(workdir, metrics, results, prepared, config)
     print(table(metrics))
     return metrics

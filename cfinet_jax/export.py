@@ -97,7 +97,7 @@ def inference(trained: Trained, settings: ConfigDict) -> Callable[..., dict[str,
         variables = jax.tree_util.tree_map_with_path(
             lambda path, _: weights[pretrained.path_name(path)], trained.variables
         )
-        found = detect(variables, without_truth(images, sizes, settings.image_size))
+        found, _ = detect(variables, without_truth(images, sizes, settings.image_size))
         return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, "valid": found.valid}
 
     return infer

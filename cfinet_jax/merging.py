@@ -16,11 +16,14 @@ class Found(NamedTuple):
     labels: Int[np.ndarray, "n"]
 
 
-def merge(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overlap: float) -> Found:
+def merge(
+    windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overlap: float, candidates: int = 0
+) -> Found:
     """Moves the detections of every window to its origin (row, column) and keeps, class by class, what NMS keeps.
 
     Of boxes of a class with an IoU above `overlap` the better one stays, as the original does (cfinet_facts 6.4). The
-    order of the windows does not matter, ties of scores apart.
+    order of the windows does not matter, ties of scores apart. Where `candidates` is given, only the best so many take
+    part.
     """
     moved = [
         found.boxes + np.tile(origin[::-1], 2).astype(np.float32)
@@ -32,6 +35,7 @@ def merge(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overl
     corners_and_sides = boxes.astype(np.float64)
     corners_and_sides[:, 2:] -= corners_and_sides[:, :2]
     suppress: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists
-    kept = np.asarray(suppress(corners_and_sides, scores, labels, float("-inf"), overlap), int).ravel()
+    kept = suppress(corners_and_sides, scores, labels, float("-inf"), overlap, top_k=candidates)
+    kept = np.asarray(kept, int).ravel()
     best = kept[np.argsort(-scores[kept], kind="stable")]
     return Found(boxes[best], scores[best], labels[best])

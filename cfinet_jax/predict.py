@@ -94,7 +94,7 @@ class Model:
         images = np.pad(np.stack(windows), ((0, empty), (0, 0), (0, 0), (0, 0)))
         extents = np.pad(np.asarray(sizes, np.float32), ((0, empty), (0, 0)), constant_values=1)
         batch = without_truth(images, extents, self.config.dataset.image_size)
-        found = jax.device_get(self.detect(self.trained.variables, batch))
+        found, _ = jax.device_get(self.detect(self.trained.variables, batch))
         return [
             Found(found.boxes[k][found.valid[k]], found.scores[k][found.valid[k]], found.labels[k][found.valid[k]])
             for k in range(len(windows))

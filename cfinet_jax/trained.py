@@ -17,11 +17,13 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import OPEN, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.run_log import flatten, read_settings
-from cfinet_jax.structures import Batch, Detections
+from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_state import TrainState
 
 # What a trained model may be asked anew.
 FREE = re.compile(r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|\.test\.|\.train\.")
+
+Detect = Callable[[Any, Batch], tuple[Detections, Proposals]]
 
 
 class Trained(NamedTuple):
@@ -130,13 +132,20 @@ def load_published(config: ConfigDict, variables: dict[str, Any], classes: Seque
     return loaded
 
 
-def detection(detector: Detector, settings: ConfigDict) -> Callable[[Any, Batch], Detections]:
-    """The function (variables, batch as shipped) -> detections in stored pixels; `settings` is `dataset`."""
+def detection(detector: Detector, settings: ConfigDict) -> Detect:
+    """The function (variables, batch as shipped) -> detections and proposals in stored pixels.
+
+    `settings` is the section `dataset`.
+    """
     prepare = preparation(settings)
 
-    def detect(variables: Any, batch: Batch) -> Detections:
+    def detect(variables: Any, batch: Batch) -> tuple[Detections, Proposals]:
         batch = prepare(batch, jnp.zeros(batch.index.shape, bool))
-        found: Any = detector.apply(variables, batch, method="detect")
-        return dataclasses.replace(found, boxes=found.boxes / batch.scales[:, None, None])
+        found, proposals = detector.apply(variables, batch, method="detect")
+        scales = batch.scales[:, None, None]
+        return (
+            dataclasses.replace(found, boxes=found.boxes / scales),
+            dataclasses.replace(proposals, boxes=proposals.boxes / scales),
+        )
 
     return detect

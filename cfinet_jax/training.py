@@ -116,11 +116,13 @@ def evaluate_state(
 ) -> tuple[dict, list[dict]]:
     """Metrics and detections of a state on the evaluation split; the metrics are logged."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    results = evaluate.detect_split(detect, variables, run.evaluation, config, run.mesh)
-    metrics = evaluate.score_split(results, run.evaluation, config.evaluation.protocol)
+    results, proposals = evaluate.detect_split(detect, variables, run.evaluation, config, run.mesh)
+    metrics = evaluate.score_split(results, proposals, run.evaluation, config.evaluation.protocol)
     step = int(state.step)
     images = step * config.dataset.batch_size
-    log.write("eval", step, images, {k: v for k, v in metrics.items() if v is None or isinstance(v, float)})
+    numbers = {k: v for k, v in metrics.items() if v is None or isinstance(v, float)}
+    numbers |= {f"proposals/{k}": v for k, v in metrics.get("proposals", {}).items()}
+    log.write("eval", step, images, numbers)
     ap, ap50 = ("n/a" if metrics[name] is None else f"{metrics[name]:.3f}" for name in ("AP", "AP50"))
     print(f"After {images:,} images: AP {ap}, AP50 {ap50}", flush=True)
     return metrics, results

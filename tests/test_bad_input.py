@@ -232,7 +232,7 @@ class NotFinite:
 @pytest.mark.parametrize("reaction", ["stop", "skip"])
 def test_a_loss_that_is_not_finite(monkeypatch, tiny_scenes, folder, quick, reaction):
     monkeypatch.setattr(training, "make_step", lambda *_: NotFinite())
-    monkeypatch.setattr("cfinet_jax.evaluate.detect_split", lambda *_: [])
+    monkeypatch.setattr("cfinet_jax.evaluate.detect_split", lambda *_: ([], None))
     arguments = (*tiny.arguments(tiny_scenes, folder), f"--config.training.on_nonfinite={reaction}")
     status, output, errors = ended = tiny.call_main(*arguments)
     settings = tiny.tiny_config().dataset

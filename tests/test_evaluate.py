@@ -9,22 +9,23 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import mesh
 from cfinet_jax.dataset import open_dataset
-from cfinet_jax.evaluate import detect_split
+from cfinet_jax.evaluate import detect_split, score_split
 from configs import scenes
 from data.scenes.render import render_scene
 from data.scenes.scenes_dataset_builder import Builder
 
 
-def find_the_truth(_, batch) -> SimpleNamespace:
-    """A detector that knows: every object of a window, the larger the better."""
+def find_the_truth(_, batch) -> tuple[SimpleNamespace, SimpleNamespace]:
+    """A detector that knows: every object of a window, the larger the better; its proposals are the same."""
     truth = batch.ground_truth
     sides = np.asarray(truth.boxes[..., 2:] - truth.boxes[..., :2])
-    return SimpleNamespace(
+    found = SimpleNamespace(
         boxes=np.asarray(truth.boxes),
         scores=np.prod(sides, axis=-1) / 1e6,
         labels=np.asarray(truth.labels),
         valid=np.asarray(truth.is_object),
     )
+    return found, found
 
 
 @pytest.mark.parametrize("overlap", [None, 100])
@@ -35,7 +36,7 @@ def test_every_object_is_found_once(overlap, tmp_path):
     if overlap is not None:
         config.dataset.update(window_overlap=overlap, stored_size=(160, 192))
     prepared = open_dataset(config.dataset, "test")
-    results = detect_split(find_the_truth, None, prepared, config, mesh.make_mesh())
+    results, proposals = detect_split(find_the_truth, None, prepared, config, mesh.make_mesh())
 
     for position in range(5):
         image_id = int(prepared.source[position]["image_id"])
@@ -51,3 +52,11 @@ def test_every_object_is_found_once(overlap, tmp_path):
         assert len(found) < 2 * len(scene.boxes) if overlap else len(found) == np.sum(~scene.ignore)
     image_ids = [entry["image_id"] for entry in results]
     assert len(set(image_ids)) == 1 + np.sum(np.diff(image_ids) != 0)
+
+    metrics = score_split(results, proposals, prepared, "coco")
+    recall, number = metrics["proposals"]["AR100"], metrics["proposals"]["per_object"]
+    assert recall > 0.9 and 1 <= number < 1.1 if overlap else recall == 1 and number >= 1
+    config.evaluation.proposals = False
+    assert detect_split(find_the_truth, None, prepared, config, mesh.make_mesh()) == (results, None)
+    del metrics["proposals"]
+    assert score_split(results, None, prepared, "coco") == metrics

@@ -43,7 +43,7 @@ def test_the_card_says_all_that_a_user_needs(exported, tmp_path):
     split = dataset.open_dataset(config.dataset, "test")
     batch = next(eval_batches(split, windows_of(split, config.dataset, training=False), config.dataset, 8))
     model, _ = open_trained(epath.Path(workdir), config)
-    expected = jax.device_get(jax.jit(detection(model.detector, config.dataset))(model.variables, batch))
+    expected, _ = jax.device_get(jax.jit(detection(model.detector, config.dataset))(model.variables, batch))
     assert expected.valid.any()
     np.savez(tmp_path / "pictures.npz", images=batch.images, sizes=batch.sizes)
 

@@ -77,6 +77,18 @@ def test_merging_agrees_with_the_reference(golden):
         assert (np.diff(merged.scores) <= 0).all()
 
 
+@pytest.mark.parametrize("candidates", [1, 7, 30, 99])
+def test_only_the_best_take_part(candidates, rng):
+    corners = rng.uniform(0, 50, (2, 20, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 30, (2, 20, 2))], -1).astype(np.float32)
+    scores, labels = rng.permutation(40).reshape(2, 20).astype(np.float32), np.zeros((2, 20), np.int32)
+    best = scores >= 40 - candidates
+    parts = [Found(boxes[k][best[k]], scores[k][best[k]], labels[k][best[k]]) for k in range(2)]
+    origins = np.array([[0, 0], [10, 20]])
+    merged = merge([Found(*each) for each in zip(boxes, scores, labels, strict=True)], origins, 0.5, candidates)
+    assert rows(merged) == rows(merge(parts, origins, 0.5))
+
+
 def test_nothing_merges_to_nothing():
     empty = Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
     assert all(

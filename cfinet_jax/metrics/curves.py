@@ -26,16 +26,16 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
     Precision is [overlap, recall 0:.01:1, class, range, limit], recall [overlap, class, range, limit], the number
     [class, range]; classes in the order of their ids. The first two are -1 where there is no box to find.
     """
-    found = _detections(ground_truth, detections)
-    annotations = _annotations(ground_truth, protocol)
+    found = detections_of(ground_truth, detections)
+    annotations = annotations_of(ground_truth, protocol)
     shape = len(classes(ground_truth)), len(protocol.ranges), len(protocol.limits)
     precision = np.full((len(protocol.overlaps), len(RECALLS), *shape), -1.0)
     recall = np.full((len(protocol.overlaps), *shape), -1.0)
     boxes = np.zeros(shape[:2], int)
     for k in range(len(boxes)):
-        truth = _truth(annotations, k, protocol)
+        truth = truth_of(annotations, k, protocol)
         boxes[k] = np.sum(~truth.ignored, 0)
-        fates, orders = _fates(found, k, truth, protocol)
+        fates, orders = fates_of(found, k, truth, protocol)
         for size in np.flatnonzero(boxes[k]):
             for overlap, of_overlap in enumerate(fates[:, size]):
                 for limit, order in enumerate(orders):
@@ -73,7 +73,8 @@ class _Detections(NamedTuple):
     scores: Float[np.ndarray, "n"]
 
 
-def _detections(ground_truth: dict, detections: list[dict] | Columns) -> _Detections:
+def detections_of(ground_truth: dict, detections: list[dict] | Columns) -> _Detections:
+    """Those of a list or of columns, checked."""
     found = detections if isinstance(detections, Columns) else columns(detections)
     boxes, scores = (np.asarray(values, np.float64) for values in (found.boxes, found.scores))
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):  # such a box would count as a hit
@@ -82,7 +83,8 @@ def _detections(ground_truth: dict, detections: list[dict] | Columns) -> _Detect
     return _Detections(images, owners, boxes, scores)
 
 
-def _annotations(ground_truth: dict, protocol: Protocol) -> _Annotations:
+def annotations_of(ground_truth: dict, protocol: Protocol) -> _Annotations:
+    """What a protocol takes notice of, checked."""
     entries = ground_truth["annotations"]
     image_ids, category_ids = (np.array([entry[key] for entry in entries], int) for key in ("image_id", "category_id"))
     images, owners = _indices(ground_truth, image_ids, category_ids, "annotations")
@@ -114,7 +116,7 @@ def _indices(
     return np.searchsorted(images, image_ids), np.where(to_be_found, np.searchsorted(class_ids, category_ids), -1)
 
 
-def _truth(annotations: _Annotations, k: int, protocol: Protocol) -> Truth:
+def truth_of(annotations: _Annotations, k: int, protocol: Protocol) -> Truth:
     """What there is of class `k`."""
     own = (annotations.classes == k) | (annotations.classes < 0)
     regions = annotations.regions[own, None]
@@ -123,7 +125,7 @@ def _truth(annotations: _Annotations, k: int, protocol: Protocol) -> Truth:
     return Truth(annotations.images[own], annotations.boxes[own], ignored, absorbs)
 
 
-def _fates(found: _Detections, k: int, truth: Truth, protocol: Protocol) -> tuple[np.ndarray, list[np.ndarray]]:
+def fates_of(found: _Detections, k: int, truth: Truth, protocol: Protocol) -> tuple[np.ndarray, list[np.ndarray]]:
     """[overlap, range, detection] of class `k`, and for each limit the order of the detections, best first."""
     own = np.flatnonzero(found.classes == k)
     own = own[np.lexsort((-found.scores[own], found.images[own]))]

@@ -31,7 +31,7 @@ def match(
     in reach; where none is, its fate is `unmatched`. All images match their first detection at once, then all their
     second, and so on.
     """
-    found, of_truth, iou, inside = _pairs(images, boxes, truth, min(overlaps))
+    found, of_truth, iou, inside = pairs(images, boxes, truth, min(overlaps))
     wanted, absorbs = ~truth.ignored[of_truth], truth.absorbs[of_truth]
     reach = np.where(absorbs, inside[:, None], iou[:, None])
     thresholds = np.minimum(overlaps, 1 - 1e-10)[:, None]  # as COCO has it, should one be 1
@@ -50,7 +50,7 @@ def match(
     return fates
 
 
-def _pairs(images: np.ndarray, boxes: np.ndarray, truth: Truth, least: float) -> tuple[np.ndarray, ...]:
+def pairs(images: np.ndarray, boxes: np.ndarray, truth: Truth, least: float) -> tuple[np.ndarray, ...]:
     """Detection, box, IoU and share of the detection inside, of all pairs in reach of each other."""
     start = np.searchsorted(truth.images, images)
     count = np.searchsorted(truth.images, images, "right") - start

@@ -23,6 +23,19 @@ def columns(results: Sequence[dict[str, Any]]) -> Columns:
     return Columns(image_ids, category_ids, boxes, np.array([entry["score"] for entry in results], float))
 
 
+def as_columns(
+    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, "n"], image_id: int, category_id: int
+) -> Columns:
+    """Those of one image and class; boxes x1 y1 x2 y2 become x y w h."""
+    image_ids, category_ids = (np.full(len(boxes), number) for number in (image_id, category_id))
+    return Columns(image_ids, category_ids, np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), scores)
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """One below the other."""
+    return Columns(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 def coco_results(
     boxes: Float[np.ndarray, "n 4"],
     scores: Float[np.ndarray, "n"],

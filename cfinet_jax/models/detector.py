@@ -17,7 +17,7 @@ from cfinet_jax.models.resnet import ResNet
 from cfinet_jax.models.roi_head import RoiHead
 from cfinet_jax.ops import exemplar_memory
 from cfinet_jax.ops.imitation import QUALITIES
-from cfinet_jax.structures import Batch, Detections, ExemplarMemory, Exemplars, Priorities, Term
+from cfinet_jax.structures import Batch, Detections, ExemplarMemory, Exemplars, Priorities, Proposals, Term
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PARTS = {"backbone", "neck", "proposal_network", "roi_head", "imitation"}
@@ -60,13 +60,13 @@ class Detector(nn.Module):
         losses, statistics = ({k: v for part in parts for k, v in part.items()} for parts in zip(*terms, strict=True))
         return losses, statistics, exemplars
 
-    def detect(self, batch: Batch) -> Detections:
-        """The detections of every image, in network pixels."""
+    def detect(self, batch: Batch) -> tuple[Detections, Proposals]:
+        """What is found in every image, and the proposals it is found among, in network pixels."""
         pyramid = self.pyramid(batch.images)
         outputs = self.proposal_network(pyramid, batch.sizes)
         proposals = self.proposal_network.choose(outputs, batch.sizes, "test")
         regions, _ = self.regions(pyramid, proposals.boxes, detecting=True)
-        return self.roi_head.detect(self.roi_head(regions), proposals, batch.sizes)
+        return self.roi_head.detect(self.roi_head(regions), proposals, batch.sizes), proposals
 
     def pyramid(self, images: Array) -> tuple[Array, ...]:
         """The feature maps, in the precision of the network."""

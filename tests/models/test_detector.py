@@ -232,12 +232,25 @@ def test_detections_lie_in_the_picture_best_first(variant):
     heated = jax.tree.map(lambda x: x, variables)
     heated["params"]["roi_head"]["classify"]["kernel"] *= 200  # or no class would reach the lowest score
     batch = dataclasses.replace(tiny.batch(), sizes=jnp.array([[64.0, 64.0], [40.0, 52.0]]))
-    found = jax.jit(lambda v, b: detector.apply(v, b, method="detect"))(heated, batch)
-    assert found.valid.any()
-    assert (np.diff(found.scores, axis=1) <= 0).all()
-    assert (found.scores[found.valid] > 0.05).all() and (found.scores[~found.valid] == 0).all()
+    found, proposals = jax.jit(lambda v, b: detector.apply(v, b, method="detect"))(heated, batch)
+    assert (found.scores[found.valid] > 0.05).all()
     limit = np.asarray(batch.sizes)[:, None, ::-1]
-    assert (found.boxes >= 0).all() and (found.boxes[..., 2:] <= limit).all()
+    for some in (found, proposals):
+        assert some.valid.any() and (some.scores[~some.valid] == 0).all()
+        assert (np.diff(some.scores, axis=1) <= 0).all()
+        assert (some.boxes >= 0).all() and (some.boxes[..., 2:] <= limit).all()
+
+
+@pytest.mark.parametrize("name", PROPOSAL_NETWORKS)
+def test_every_network_hands_on_what_is_scored(name):
+    settings = tiny.settings()
+    settings.proposal_network.name = name
+    detector = build_detector(settings, 9)
+    (_, proposals), _ = jax.eval_shape(
+        lambda key: detector.init_with_output(key, tiny.batch(), method="detect"), jax.random.key(0)
+    )
+    assert proposals.boxes.shape == (2, 40, 4) and proposals.scores.shape == proposals.valid.shape == (2, 40)
+    assert settings.proposal_network[name].proposals.test.nms_overlap > 0  # by which those of windows are merged
 
 
 def test_detecting_uses_the_compressed_vectors_only_to_reweight():

@@ -26,12 +26,12 @@ def observer(name: str):
 
     @jax.jit
     def observe(variables, batch, fixed):
-        found, seen = detector.apply(
+        (found, proposals), seen = detector.apply(
             variables,
             batch,
             method="detect",
             mutable=["intermediates"],
-            capture_intermediates=lambda module, method: method in ("__call__", "choose"),
+            capture_intermediates=lambda module, method: method == "__call__",
         )
         seen = seen["intermediates"]
         network = seen["proposal_network"]
@@ -53,7 +53,7 @@ def observer(name: str):
             "outputs": outputs,
             "coarse": jax.tree.map(jax.nn.relu, network["coarse_conv"]["__call__"]),
             "fine": jax.tree.map(jax.nn.relu, network["fine_conv"]["__call__"]),
-            "proposals": network["choose"][0],
+            "proposals": proposals,
             "predictions": seen["roi_head"]["__call__"][0],
             "found": found,
         }

@@ -1,0 +1,52 @@
+"""How much of what there is to find a proposal network proposes: Table 4 and Fig. 4 of the paper, whatever the network.
+
+The paper does not say how it measured them. Here every class counts as one, the proposals of a picture compete for its
+objects by COCO's matching, and those of windows have been merged before (`cfinet_jax/evaluate.py`). So only differences
+between proposal networks are comparable with the paper's.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from cfinet_jax.metrics.curves import annotations_of, classes, detections_of, fates_of, truth_of
+from cfinet_jax.metrics.matching import HIT, pairs
+from cfinet_jax.metrics.protocols import OVERLAPS, Protocol
+from cfinet_jax.metrics.results import Columns
+
+LIMITS = (100, 300, 1000)  # the best proposals of a picture that count, ascending
+SHOWN = 300  # the limit of Table 4
+NEAR = 0.5  # IoU above which a proposal is one of an object, in Fig. 4
+OBJECT = 1  # category id of every proposal and object
+
+
+def score_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) -> dict[str, float | None]:
+    """Average recall, and the mean number of proposals of an object, for the ranges of sizes of a protocol.
+
+    Returns `AR<limit>`, the recall with the best `LIMITS` proposals of a picture, a mean over IoU .5:.05:.95, and
+    `per_object`, the number of given proposals with an IoU above .5, a mean over objects; both of the headline range
+    and, with `_<size>`, of every other. None where there is no box to find.
+    """
+    rules = dataclasses.replace(protocol, overlaps=OVERLAPS, limits=LIMITS)
+    ground_truth = of_one_class(ground_truth)
+    truth = truth_of(annotations_of(ground_truth, rules), 0, rules)
+    found = detections_of(ground_truth, proposals)
+    fates, orders = fates_of(found, 0, truth, rules)
+    hits = {f"AR{limit}": np.mean(fates[..., order] == HIT, 0) for limit, order in zip(LIMITS, orders, strict=True)}
+    _, of_truth, iou, _ = pairs(found.images, found.boxes, truth, NEAR)
+    near = np.bincount(of_truth[iou > NEAR], minlength=len(truth.boxes))
+    result = {}
+    for place, size in enumerate(rules.ranges):
+        ending = "" if size == rules.headline else f"_{size}"
+        wanted = ~truth.ignored[:, place]
+        for name, of_overlap in hits.items():
+            result[name + ending] = float(of_overlap[place].sum() / wanted.sum()) if wanted.any() else None
+        result[f"per_object{ending}"] = float(near[wanted].mean()) if wanted.any() else None
+    return result
+
+
+def of_one_class(ground_truth: dict) -> dict:
+    """Every object as one of the class `OBJECT`; regions without a class are left out, since no recall needs them."""
+    known = {category["id"] for category in classes(ground_truth)}
+    objects = [each | {"category_id": OBJECT} for each in ground_truth["annotations"] if each["category_id"] in known]
+    return ground_truth | {"annotations": objects, "categories": [{"id": OBJECT, "name": "object"}]}
