@@ -36,13 +36,18 @@ def score_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) 
     _, of_truth, iou, _ = pairs(found.images, found.boxes, truth, NEAR)
     near = np.bincount(of_truth[iou > NEAR], minlength=len(truth.boxes))
     result = {}
-    for place, size in enumerate(rules.ranges):
-        ending = "" if size == rules.headline else f"_{size}"
+    for size, ending in endings(rules).items():
+        place = list(rules.ranges).index(size)
         wanted = ~truth.ignored[:, place]
         for name, of_overlap in hits.items():
             result[name + ending] = float(of_overlap[place].sum() / wanted.sum()) if wanted.any() else None
         result[f"per_object{ending}"] = float(near[wanted].mean()) if wanted.any() else None
     return result
+
+
+def endings(protocol: Protocol) -> dict[str, str]:
+    """What the names of the scores of every range of sizes end in; the headline range comes first."""
+    return {protocol.headline: "", **{size: f"_{size}" for size in protocol.sizes}}
 
 
 def of_one_class(ground_truth: dict) -> dict:

@@ -1,5 +1,6 @@
 """Scores as a table."""
 
+from cfinet_jax.metrics.proposals import LIMITS, NEAR, endings
 from cfinet_jax.metrics.protocols import ANY_AREA, PROTOCOLS, Protocol
 from cfinet_jax.tables import escape, percent, with_head
 
@@ -25,6 +26,20 @@ def table(metrics: dict, min_boxes: int = MIN_BOXES) -> str:
         per_class.append([escape(name), ap, ap50, values["boxes"]])
     of_classes = with_head([f"class ({protocol.headline})", "AP", "AP50", "boxes"], per_class)
     return f"{protocol}.\n\n{with_head(['size (area in px)', *names, 'AR', 'boxes'], sizes)}\n{of_classes}"
+
+
+def proposal_table(metrics: dict, min_boxes: int = MIN_BOXES) -> str:
+    """The scores of proposals that `evaluate` adds to these metrics: recall in percent, and numbers of proposals."""
+    protocol, scores = PROTOCOLS[metrics["protocol"]], metrics["proposals"]
+    rows = []
+    for size, ending in endings(protocol).items():
+        boxes, number = metrics["boxes"][size], scores[f"per_object{ending}"]
+        name, least = _range_name(protocol, size), min_boxes if ending else 0
+        recalls = [percent(scores[f"AR{limit}{ending}"], boxes, least) for limit in LIMITS]
+        known = number is not None and boxes >= least
+        rows.append([name if ending else f"**{name}**", *recalls, f"{number:.2f}" if known else "n/a", boxes])
+    head = ["size (area in px)", *(f"AR{limit}" for limit in LIMITS), f"proposals per object, IoU > {NEAR:g}", "boxes"]
+    return with_head(head, rows)
 
 
 def _range_name(protocol: Protocol, size: str) -> str:

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.errors import MISSED, OUTCOMES, TRUE
+from cfinet_jax.metrics.proposals import NEAR, SHOWN, endings
+from cfinet_jax.metrics.protocols import Protocol
 
 CURVE_POINTS = 80  # a longer log is averaged over that many stretches
 WIDTH = 6.6  # inches; panels stand below each other, so that a phone shows them large enough
@@ -76,6 +78,20 @@ def draw_imitation(train: list[dict], path: epath.Path) -> None:
     save(figure, path)
 
 
+def draw_proposals(evaluations: list[dict], protocol: Protocol, path: epath.Path) -> None:
+    """Recall of proposals, and how many an object has, for every size over the images seen."""
+    figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
+    recall, number = figure.subplots(2, 1, sharex=True)
+    for axes, name, scale in ((recall, f"AR{SHOWN}", 100), (number, "per_object", 1)):
+        keys = {f"proposals/{name}{ending}": size for size, ending in endings(protocol).items()}
+        _plot(axes, evaluations, keys, scale, marker="o", markersize=4)
+    recall.set(ylabel=f"AR{SHOWN}, percent", ylim=(0, None))
+    number.set(ylabel=f"proposals per object, IoU > {NEAR:g}", ylim=(0, None))
+    _finish(recall, columns=5)
+    _finish(number, "images seen", columns=5)
+    save(figure, path)
+
+
 def draw_precision(curves: Mapping[str, list[float]], path: epath.Path) -> None:
     """Precision [101] over recall 0:.01:1 of every named class, at most `MOST_CLASSES`, as far as recall goes."""
     figure = Figure(figsize=(WIDTH, 4 + 0.12 * len(curves)), layout="constrained")
@@ -116,14 +132,15 @@ def _stack(axes: Axes, names: Sequence[str], counts: np.ndarray, colours: Mappin
     _legend(axes)
 
 
-def _plot(axes: Axes, records: list[dict], labels: dict[str, str], **style) -> None:
+def _plot(axes: Axes, records: list[dict], labels: dict[str, str], scale: float = 1, **style) -> None:
     """The named values over the images seen, averaged over stretches where there are many."""
     for number, (key, label) in enumerate(labels.items()):
-        points = [(record["images"], record[key]) for record in records if key in record]
+        points = [(record["images"], scale * record[key]) for record in records if key in record]
         if points:
             stretches = np.array_split(np.array(points, float), min(len(points), CURVE_POINTS))
             images, values = np.array([stretch.mean(axis=0) for stretch in stretches]).T
-            axes.plot(images, values, label=label, **{"color": COLOURS[number % len(COLOURS)], **style})
+            colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+            axes.plot(images, values, label=label, **{"color": colour, "linestyle": dashes, **style})
 
 
 def _finish(axes: Axes, xlabel: str = "", columns: int = 3) -> None:
@@ -136,7 +153,7 @@ def _finish(axes: Axes, xlabel: str = "", columns: int = 3) -> None:
 def _legend(axes: Axes, columns: int = 3) -> None:
     """Above the plot, where it hides nothing."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, frameon=False, handlelength=1.5)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, frameon=False, handlelength=2)
 
 
 def _plain(name: str) -> str:

@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 from cfinet_jax.dataset import Prepared
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.errors import KINDS, MISSED, TRUE, count_outcomes
-from cfinet_jax.metrics.protocols import PROTOCOLS
-from cfinet_jax.metrics.table import MIN_BOXES, table
+from cfinet_jax.metrics.proposals import SHOWN
+from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
+from cfinet_jax.metrics.table import MIN_BOXES, proposal_table, table
 from cfinet_jax.report.examples import Counts, choose, write_examples
 from cfinet_jax.report.page import to_html
 from cfinet_jax.report.plots import (
@@ -17,6 +18,7 @@ from cfinet_jax.report.plots import (
     draw_learning,
     draw_outcomes,
     draw_precision,
+    draw_proposals,
     read_log,
 )
 from cfinet_jax.report.tables import outcome_table, settings
@@ -30,15 +32,17 @@ def write_report(
     min_score = config.evaluation.overlay_min_score
     counts = count_outcomes(prepared.coco, results, prepared.category_ids, min_score)
     title = f"{config.dataset.name}, split {config.dataset.eval_split}"
+    protocol = PROTOCOLS[metrics["protocol"]]
     sections = {
         "Scores": table(metrics),
         "Precision and recall": precision(workdir, metrics),
-        "Training": training(workdir),
+        **({"Proposals": proposals(metrics, config)} if "proposals" in metrics else {}),
+        "Training": training(workdir, protocol),
         "Errors": errors(workdir, counts, prepared.classes, min_score),
         "Pictures": pictures(workdir, counts, results, prepared, config),
         "Settings": settings(workdir / "settings.json", config),
     }
-    boxes = metrics["boxes"][PROTOCOLS[metrics["protocol"]].headline]
+    boxes = metrics["boxes"][protocol.headline]
     headline = ", ".join(f"{name} {percent(metrics[name])}" for name in ("AP", "AP50", "AP75"))
     text = f"# {escape(title)}\n\n**{headline}** on {len(prepared):,} images with {boxes:,} boxes to find.\n"
     text += "".join(f"\n## {name}\n\n{section.rstrip()}\n" for name, section in sections.items())
@@ -66,7 +70,20 @@ def precision(workdir: epath.Path, metrics: dict) -> str:
     return text
 
 
-def training(workdir: epath.Path) -> str:
+def proposals(metrics: dict, config: ConfigDict) -> str:
+    """How well the first stage does, and how that is measured."""
+    network = config.detector.proposal_network
+    where = "picture" if config.dataset.window_overlap is None else "window; those of a picture are then merged"
+    return (
+        f"What the second stage looks at: `{network.name}` hands on at most "
+        f"{network[network.name].proposals.max_proposals} proposals of a {where}. AR is the recall, whatever the "
+        "class, with the best of a picture, as many as the head says or all there are: the mean over IoU "
+        f"0.5:0.05:0.95.\n\n{proposal_table(metrics)}\nThe paper does not say how it measured its Table 4 and Fig. 4: "
+        "only differences between proposal networks are comparable with them.\n"
+    )
+
+
+def training(workdir: epath.Path, protocol: Protocol) -> str:
     """What the log says, if there is one that can be read: a run too short to have logged a step has results too."""
     log = workdir / "metrics.jsonl"
     if not log.exists():
@@ -85,6 +102,9 @@ def training(workdir: epath.Path) -> str:
             "fill the memory; objects of low quality learn most from them.\n"
             "\n![instance quality and exemplar memory over the images seen](imitation.png)\n"
         )
+    if any(f"proposals/AR{SHOWN}" in record for record in evaluations):
+        draw_proposals(evaluations, protocol, workdir / "proposals.png")
+        text += "\n![proposals by size over the images seen](proposals.png)\n"
     return text
 
 

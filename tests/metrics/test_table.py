@@ -2,9 +2,11 @@
 
 import pytest
 
+from cfinet_jax.metrics.proposals import OBJECT, score_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.results import columns
 from cfinet_jax.metrics.score import score
-from cfinet_jax.metrics.table import table
+from cfinet_jax.metrics.table import proposal_table, table
 
 CLASSES = {3: "car", 7: "person"}
 
@@ -16,7 +18,9 @@ def scored(protocol: str) -> dict:
     categories = [{"id": key, "name": name} for key, name in CLASSES.items()]
     ground_truth = {"images": [{"id": 1}], "annotations": annotations, "categories": categories}
     detections = [{"image_id": 1, "category_id": 3, "bbox": box, "score": 0.5} for c, box in places if c == 3]
-    return score(ground_truth, detections, PROTOCOLS[protocol])
+    metrics = score(ground_truth, detections, PROTOCOLS[protocol])
+    proposals = columns([entry | {"category_id": OBJECT} for entry in 2 * detections])
+    return metrics | {"proposals": score_proposals(ground_truth, proposals, PROTOCOLS[protocol])}
 
 
 def test_table_of_soda():
@@ -42,3 +46,15 @@ def test_every_protocol_has_its_table(name):
     head = next(line for line in text.splitlines() if line.startswith("| size")).split(" | ")
     assert head[1:] == ["AP", *PROTOCOLS[name].marks, "AR", "boxes |"]
     assert all(f"\n| {size}" in text for size in PROTOCOLS[name].sizes)
+
+
+def test_table_of_proposals():
+    head, _, *rows = proposal_table(scored("soda_d")).splitlines()
+    assert head == "| size (area in px) | AR100 | AR300 | AR1000 | proposals per object, IoU > 0.5 | boxes |"
+    assert rows[:2] == [
+        "| **Small (0-1024)** | 96.8 | 96.8 | 96.8 | 1.94 | 62 |",
+        "| eS (0-144) | 100.0 | 100.0 | 100.0 | 2.00 | 60 |",
+    ]
+    assert "| rS (144-400) | n/a | n/a | n/a | n/a | 2 |" in rows  # too few
+    assert "| N (1024-2000) | n/a | n/a | n/a | n/a | 0 |" in rows  # none
+    assert "| rS (144-400) | 0.0 | 0.0 | 0.0 | 0.00 | 2 |" in proposal_table(scored("soda_d"), min_boxes=1)

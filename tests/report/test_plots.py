@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.errors import OUTCOMES
+from cfinet_jax.metrics.proposals import endings
+from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.report import plots
 
 
@@ -61,6 +63,22 @@ def test_imitation_shows_quality_and_memory(tmp_path, drawn):
     quality, memory = map(lines, drawn[0].axes)
     assert [line[1, 1] for line in quality.values()] == [0.5, 0.2, 0.1]
     assert [line[1, 1] for line in memory.values()] == [0.3, 0.0]
+
+
+def test_proposals_show_every_size(tmp_path, drawn):
+    protocol, names = PROTOCOLS["coco"], ("AR300", "per_object")
+    records = [
+        {"images": 4 * s} | {f"proposals/{n}{e}": 0.1 * s for n in names for e in endings(protocol).values()}
+        for s in (1, 2)
+    ]
+    del records[0]["proposals/AR300_L"], records[1]["proposals/AR300_L"]  # nothing of that size to find
+    plots.draw_proposals(records, protocol, epath.Path(tmp_path) / "curve.png")
+    assert is_picture(tmp_path / "curve.png")
+    recall, number = map(lines, drawn[0].axes)
+    assert list(number) == [*protocol.ranges] and number.keys() - recall.keys() == {"L"}
+    np.testing.assert_allclose(recall["eS"], [(4, 10), (8, 20)])
+    styles = {(line.get_color(), line.get_linestyle()) for line in drawn[0].axes[1].lines}
+    assert len(styles) == len(protocol.ranges)
 
 
 def test_long_logs_are_averaged(tmp_path, drawn):

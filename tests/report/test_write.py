@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax.metrics.errors import OUTCOMES, TRUE
+from cfinet_jax.metrics.proposals import endings
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
 from cfinet_jax.report.plots import MOST_CLASSES
@@ -15,18 +16,19 @@ from cfinet_jax.report.write import errors, precision, write_report
 from tests import html_page, tiny
 from tests.report.split import CLASSES, some_detections, some_split
 
+ENDINGS = endings(PROTOCOLS["coco"]).values()
 TRAINED = {"kind": "train", "step": 1, "images": 8, "loss": 1.0, "loss/roi/box": 0.5}
 IMITATED = {"imitation/quality": 0.5, "imitation/high_quality": 0.1, "imitation/low_quality": 0.4, "memory/fill": 0.1}
 
 
-def report(folder, log: str | None = None, overlays: int = 3) -> tuple[str, html_page.Reader]:
+def report(folder, log: str | None = None, overlays: int = 3, **others) -> tuple[str, html_page.Reader]:
     """The Markdown and the page of a report on `tests.report.split`."""
     if log is not None:
         (folder / "metrics.jsonl").write_text(log)
     prepared, config = some_split(), tiny.tiny_config()
     results = some_detections(prepared)
     config.evaluation.overlays = overlays
-    metrics = score(prepared.coco, results, PROTOCOLS["coco"])
+    metrics = score(prepared.coco, results, PROTOCOLS["coco"]) | others
     write_report(epath.Path(folder), metrics, results, prepared, config)
     return (folder / "report.md").read_text(), html_page.parse((folder / "report.html").read_text())
 
@@ -75,6 +77,15 @@ def test_without_imitation_there_is_no_such_curve(tmp_path):
     text, _ = report(tmp_path, json.dumps(TRAINED))
     assert "learning_curve.png" in text and "imitation" not in text.partition("## Settings")[0]
     assert not (tmp_path / "imitation.png").exists()
+
+
+def test_proposals_have_a_table_and_a_curve(tmp_path):
+    scores = {f"{name}{ending}": 0.25 for name in ("AR100", "AR300", "AR1000", "per_object") for ending in ENDINGS}
+    log = json.dumps({"kind": "eval", "step": 1, "images": 8} | {f"proposals/{key}": 0.25 for key in scores})
+    text, page = report(tmp_path, f"{json.dumps(TRAINED)}\n{log}", proposals=scores)
+    assert page.texts["h2"][2] == "Proposals" and "](proposals.png)" in text
+    assert "| **all** | 25.0 | 25.0 | 25.0 | 0.25 | 61 |" in text
+    assert "hands on at most 40 proposals of a picture." in "\n".join(page.texts["p"])
 
 
 def test_many_classes_are_named_but_not_all_drawn(tmp_path):
