@@ -141,11 +141,9 @@ def detection(detector: Detector, settings: ConfigDict) -> Detect:
 
     def detect(variables: Any, batch: Batch) -> tuple[Detections, Proposals]:
         batch = prepare(batch, jnp.zeros(batch.index.shape, bool))
-        found, proposals = detector.apply(variables, batch, method="detect")
+        outputs: Any = detector.apply(variables, batch, method="detect")
         scales = batch.scales[:, None, None]
-        return (
-            dataclasses.replace(found, boxes=found.boxes / scales),
-            dataclasses.replace(proposals, boxes=proposals.boxes / scales),
-        )
+        found, proposals = (dataclasses.replace(boxes, boxes=boxes.boxes / scales) for boxes in outputs)
+        return found, proposals
 
     return detect

@@ -202,7 +202,7 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "protocol": "soda_d",
             "every_images": 12 * 58_023,
-            "proposals": True,  # measured too, for the report: recall, and how many an object has
+            "proposals": True,  # scored too: their recall, and how many an object has
             "overlays": 9,  # pictures in the report: a third each of the best, typical and worst images
             "overlay_min_score": 0.3,  # of what the report draws and counts as mistakes
         }

@@ -28,14 +28,18 @@ def test_training_leaves_everything(trained):
         "metrics.jsonl",
         "metrics.md",
         "overlays",
+        "proposals.png",
         "report.html",
         "report.md",
         "settings.json",
         "tensorboard",
     }
     assert [path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()] != []
-    kinds = [json.loads(line)["kind"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert kinds == ["train", "train", "eval"]
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["kind"] for record in records] == ["train", "train", "eval"]
+    proposals = json.loads((workdir / "metrics.json").read_text())["proposals"]
+    assert proposals["per_object"] is not None and proposals["AR100"] == proposals["AR1000"]  # there are but 40
+    assert proposals.items() == {k.removeprefix("proposals/"): v for k, v in records[-1].items() if "/" in k}.items()
     assert "16 training and 8 evaluation images, 6 classes; steps 0 to 2 of 8 images." in output
     assert (workdir / "metrics.md").read_text() in output and "traffic-light" in output
 
