@@ -32,16 +32,17 @@ def score_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) 
     truth = truth_of(annotations_of(ground_truth, rules), 0, rules)
     found = detections_of(ground_truth, proposals)
     fates, orders = fates_of(found, 0, truth, rules)
-    hits = {f"AR{limit}": np.mean(fates[..., order] == HIT, 0) for limit, order in zip(LIMITS, orders, strict=True)}
+    hits = [np.sum(fates[..., order] == HIT, (0, 2)) for order in orders]  # of each limit [ranges]
     _, of_truth, iou, _ = pairs(found.images, found.boxes, truth, NEAR)
     near = np.bincount(of_truth[iou > NEAR], minlength=len(truth.boxes))
     result = {}
     for size, ending in endings(rules).items():
         place = list(rules.ranges).index(size)
         wanted = ~truth.ignored[:, place]
-        for name, of_overlap in hits.items():
-            result[name + ending] = float(of_overlap[place].sum() / wanted.sum()) if wanted.any() else None
-        result[f"per_object{ending}"] = float(near[wanted].mean()) if wanted.any() else None
+        some, chances = bool(wanted.any()), len(OVERLAPS) * wanted.sum()
+        for limit, of_limit in zip(LIMITS, hits, strict=True):
+            result[f"AR{limit}{ending}"] = float(of_limit[place] / chances) if some else None
+        result[f"per_object{ending}"] = float(near[wanted].mean()) if some else None
     return result
 
 

@@ -73,13 +73,14 @@ def precision(workdir: epath.Path, metrics: dict) -> str:
 def proposals(metrics: dict, config: ConfigDict) -> str:
     """How well the first stage does, and how that is measured."""
     network = config.detector.proposal_network
+    most = network[network.name].proposals.max_proposals
     where = "picture" if config.dataset.window_overlap is None else "window; those of a picture are then merged"
     return (
-        f"What the second stage looks at: `{network.name}` hands on at most "
-        f"{network[network.name].proposals.max_proposals} proposals of a {where}. AR is the recall, whatever the "
-        "class, with the best of a picture, as many as the head says or all there are: the mean over IoU "
-        f"0.5:0.05:0.95.\n\n{proposal_table(metrics)}\nThe paper does not say how it measured its Table 4 and Fig. 4: "
-        "only differences between proposal networks are comparable with them.\n"
+        f"What the second stage looks at: `{network.name}` hands on at most {most} proposals of a {where}. AR100, "
+        "AR300 and AR1000 are the recall with so many of the best proposals of a picture, whatever the class, as a "
+        "mean over IoU 0.5:0.05:0.95.\n\n"
+        f"{proposal_table(metrics)}\nThe paper does not say how it measured its Table 4 and Fig. 4: only differences "
+        "between proposal networks are comparable with them.\n"
     )
 
 
