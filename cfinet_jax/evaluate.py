@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import dataset, mesh
 from cfinet_jax.batches import eval_batches, windows_of
-from cfinet_jax.merging import Found, merge
+from cfinet_jax.merging import Found, merge, stitch
 from cfinet_jax.metrics.proposals import LIMITS, OBJECT, score_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import Columns, as_columns, coco_results, joined
@@ -25,8 +25,6 @@ from cfinet_jax.report.write import write_report
 from cfinet_jax.run import check_batches, check_values, discover_sizes
 from cfinet_jax.run_log import has_learnt, write_settings
 from cfinet_jax.trained import Detect, detection, trained_variables
-
-CANDIDATES = 4 * LIMITS[-1]  # proposals of a picture's windows that are merged: hardly any other is among the best
 
 
 class Window(NamedTuple):
@@ -49,11 +47,10 @@ def detect_split(
 ) -> tuple[list[dict], Columns | None]:
     """Every detection in a split, in COCO's results format, and the best proposals if `evaluation.proposals` is set.
 
-    What is seen in windows is merged, picture by picture: detections class by class, proposals all together and by the
-    overlap at which their network suppresses them.
+    What is seen in windows is put together picture by picture: detections are merged; proposals are not, since their
+    network suppresses them level by level, and what it lets pass is to be scored.
     """
-    network, cut = config.detector.proposal_network, config.dataset.window_overlap is not None
-    suppression = network[network.name].proposals.test.nms_overlap
+    cut = config.dataset.window_overlap is not None
     results, proposals = [], []
     seen = detect_windows(detect, variables, prepared, config.dataset, over)
     for image_id, group in itertools.groupby(seen, lambda window: window.image_id):
@@ -61,7 +58,7 @@ def detect_split(
         whole = merge(found, np.stack(origins), config.prediction.merge_overlap) if cut else found[0]
         results += coco_results(whole.boxes, whole.scores, whole.labels, image_id, prepared.category_ids)
         if config.evaluation.proposals:
-            best = merge(proposed, np.stack(origins), suppression, CANDIDATES) if cut else proposed[0]
+            best = stitch(proposed, np.stack(origins), config.dataset.stored_size) if cut else proposed[0]
             proposals.append(as_columns(best.boxes[: LIMITS[-1]], best.scores[: LIMITS[-1]], image_id, OBJECT))
     return results, joined(proposals) if proposals else None
 

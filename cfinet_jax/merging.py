@@ -1,4 +1,4 @@
-"""From the detections of a picture's windows to those of the picture."""
+"""From the detections and proposals of a picture's windows to those of the picture."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,15 +16,38 @@ class Found(NamedTuple):
     labels: Int[np.ndarray, "n"]
 
 
-def merge(
-    windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overlap: float, candidates: int = 0
-) -> Found:
+def merge(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overlap: float) -> Found:
     """Moves the detections of every window to its origin (row, column) and keeps, class by class, what NMS keeps.
 
     Of boxes of a class with an IoU above `overlap` the better one stays, as the original does (cfinet_facts 6.4). The
-    order of the windows does not matter, ties of scores apart. Where `candidates` is given, only the best so many take
-    part.
+    order of the windows does not matter, ties of scores apart.
     """
+    boxes, scores, labels = together(windows, origins)
+    corners_and_sides = boxes.astype(np.float64)
+    corners_and_sides[:, 2:] -= corners_and_sides[:, :2]
+    suppress: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists
+    kept = np.asarray(suppress(corners_and_sides, scores, labels, float("-inf"), overlap), int).ravel()
+    best = kept[np.argsort(-scores[kept], kind="stable")]
+    return Found(boxes[best], scores[best], labels[best])
+
+
+def stitch(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], shape: tuple[int, int]) -> Found:
+    """Moves what was found in windows of `shape` (height, width), and keeps what is nearest to the middle of its own.
+
+    So every window has a part of the picture to itself: what two of them see counts once, and nothing is suppressed.
+    Objects up to the size of the overlap are whole in the window that their middle belongs to.
+    """
+    boxes, scores, labels = together(windows, origins)
+    owners = np.repeat(np.arange(len(windows)), [len(found.scores) for found in windows])
+    middles = origins[:, ::-1] + np.array(shape[::-1]) / 2
+    away = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2 - middles
+    kept = np.flatnonzero(np.square(away).sum(-1).argmin(1) == owners)
+    best = kept[np.argsort(-scores[kept], kind="stable")]
+    return Found(boxes[best], scores[best], labels[best])
+
+
+def together(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"]) -> Found:
+    """What was found in all windows, one after the other, in pixels of the picture."""
     moved = [
         found.boxes + np.tile(origin[::-1], 2).astype(np.float32)
         for found, origin in zip(windows, origins, strict=True)
@@ -32,10 +55,4 @@ def merge(
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *moved])
     scores = np.concatenate([np.zeros(0, np.float32), *(found.scores for found in windows)])
     labels = np.concatenate([np.zeros(0, np.int32), *(found.labels for found in windows)])
-    corners_and_sides = boxes.astype(np.float64)
-    corners_and_sides[:, 2:] -= corners_and_sides[:, :2]
-    suppress: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists
-    kept = suppress(corners_and_sides, scores, labels, float("-inf"), overlap, top_k=candidates)
-    kept = np.asarray(kept, int).ravel()
-    best = kept[np.argsort(-scores[kept], kind="stable")]
-    return Found(boxes[best], scores[best], labels[best])
+    return Found(boxes, scores, labels)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cfinet_jax.merging import Found, merge
+from cfinet_jax.merging import Found, merge, stitch
 from cfinet_jax.slicing import cut_window, window_origins
 
 SIDES = st.integers(1, 60)
@@ -77,23 +77,12 @@ def test_merging_agrees_with_the_reference(golden):
         assert (np.diff(merged.scores) <= 0).all()
 
 
-@pytest.mark.parametrize("candidates", [1, 7, 30, 99])
-def test_only_the_best_take_part(candidates, rng):
-    corners = rng.uniform(0, 50, (2, 20, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(5, 30, (2, 20, 2))], -1).astype(np.float32)
-    scores, labels = rng.permutation(40).reshape(2, 20).astype(np.float32), np.zeros((2, 20), np.int32)
-    best = scores >= 40 - candidates
-    parts = [Found(boxes[k][best[k]], scores[k][best[k]], labels[k][best[k]]) for k in range(2)]
-    origins = np.array([[0, 0], [10, 20]])
-    merged = merge([Found(*each) for each in zip(boxes, scores, labels, strict=True)], origins, 0.5, candidates)
-    assert rows(merged) == rows(merge(parts, origins, 0.5))
-
-
 def test_nothing_merges_to_nothing():
     empty = Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
     assert all(
         len(part) == 0 for part in (*merge([], np.zeros((0, 2), int), 0.5), *merge([empty], np.zeros((1, 2), int), 0.5))
     )
+    assert all(len(part) == 0 for part in stitch([empty], np.zeros((1, 2), int), (8, 8)))
 
 
 @st.composite
@@ -132,6 +121,17 @@ def test_objects_no_larger_than_the_overlap_survive_slicing(case):
     everything = merge([seen_from(origin, window, boxes, False) for origin in origins], origins, 0.5)
     found = {(label, *box) for label, box in zip(everything.labels.tolist(), everything.boxes.tolist(), strict=True)}
     assert {(label, *box) for label, box in enumerate(boxes.tolist())} <= found
+
+
+@given(scattered())
+def test_stitching_keeps_every_object_once_however_close_to_others(case):
+    size, window, overlap, boxes = case
+    origins = window_origins(size, window, overlap)
+    stitched = stitch([seen_from(origin, window, boxes, True) for origin in origins], origins, window)
+    order = np.argsort(stitched.labels)
+    np.testing.assert_array_equal(stitched.labels[order], np.arange(len(boxes)))
+    np.testing.assert_array_equal(stitched.boxes[order], boxes)
+    assert (np.diff(stitched.scores) <= 0).all()
 
 
 @given(scattered(), st.randoms(use_true_random=False))

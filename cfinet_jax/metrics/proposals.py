@@ -1,8 +1,8 @@
 """How much of what there is to find a proposal network proposes: Table 4 and Fig. 4 of the paper, whatever the network.
 
 The paper does not say how it measured them. Here every class counts as one, the proposals of a picture compete for its
-objects by COCO's matching, and those of windows have been merged before (`cfinet_jax/evaluate.py`). So only differences
-between proposal networks are comparable with the paper's.
+objects by COCO's matching, and those of windows have been put together before (`cfinet_jax/merging.py:stitch`). So only
+differences between proposal networks are comparable with the paper's.
 """
 
 import dataclasses

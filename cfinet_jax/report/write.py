@@ -74,7 +74,9 @@ def proposals(metrics: dict, config: ConfigDict) -> str:
     """How well the first stage does, and how that is measured."""
     network = config.detector.proposal_network
     most = network[network.name].proposals.max_proposals
-    where = "picture" if config.dataset.window_overlap is None else "window; those of a picture are then merged"
+    where = (
+        "picture" if config.dataset.window_overlap is None else "window, which are put together to those of a picture"
+    )
     return (
         f"What the second stage looks at: `{network.name}` hands on at most {most} proposals of a {where}. AR100, "
         "AR300 and AR1000 are the recall with so many of the best proposals of a picture, whatever the class, as a "
