@@ -1,6 +1,7 @@
 """SODA-D: what is prepared from a tiny one follows the rules of its tool, survives a kill, and says what it saw."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -12,12 +13,15 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cfinet_jax import dataset
+from cfinet_jax.batches import train_batches, windows_of
 from cfinet_jax.errors import UserError
+from configs import sodad
 from data import prepare
 from data.sodad import windows
 from tests.soda import IGNORE, IMAGES, SMALL, draw, make, make_cut
@@ -121,6 +125,26 @@ def test_windows_follow_the_rules(raw):
                 whole[part] = 0 if category else clean[part]
         error = np.abs(picture - whole[top : top + 800, left : left + 800])
         assert np.mean(error) < 1 and np.mean(error > 20) < 0.01
+
+
+def test_windows_cut_while_reading_are_those_cut_beforehand(raw):
+    """Pixels apart from JPEG, and the order of windows."""
+    assert call(raw, "--windows") == 0
+    settings = sodad.get_config().dataset
+    settings.update(data_dir=str(raw.parent / "prepared"), max_objects=8, read_threads=1)
+    read = []
+    for split in ("train", "train_windows"):
+        prepared = dataset.open_dataset(settings, split)
+        windows = windows_of(prepared, settings, training=True)
+        epoch = itertools.islice(train_batches(prepared, windows, settings, 0, 1), len(windows.owners))
+        rows = [jax.tree.map(lambda leaf: leaf[0], batch) for batch in epoch]
+        read.append(sorted(rows, key=lambda row: row.ground_truth.boxes.tolist()))
+    assert len(read[0]) == len(read[1]) > 3
+    for now, before in zip(*read, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, now.ground_truth, before.ground_truth)
+        height, width = now.sizes.astype(int)  # what of a window is picture; cut beforehand it is black beyond
+        difference = np.abs(now.images[:height, :width].astype(int) - before.images[:height, :width])
+        assert np.percentile(difference, 99) < 20 and difference.mean() < 2
 
 
 def test_the_report(raw, capsys):
