@@ -167,6 +167,14 @@ def test_sizes_left_open_are_those_of_the_data(folder):
     assert discover_sizes(config, folder) is config
 
 
+def test_windows_want_a_size(folder):
+    config = own(folder, window_overlap=16)
+    with pytest.raises(UserError, match="windows of dataset.stored_size: give it"):
+        discover_sizes(config, folder)
+    config.dataset.stored_size = (32, 32)
+    assert discover_sizes(config, folder).dataset.max_objects == 32
+
+
 def test_a_run_goes_on_with_its_own_sizes(folder):
     """Though more pictures have come since, and may be larger."""
     run = folder / "run"
