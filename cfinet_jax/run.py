@@ -9,6 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import dataset, mesh, optimizer, pretrained, train_state
+from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import OPEN, input_shape, room_for, with_sizes
 from cfinet_jax.metrics.protocols import PROTOCOLS
@@ -57,9 +58,13 @@ def discover_sizes(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     if all(settings[key] is not None for key in OPEN):
         return config
     # All splits, so that another `eval_split` is seen at the same size.
-    splits = dataset.open_splits(settings).values()
-    height, width = (max(sides) for sides in zip(*(split.largest_picture for split in splits), strict=True))
-    sizes = room_for((height, width), max(split.most_objects for split in splits))
+    splits = dataset.open_splits(settings)
+    height, width = (max(sides) for sides in zip(*(split.largest_picture for split in splits.values()), strict=True))
+    most = max(split.most_objects for split in splits.values())
+    if settings.window_overlap is not None:
+        seen = (views(split, settings, name == settings.train_split) for name, split in splits.items())
+        most = max(len(objects.labels) for of_split in seen for _, objects in of_split)
+    sizes = room_for((height, width), most)
     print(", ".join(f"dataset.{key} {sizes[key]}" for key in OPEN if settings[key] is None) + " hold all of it.")
     return with_sizes(config, **sizes)
 

@@ -51,7 +51,7 @@ def prepared(settings) -> Prepared:
 
 def test_ground_truth_in_coco_format(prepared):
     truth = coco_ground_truth(prepared)
-    assert [category["name"] for category in truth["categories"]] == list(CLASSES)
+    assert [category["name"] for category in truth["categories"]] == [*CLASSES, "ignore"]
     assert [entry["id"] for entry in truth["annotations"]] == list(range(1, len(truth["annotations"]) + 1))
     scene = render_scene("train", 0)
     boxes = [entry["bbox"] for entry in truth["annotations"] if entry["image_id"] == 1 and not entry["ignore"]]
@@ -59,7 +59,7 @@ def test_ground_truth_in_coco_format(prepared):
     np.testing.assert_allclose(np.hstack([low, low + extent]), scene.boxes[~scene.ignore])
     regions = sum(int(render_scene("train", index).ignore.sum()) for index in range(IMAGES))
     assert regions > 0
-    assert sum(entry["ignore"] for entry in truth["annotations"]) == regions * len(CLASSES)
+    assert sum(entry["category_id"] == len(CLASSES) + 1 for entry in truth["annotations"]) == regions
 
 
 def test_what_is_not_prepared_is_named_with_its_command(settings, tmp_path):

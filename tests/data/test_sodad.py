@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from unittest import mock
 
@@ -166,7 +164,6 @@ def test_the_report(raw, capsys):
 
 KILLED = """
 import os, signal, sys
-from multiprocessing.pool import ThreadPool
 from unittest import mock
 import cv2
 from data import prepare
@@ -177,7 +174,7 @@ def die_at_the_fourth(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     encoded.append(arguments)
     return encode(*arguments)
-with mock.patch("cv2.imencode", die_at_the_fourth), mock.patch("data.threads.ThreadPool", lambda: ThreadPool(1)):
+with mock.patch("cv2.imencode", die_at_the_fourth), mock.patch("data.threads.MOST", 1):
     prepare.main()
 """
 
@@ -202,7 +199,7 @@ def test_a_full_disk_keeps_what_is_cut(raw, tmp_path, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return encode(window)
 
-    monkeypatch.setattr("data.threads.ThreadPool", partial(ThreadPool, 1))
+    monkeypatch.setattr("data.threads.MOST", 1)
     monkeypatch.setattr(windows, "encode", full)
     assert call(raw, "--windows") == 2
     error = capsys.readouterr().err
