@@ -79,7 +79,7 @@ def test_a_split_is_scored_as_the_file_it_was_prepared_from(mosaics, tmp_path, p
     for name in found.keys() - {"boxes", "per_class", "protocol"}:
         assert found[name] == pytest.approx(expected[name], abs=1e-6), name
     people = found["per_class"]["people"]["AP50"]  # of this class regions are found
-    assert people > 0.9 if protocol == "coco" else 0.5 < people < 0.9  # in SODA a region is no excuse
+    assert people > 0.85 if protocol == "coco" else 0.5 < people < 0.85  # in SODA a region is no excuse
 
 
 def test_a_run_on_windows(mosaics, tmp_path):
