@@ -4,6 +4,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -15,8 +16,9 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.dataset import Prepared, read_picture
 from cfinet_jax.errors import UserError
+from cfinet_jax.inputs import scales_of
 from cfinet_jax.slicing import CUT_OFF, boxes_in_window, cut_window, fill, training_windows, window_origins
-from cfinet_jax.structures import Batch, GroundTruth, fitting_scales
+from cfinet_jax.structures import Batch, GroundTruth
 
 EPOCHS = 2**20  # more than anybody trains
 
@@ -58,6 +60,8 @@ def windows_of(prepared: Prepared, settings: ConfigDict, training: bool) -> Wind
         return training_windows(size, objects.boxes[of_a_class], objects.boxes[~of_a_class], window, shared)
 
     found = [origins(prepared.source[position]) for position in pictures.tolist()]
+    if not any(len(each) for each in found):
+        raise UserError("No window of the split holds an object: annotate some, or choose another dataset.train_split.")
     return Windows(np.repeat(pictures, [len(each) for each in found]), np.concatenate(found))
 
 
@@ -70,6 +74,7 @@ def views(prepared: Prepared, settings: ConfigDict, training: bool) -> Iterator[
         if settings.window_overlap is not None:
             height, width = np.minimum(settings.stored_size, size - origin).tolist()
             size, objects = (height, width), objects_in_window(objects, origin, (height, width))
+            objects = without_regions(objects) if settings.paint_regions else objects
         yield size, objects
 
 
@@ -93,7 +98,8 @@ def train_batches(
         order = functools.lru_cache(2)(functools.partial(mixed_order, windows.owners, settings.mixed_pictures, seed))
         numbers = grain.MapDataset.range(EPOCHS * count).map(lambda number: order(number // count)[number % count])
     batches = numbers.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
-    return _read(batches, prepared, windows, settings, batch_size, process_index, process_count)
+    decoded = remember(prepared, kept_pictures(windows, settings, batch_size, settings.mixed_pictures))
+    return _read(batches, prepared, windows, decoded, settings, batch_size, process_index, process_count)
 
 
 def eval_batches(
@@ -107,7 +113,10 @@ def eval_batches(
     """Every window once and in order; the last global batch is filled up with blank images that are not valid."""
     filled = math.ceil(len(windows.owners) / batch_size) * batch_size
     batches = grain.MapDataset.range(filled).batch(batch_size, batch_fn=np.asarray)
-    return _read(batches, prepared, windows, settings, batch_size, process_index, process_count)
+    decoded = remember(prepared, kept_pictures(windows, settings, batch_size, settings.read_threads))
+    if settings.window_overlap is not None:
+        decoded = ahead(decoded, settings.read_threads, len(prepared))
+    return _read(batches, prepared, windows, decoded, settings, batch_size, process_index, process_count)
 
 
 def mixed_order(owners: Int[np.ndarray, "windows"], mixed: int, seed: int, epoch: int) -> Int[np.ndarray, "windows"]:
@@ -124,6 +133,7 @@ def _read(
     batches: grain.MapDataset,
     prepared: Prepared,
     windows: Windows,
+    decoded: Callable[[int], np.ndarray],
     settings: ConfigDict,
     batch_size: int,
     process_index: int,
@@ -135,9 +145,6 @@ def _read(
     cv2.setNumThreads(1)  # the read threads are the parallelism
     rows = batch_size // process_count
     first = rows * process_index
-    # Two groups of mixed pictures: the threads read ahead, and a batch may span both.
-    kept = 0 if settings.window_overlap is None else 2 * settings.mixed_pictures
-    decoded = remember(lambda owner: read_picture(prepared.source[owner]), kept)
 
     def read(numbers: np.ndarray) -> Batch:
         chosen = range(first, first + rows)
@@ -148,21 +155,44 @@ def _read(
     return iter(batches.map(read).to_iter_dataset(options))
 
 
-def remember(read: Callable[[int], Any], kept: int) -> Callable[[int], Any]:
-    """`read` with its `kept` last results at hand; of two threads that want the same, one waits for the other."""
+def kept_pictures(windows: Windows, settings: ConfigDict, batch_size: int, group: int) -> int:
+    """How many decoded pictures to keep so that none is decoded twice: what the threads are at, in whole groups.
+
+    `group` pictures have their windows shuffled among themselves, or are decoded at the same time.
+    """
+    if settings.window_overlap is None:
+        return 0
+    windows_each = len(windows.owners) / len(np.unique(windows.owners))
+    return 2 * group + math.ceil(settings.read_threads * batch_size / windows_each)
+
+
+def remember(prepared: Prepared, kept: int) -> Callable[[int], np.ndarray]:
+    """The function position -> picture, the last `kept` at hand; of two threads that want the same, one waits."""
 
     @functools.lru_cache(kept)
     def place(position: int) -> tuple[threading.Lock, list]:
         return threading.Lock(), []
 
-    def recall(position: int) -> Any:
-        lock, value = place(position)
+    def recall(position: int) -> np.ndarray:
+        lock, picture = place(position)
         with lock:
-            if not value:
-                value.append(read(position))
-        return value[0]
+            if not picture:
+                picture.append(read_picture(prepared.source[position]))
+        return picture[0]
 
     return recall
+
+
+def ahead(recall: Callable[[int], np.ndarray], threads: int, count: int) -> Callable[[int], np.ndarray]:
+    """`recall` that begins with the next pictures too: windows in order are all of one, which one thread decodes."""
+    pool = ThreadPoolExecutor(threads)
+
+    def get(position: int) -> np.ndarray:
+        for later in range(position + 1, min(position + threads, count)):
+            pool.submit(recall, later)  # what goes wrong is said when it is asked for
+        return recall(position)
+
+    return get
 
 
 def _example(
@@ -195,7 +225,7 @@ def _example(
     fields: dict[str, Any] = {  # arrays of NumPy, where the detector's are JAX's
         "images": image,
         "sizes": extent,
-        "scales": fitting_scales(extent, settings.image_size),
+        "scales": scales_of(extent, settings),
         "ground_truth": ground_truth,
         "image_ids": np.int32(image_id),
         "index": np.int32(index),
@@ -224,8 +254,13 @@ def _window(
     if settings.paint_regions:
         regions = seen.labels < 0
         image = fill(image, seen.boxes[regions], seen.boxes[~regions])
-        seen = Objects(*(values[~regions] for values in seen))
+        seen = without_regions(seen)
     return image, size, seen
+
+
+def without_regions(objects: Objects) -> Objects:
+    """All but regions of every class."""
+    return Objects(*(values[objects.labels >= 0] for values in objects))
 
 
 def objects_in_window(objects: Objects, origin: Int[np.ndarray, "2"], size: tuple[int, int]) -> Objects:

@@ -15,8 +15,6 @@ from cfinet_jax import own_data
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
 
-PREPARE_ARGUMENTS = {"scenes": "scenes", "sodad": "sodad --source=FOLDER"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -73,7 +71,7 @@ def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
         own_data.prepare(settings)
         folder = prepared_folder(settings)
     if folder is None:
-        arguments = PREPARE_ARGUMENTS.get(settings.name, f"own --name={settings.name} --source=FOLDER")
+        arguments = own_data.arguments(settings.name)
         raise UserError(
             f"data set '{settings.name}' is not prepared in {settings.data_dir}: "
             f"run `python data/prepare.py {arguments} --data_dir={settings.data_dir}`, "
@@ -134,8 +132,9 @@ def read_picture(record: dict[str, Any]) -> np.ndarray:
 
 
 def coco_ground_truth(prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
-    """The split in COCO's format with its original category ids; regions of every class appear once per class."""
-    names = zip(prepared.category_ids, prepared.classes, strict=True)
+    """The split in COCO's format with its original category ids; regions of every class are of a category "ignore"."""
+    classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
+    of_regions = max(classes, default=0) + 1
     images, annotations = [], []
     for position in range(len(prepared)):
         record = prepared.source[position]
@@ -145,20 +144,16 @@ def coco_ground_truth(prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
         columns = (objects[key] for key in ("bbox", "label", "area", "iscrowd", "ignore"))
         for box, label, area, iscrowd, ignore in zip(*columns, strict=True):
             x1, y1, x2, y2 = box.tolist()
-            for category_id in prepared.category_ids if label < 0 else [prepared.category_ids[label]]:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,  # from 1: pycocotools takes 0 for "unmatched"
-                        "image_id": image_id,
-                        "category_id": category_id,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": float(area),
-                        "iscrowd": int(iscrowd),
-                        "ignore": int(ignore),
-                    }
-                )
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": category_id, "name": name} for category_id, name in names],
-    }
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": of_regions if label < 0 else prepared.category_ids[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(area),
+                    "iscrowd": int(iscrowd),
+                    "ignore": int(ignore),
+                }
+            )
+    categories = [{"id": category_id, "name": name} for category_id, name in (classes | {of_regions: "ignore"}).items()]
+    return {"images": images, "annotations": annotations, "categories": categories}

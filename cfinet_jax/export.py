@@ -12,6 +12,7 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 
 from cfinet_jax import pretrained
+from cfinet_jax.inputs import scales_of
 from cfinet_jax.structures import without_truth
 from cfinet_jax.trained import Trained, detection, open_trained
 
@@ -97,7 +98,7 @@ def inference(trained: Trained, settings: ConfigDict) -> Callable[..., dict[str,
         variables = jax.tree_util.tree_map_with_path(
             lambda path, _: weights[pretrained.path_name(path)], trained.variables
         )
-        found, _ = detect(variables, without_truth(images, sizes, settings.image_size))
+        found, _ = detect(variables, without_truth(images, sizes, scales_of(sizes, settings)))
         return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, "valid": found.valid}
 
     return infer

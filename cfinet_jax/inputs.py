@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.ops import preprocess
-from cfinet_jax.structures import Batch
+from cfinet_jax.structures import Batch, fitting_scales
 
 MULTIPLE = 32  # the coarsest stride of C2..C5
 OPEN = ("stored_size", "max_objects")  # what a config may leave open, by None, for the data to say
@@ -42,6 +43,13 @@ def with_sizes(config: ConfigDict, **sizes: Any) -> ConfigDict:
     filled = config.copy_and_resolve_references()
     filled.dataset.update({key: value for key, value in sizes.items() if filled.dataset[key] is None})
     return filled
+
+
+def scales_of(sizes: Any, settings: Any) -> Any:
+    """Network pixels per stored one, of pictures of `sizes` [..., 2]: whole ones fit the input, windows are alike."""
+    alike = settings.window_overlap is not None
+    fitted = np.broadcast_to(np.asarray(settings.stored_size, np.float32), sizes.shape) if alike else sizes
+    return fitting_scales(fitted, settings.image_size)
 
 
 def preparation(settings: Any) -> Callable[[Batch, jax.Array], Batch]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 
 SCRIPT = epath.Path(__file__).parents[1] / "data" / "prepare.py"  # beside the package: it is not installed with it
+PUBLISHED = ("sodad", "visdrone", "ai_tod", "ai_tod_v2", "tiny_person", "hit_uav")  # which the script knows by name
 UNNAMED = {"source": "something else", "annotations": "the files found by their names"}
 
 
@@ -30,6 +31,13 @@ def absolute(path: epath.PathLike) -> epath.Path:
     return path
 
 
+def arguments(name: str) -> str:
+    """Of `data/prepare.py`, for a data set that is not prepared."""
+    if name == "scenes":
+        return name
+    return f"{name} --source=FOLDER" if name in PUBLISHED else f"own --name={name} --source=FOLDER"
+
+
 def prepare(settings: ConfigDict) -> None:
     """Prepares the data set `settings.name` from the folder `settings.source`; what is said on the way is shown.
 
@@ -38,7 +46,8 @@ def prepare(settings: ConfigDict) -> None:
     """
     if not SCRIPT.exists():
         raise UserError(f"dataset.source needs {SCRIPT}: work in a checkout, or prepare the data set in one")
-    command = [sys.executable, str(SCRIPT), "own", f"--source={settings.source}", f"--name={settings.name}"]
+    kind = settings.name if settings.name in PUBLISHED else "own"
+    command = [sys.executable, str(SCRIPT), kind, f"--source={settings.source}", f"--name={settings.name}"]
     command += [f"--data_dir={settings.data_dir}"]
     command += [f"--annotations={entry}" for entry in (settings.annotations or "").split()]
     print(f"Preparing {settings.source} in {settings.data_dir}, once.", flush=True)

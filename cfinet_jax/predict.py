@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.inputs import scales_of
 from cfinet_jax.merging import Found, merge
 from cfinet_jax.metrics.results import coco_results
 from cfinet_jax.pictures import decode_image, find_pictures, upright_size
@@ -45,7 +46,9 @@ class Model:
     def __init__(self, trained: Trained, config: ConfigDict) -> None:
         self.trained, self.config = trained, config
         self.window = tuple(config.dataset.stored_size)
-        self.overlap = tuple(min(config.prediction.overlap, side - 1) for side in self.window)
+        shared = config.dataset.window_overlap
+        shared = config.prediction.overlap if shared is None else shared
+        self.overlap = tuple(min(shared, side - 1) for side in self.window)
         self.batch_size = config.dataset.eval_batch_size
         self.detect = jax.jit(detection(trained.detector, config.dataset))
 
@@ -93,7 +96,7 @@ class Model:
         empty = self.batch_size - len(windows)
         images = np.pad(np.stack(windows), ((0, empty), (0, 0), (0, 0), (0, 0)))
         extents = np.pad(np.asarray(sizes, np.float32), ((0, empty), (0, 0)), constant_values=1)
-        batch = without_truth(images, extents, self.config.dataset.image_size)
+        batch = without_truth(images, extents, scales_of(extents, self.config.dataset))
         found, _ = jax.device_get(self.detect(self.trained.variables, batch))
         return [
             Found(found.boxes[k][found.valid[k]], found.scores[k][found.valid[k]], found.labels[k][found.valid[k]])

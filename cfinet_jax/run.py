@@ -9,6 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import dataset, mesh, optimizer, pretrained, train_state
+from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import OPEN, input_shape, room_for, with_sizes
 from cfinet_jax.metrics.protocols import PROTOCOLS
@@ -22,6 +23,7 @@ AT_LEAST_ONE = (
     "dataset.batch_size",
     "dataset.eval_batch_size",
     "dataset.max_objects",
+    "dataset.mixed_pictures",
     "training.images",
     "training.micro_batches",
     "training.log_every_images",
@@ -52,12 +54,17 @@ def discover_sizes(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     if has_learnt(workdir) and (facts := read_settings(workdir)) is not None:
         config = with_sizes(config, **recorded_sizes(facts))
     settings = config.dataset
+    check_windows(settings)
     if all(settings[key] is not None for key in OPEN):
         return config
     # All splits, so that another `eval_split` is seen at the same size.
-    splits = dataset.open_splits(settings).values()
-    height, width = (max(sides) for sides in zip(*(split.largest_picture for split in splits), strict=True))
-    sizes = room_for((height, width), max(split.most_objects for split in splits))
+    splits = dataset.open_splits(settings)
+    height, width = (max(sides) for sides in zip(*(split.largest_picture for split in splits.values()), strict=True))
+    most = max(split.most_objects for split in splits.values())
+    if settings.window_overlap is not None:
+        seen = (views(split, settings, name == settings.train_split) for name, split in splits.items())
+        most = max(len(objects.labels) for of_split in seen for _, objects in of_split)
+    sizes = room_for((height, width), most)
     print(", ".join(f"dataset.{key} {sizes[key]}" for key in OPEN if settings[key] is None) + " hold all of it.")
     return with_sizes(config, **sizes)
 
@@ -101,9 +108,28 @@ def check_values(config: ConfigDict) -> None:
         section, name = key.split(".")
         if config[section][name] < 1:
             raise UserError(f"{key} is {config[section][name]}: make it at least 1.")
+    check_windows(config.dataset)
     if config.evaluation.protocol not in PROTOCOLS:
         raise UserError(
             f"evaluation.protocol is {config.evaluation.protocol!r}: choose one of {', '.join(sorted(PROTOCOLS))}."
+        )
+
+
+def check_windows(settings: ConfigDict) -> None:
+    """Windows can be laid over a picture."""
+    overlap = settings.window_overlap
+    if overlap is None:
+        return
+    if settings.stored_size is None:
+        raise UserError(
+            "dataset.window_overlap cuts pictures into windows of dataset.stored_size: give it, "
+            '--config.dataset.stored_size="(640, 640)".'
+        )
+    input_shape(settings)  # it is a size
+    if not 0 <= overlap < min(settings.stored_size):
+        raise UserError(
+            f"dataset.window_overlap is {overlap}: make it at least 0 and less than dataset.stored_size, which is "
+            f"{settings.stored_size}."
         )
 
 

@@ -68,7 +68,10 @@ def check_same_run(path: epath.Path, settings: dict) -> None:
 
 def identity(settings: dict) -> dict[str, Any]:
     """What may not change between the parts of one run: a checkpoint counts its steps in batches of its data."""
-    data = {key: settings["dataset"][key] for key in ("name", "train_split", "batch_size", "image_size")}
+    section = settings["dataset"]
+    data = {key: section[key] for key in ("name", "train_split", "batch_size", "image_size")}
+    if section.get("window_overlap") is not None:
+        data |= {key: section[key] for key in ("window_overlap", "paint_regions", "stored_size")}
     return flatten({"seed": settings["seed"], "dataset": data, "detector": settings["detector"]})
 
 

@@ -52,7 +52,7 @@ def training_windows(
     ends = boxes[:, :2].astype(int) + np.round(boxes[:, 2:] - boxes[:, :2], 3).astype(int)
     annotated = np.minimum(size, ends.max(axis=0)[::-1] + MARGIN)
     origins = column_by_column(window_origins(tuple(annotated.tolist()), window, overlap))
-    return origins[[boxes_in_window(objects, origin, window)[1].any() for origin in origins]]
+    return origins[[bool(np.any(boxes_in_window(objects, origin, window)[1] > 0)) for origin in origins]]
 
 
 def column_by_column(origins: Int[np.ndarray, "windows 2"]) -> Int[np.ndarray, "windows 2"]:
@@ -70,8 +70,8 @@ def boxes_in_window(
     boxes = boxes.astype(float)  # a share of 0.4 is no more than 0.4, which float32 would make it
     moved = boxes - np.tile(origin[::-1], 2)
     inside = np.clip(moved, 0, np.tile(window[::-1], 2))
-    areas = (np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (inside, boxes))
-    return inside, np.divide(*areas)
+    seen, whole = (np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (inside, boxes))
+    return inside, np.divide(seen, whole, out=np.zeros_like(whole), where=whole > 0)
 
 
 def fill(

@@ -139,10 +139,9 @@ def fitting_scales(sizes: Any, image_size: tuple[int, int] | None) -> Any:
     return (limits / sizes).min(-1)
 
 
-def without_truth(images: Any, sizes: Any, image_size: tuple[int, int] | None) -> Batch:
-    """Pictures to detect in, uint8 and padded, as a batch; `image_size` are the limits they are scaled to fit."""
+def without_truth(images: Any, sizes: Any, scales: Any) -> Batch:
+    """Pictures to detect in, uint8 and padded, as a batch."""
     count = images.shape[0]
-    scales = fitting_scales(jnp.asarray(sizes), image_size)
     none = jnp.zeros((count, 1), bool)
     truth = GroundTruth(jnp.zeros((count, 1, 4)), jnp.zeros((count, 1), jnp.int32), none, none)
     numbers = jnp.zeros(count, jnp.int32)

@@ -52,8 +52,8 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
 
 
 def recorded_sizes(facts: dict[str, Any]) -> dict[str, Any]:
-    """What the run that wrote these settings used where a config may leave it open."""
-    return {key: with_tuples(facts["config"]["dataset"].get(key)) for key in OPEN}
+    """What the run that wrote these settings used where a config may leave it open, or leave pictures whole."""
+    return {key: with_tuples(facts["config"]["dataset"].get(key)) for key in (*OPEN, "window_overlap")}
 
 
 def with_tuples(tree: Any) -> Any:

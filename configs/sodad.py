@@ -1,7 +1,7 @@
 """CFINet on SODA-D, as the paper trains it; `sodad.py:released` as the released code behaves.
 
-Data:      python data/prepare.py sodad --source=SODA-D --data_dir=prepared --windows
-           (windows of 800 x 800 pixels in the split train_windows, whole images in train, val and test)
+Data:      python data/prepare.py sodad --source=SODA-D --data_dir=prepared
+           (with --windows it also cuts what is trained on: then --config.dataset.train_split=train_windows reads it)
 Command:   python -m cfinet_jax.main --config=configs/sodad.py --workdir=runs/sodad
 Variants:  sodad.py:released      the six choices in which the released code leaves the paper
            sodad.py:faster_rcnn   the baseline: RPN with three anchors on P2-P6, no imitation

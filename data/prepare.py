@@ -19,7 +19,7 @@ from data.coco.layout import read_found, read_named  # noqa: E402
 from data.published.json_files import LAYOUTS, read_layout  # noqa: E402
 from data.published.visdrone import read_visdrone  # noqa: E402
 from data.scenes.scenes_dataset_builder import Builder as ScenesBuilder  # noqa: E402
-from data.sodad.layout import read_sodad  # noqa: E402
+from data.sodad.layout import WINDOWS, read_sodad  # noqa: E402
 from data.yolo.labels import read_yolo  # noqa: E402
 
 
@@ -72,9 +72,11 @@ def sodad(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     if not arguments.source or arguments.annotations:
         raise UserError("sodad needs --source=FOLDER, the folder of Images and Annotations, and no --annotations")
     windows = absolute(arguments.data_dir) / (arguments.name or arguments.dataset) / "windows"
-    return own_builder(
-        arguments, partial(read_sodad, absolute(arguments.source), windows if arguments.windows else None)
-    )
+    read = partial(read_sodad, absolute(arguments.source), windows if arguments.windows else None)
+    builder = own_builder(arguments, read)
+    if arguments.windows and builder.data_path.exists() and WINDOWS not in builder.info.splits:
+        raise UserError(f"{builder.data_path} was prepared without windows: delete this folder to prepare it again")
+    return builder
 
 
 def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, Split]]) -> tfds.core.DatasetBuilder:

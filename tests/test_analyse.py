@@ -30,8 +30,12 @@ VIEWS = [
 ]
 
 
+def sizes(image_size: tuple[int, int] | None) -> ConfigDict:
+    return ConfigDict({"image_size": image_size, "window_overlap": None})
+
+
 def test_contents_are_those_that_are_learnt():
-    contents = read_contents(VIEWS, (80, 100))
+    contents = read_contents(VIEWS, sizes((80, 100)))
     assert contents.pictures.tolist() == [[40, 60], [100, 50], [40, 60]]
     np.testing.assert_allclose(contents.scales, [100 / 60, 0.8, 100 / 60])
     assert contents.boxes.tolist() == [[0, 0, 10, 10], [1, 2, 3, 4], [0, 0, 40, 40]]
@@ -39,7 +43,7 @@ def test_contents_are_those_that_are_learnt():
     assert (contents.objects.tolist(), contents.regions.tolist()) == ([1, 0, 2], [1, 0, 0])
     assert contents.areas.tolist() == [100, 4, 1600]
     np.testing.assert_allclose(contents.network_boxes[0], [0, 0, 100 / 6, 100 / 6])
-    assert read_contents(VIEWS, None).scales.tolist() == [1, 1, 1]
+    assert read_contents(VIEWS, sizes(None)).scales.tolist() == [1, 1, 1]
 
 
 def test_sizes_are_those_of_the_benchmark():
@@ -87,7 +91,7 @@ def rows(markdown: str) -> list[list[str]]:
 
 
 def test_tables_count():
-    contents = read_contents(VIEWS, (80, 120))  # the first and last picture are doubled
+    contents = read_contents(VIEWS, sizes((80, 120)))  # the first and last picture are doubled
     assert rows(tables.size_table(contents)) == [
         ["eS (0-144)", "2 (67%)", "1 (33%)"],
         ["rS (144-400)", "0 (0%)", "1 (33%)"],
@@ -179,9 +183,9 @@ def test_windows_are_what_is_analysed(tiny_scenes):
     settings = tiny.tiny_config().dataset
     settings.update(data_dir=str(tiny_scenes), image_size=None)
     split = open_dataset(settings, "train")
-    whole = read_contents(views(split, settings, training=True), None)
+    whole = read_contents(views(split, settings, training=True), settings)
     settings.update(stored_size=(160, 160), window_overlap=40)
-    cut = read_contents(views(split, settings, training=True), None)
+    cut = read_contents(views(split, settings, training=True), settings)
     assert len(cut.pictures) > len(whole.pictures) and cut.pictures.tolist() == [[160, 160]] * len(cut.pictures)
     assert len(cut.boxes) > len(whole.boxes) and cut.boxes.max() <= 160
     assert np.isclose(whole.areas[:, None], cut.areas, rtol=1e-4).any(axis=1).all()
@@ -196,7 +200,7 @@ def test_the_analysis_of_a_config(tiny_scenes, tmp_path, monkeypatch):
     text = (tmp_path / "run" / "analysis.md").read_text()
     settings = tiny.tiny_config().dataset
     settings.data_dir = str(tiny_scenes)
-    contents = read_contents(views(open_dataset(settings, "train"), settings, training=True), settings.image_size)
+    contents = read_contents(views(open_dataset(settings, "train"), settings, training=True), settings)
     assert tables.size_table(contents) in text and tables.size_table(contents) in output
     assert f"| train | 16 | {len(contents.boxes)} |" in text and "| test | 8 |" in text
     assert "Classes of fewer than 50 objects" in text and "traffic-light" in text

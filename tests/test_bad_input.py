@@ -82,6 +82,13 @@ COMMANDS = {
     ),
     "nothing to evaluate": (["--mode=evaluate", "--workdir=TMP/absent"], "No checkpoint in TMP/absent: train first"),
     "picture too large": (["--config.dataset.stored_size=(300, 320)"], "raise dataset.stored_size"),
+    "windows that share all": (["--config.dataset.window_overlap=320"], "less than dataset.stored_size, which is (320"),
+    "windows that share less than nothing": (["--config.dataset.window_overlap=-1"], "make it at least 0"),
+    "windows of no size": (
+        ["--config.dataset.window_overlap=9", "--config.dataset.stored_size=7"],
+        "give height and width",
+    ),
+    "nothing to mix": (["--config.dataset.mixed_pictures=0"], "dataset.mixed_pictures is 0: make it at least 1"),
     "no objects": (["--config.dataset.max_objects=0"], "dataset.max_objects is 0: make it at least 1"),
     "source missing": (
         [*OWN, "--config.dataset.source=TMP/absent"],

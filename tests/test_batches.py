@@ -14,7 +14,6 @@ from cfinet_jax.batches import eval_batches, mixed_order, train_batches, windows
 from cfinet_jax.dataset import Prepared, open_dataset
 from cfinet_jax.errors import UserError
 from cfinet_jax.slicing import boxes_in_window, fill, training_windows, window_origins
-from cfinet_jax.structures import Batch
 from data.scenes.render import SIZE, render_scene
 from data.scenes.scenes_dataset_builder import Builder
 from data.scenes.templates import CLASSES
@@ -205,18 +204,23 @@ def test_training_windows_hold_what_the_rules_say(prepared, cut):
         for origin in training_windows((SIZE, SIZE), objects, regions, (160, 192), (32, 32)):
             boxes, share = boxes_in_window(scene.boxes, origin, (160, 192))
             inside = share > 0 if not cut.paint_regions else (share > 0) & ~scene.ignore
-            expected.append((index + 1, origin, boxes[inside], scene.ignore[inside] | (share[inside] <= 0.4)))
+            labels = np.maximum(scene.labels, 0)  # a region of every class
+            expected.append((index + 1, boxes[inside], labels[inside], scene.ignore[inside] | (share[inside] <= 0.4)))
     assert count == len(expected) > 3 * IMAGES
 
-    def matches(batch: Batch, image_id: int, origin: np.ndarray, boxes: np.ndarray, ignore: np.ndarray) -> bool:
-        truth = batch.ground_truth
-        order = np.argsort(ignore, kind="stable")
-        sides = (boxes[order, 2:] - boxes[order, :2] >= 1).all(1)
-        return int(batch.image_ids) == image_id and np.array_equal(truth.boxes[truth.valid], boxes[order][sides])
+    def facts(image_id: int, boxes: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> tuple:
+        kept = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+        order = np.argsort(ignore[kept], kind="stable")
+        columns = (column[kept][order].tolist() for column in (boxes.astype(np.float32), labels, ignore))
+        return int(image_id), *columns
 
-    for entry in expected:
-        assert sum(matches(batch, *entry) for batch in seen) >= 1
-    assert all(any(matches(batch, *entry) for entry in expected) for batch in seen)
+    found = [
+        facts(batch.image_ids, *(column[batch.ground_truth.valid] for column in (
+            batch.ground_truth.boxes, batch.ground_truth.labels, batch.ground_truth.ignore
+        )))
+        for batch in seen
+    ]  # fmt: skip
+    assert sorted(found) == sorted(facts(*entry) for entry in expected)
 
 
 def test_a_window_shows_its_part_of_the_picture(prepared, cut):
@@ -250,18 +254,50 @@ def test_an_epoch_of_windows_is_mixed_group_by_group():
     assert not np.array_equal(first, second)
 
 
-def test_a_picture_is_decoded_once_an_epoch(prepared, cut, monkeypatch):
-    decoded = []
-    read = batches.read_picture
-    monkeypatch.setattr(
-        batches, "read_picture", lambda record: (decoded.append(int(record["image_id"])), read(record))[1]
-    )
-    windows = windows_of(prepared, cut, training=False)
-    list(evaluation(prepared, ConfigDict({**cut, "read_threads": 3}), 4))
-    assert len(windows.owners) > IMAGES and sorted(decoded) == list(range(1, IMAGES + 1))
+@pytest.mark.parametrize("size", [4, 32])
+@pytest.mark.parametrize("make", [lambda *a: training(*a[:2], 0, *a[2:]), evaluation])
+def test_a_picture_is_decoded_once_an_epoch(prepared, cut, monkeypatch, make, size):
+    decoded, read = [], batches.read_picture
+
+    def count(record: dict) -> np.ndarray:
+        decoded.append(int(record["image_id"]))
+        return read(record)
+
+    monkeypatch.setattr(batches, "read_picture", count)
+    settings = ConfigDict({**cut, "read_threads": 3, "mixed_pictures": 2})
+    windows = windows_of(prepared, settings, training=make is not evaluation)
+    for _ in zip(range(-(-len(windows.owners) // size)), make(prepared, settings, size), strict=False):
+        pass
+    assert len(windows.owners) > 3 * IMAGES
+    if make is evaluation:
+        assert sorted(decoded) == list(range(1, IMAGES + 1))
+    else:  # the threads are in the next epoch by now
+        assert set(decoded) == set(range(1, IMAGES + 1)) and len(decoded) < 3 * IMAGES
+
+
+def test_windows_without_an_object_are_not_trained_on(settings):
+    entry = record(np.zeros((40, 60, 3), np.uint8), [], [])
+    with pytest.raises(UserError, match="No window of the split holds an object"):
+        windows_of(alone(entry), ConfigDict({**settings, "window_overlap": 8}), training=True)
+
+
+def test_windows_are_scaled_alike(settings):
+    """As the published tool pads them first; whole pictures are scaled to fit."""
+    entry = record(np.zeros((40, 60, 3), np.uint8), [[1, 1, 9, 9]], [False])
+    windowed = next(evaluation(alone(entry), ConfigDict({**settings, "window_overlap": 8}), 1))
+    assert windowed.sizes.tolist() == [[40, 60]] and windowed.scales == min(640 / 336, 512 / 352)
+    assert next(evaluation(alone(entry), settings, 1)).scales == min(640 / 40, 512 / 60)
 
 
 def test_windows_go_on_where_they_were_and_are_shared(prepared, cut):
+    count = len(windows_of(prepared, cut, training=True).owners)
+    reader = training(prepared, cut, 0, 4)
+    for _ in range(count // 4):
+        next(reader)
+    state, expected = reader.get_state(), next(reader)  # across the end of the epoch
+    restored = training(prepared, cut, 0, 4)
+    restored.set_state(state)
+    jax.tree.map(np.testing.assert_array_equal, next(restored), expected)
     test_a_restored_iterator_goes_on_with_the_next_batch(cut, prepared, 3)
     for make in (lambda *a: training(*a[:2], 0, *a[2:]), evaluation):
         test_processes_share_the_global_batches(cut, prepared, make)

@@ -51,7 +51,7 @@ def prepared(settings) -> Prepared:
 
 def test_ground_truth_in_coco_format(prepared):
     truth = coco_ground_truth(prepared)
-    assert [category["name"] for category in truth["categories"]] == list(CLASSES)
+    assert [category["name"] for category in truth["categories"]] == [*CLASSES, "ignore"]
     assert [entry["id"] for entry in truth["annotations"]] == list(range(1, len(truth["annotations"]) + 1))
     scene = render_scene("train", 0)
     boxes = [entry["bbox"] for entry in truth["annotations"] if entry["image_id"] == 1 and not entry["ignore"]]
@@ -59,7 +59,7 @@ def test_ground_truth_in_coco_format(prepared):
     np.testing.assert_allclose(np.hstack([low, low + extent]), scene.boxes[~scene.ignore])
     regions = sum(int(render_scene("train", index).ignore.sum()) for index in range(IMAGES))
     assert regions > 0
-    assert sum(entry["ignore"] for entry in truth["annotations"]) == regions * len(CLASSES)
+    assert sum(entry["category_id"] == len(CLASSES) + 1 for entry in truth["annotations"]) == regions
 
 
 def test_what_is_not_prepared_is_named_with_its_command(settings, tmp_path):
@@ -165,6 +165,14 @@ def test_sizes_left_open_are_those_of_the_data(folder):
     assert (found.dataset.stored_size, found.dataset.max_objects) == ((64, 96), 7) and found.is_locked
     config.dataset.stored_size = (128, 128)
     assert discover_sizes(config, folder) is config
+
+
+def test_windows_want_a_size(folder):
+    config = own(folder, window_overlap=16)
+    with pytest.raises(UserError, match="windows of dataset.stored_size: give it"):
+        discover_sizes(config, folder)
+    config.dataset.stored_size = (32, 32)
+    assert discover_sizes(config, folder).dataset.max_objects == 32
 
 
 def test_a_run_goes_on_with_its_own_sizes(folder):

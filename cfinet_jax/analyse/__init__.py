@@ -31,7 +31,7 @@ def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     classes = dataset.open_dataset(settings, settings.train_split).classes
     splits = dataset.open_splits(settings)
     seen = {name: views(split, settings, training=name == settings.train_split) for name, split in splits.items()}
-    contents = {name: read_contents(each, settings.image_size) for name, each in seen.items()}
+    contents = {name: read_contents(each, settings) for name, each in seen.items()}
     training = contents[settings.train_split]
     if not len(training.boxes):
         raise UserError(f"The split '{settings.train_split}' of {settings.name} holds no object: annotate some.")

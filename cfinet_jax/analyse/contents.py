@@ -9,10 +9,9 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.batches import Objects, fill_a_pixel
 from cfinet_jax.boxes.anchors import best_overlap
-from cfinet_jax.inputs import input_shape
+from cfinet_jax.inputs import input_shape, scales_of
 from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.ops.matching import dynamic_thresholds
-from cfinet_jax.structures import fitting_scales
 
 
 class Contents(NamedTuple):
@@ -41,7 +40,7 @@ class Contents(NamedTuple):
         return self.boxes * self.scales[self.owners, None]
 
 
-def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], image_size: tuple[int, int] | None) -> Contents:
+def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], settings: ConfigDict) -> Contents:
     """The contents of pictures, or windows, given by size and objects; those of less than a pixel are left out."""
     pictures, boxes, labels, owners, regions = [], [], [], [], []
     for index, (size, objects) in enumerate(views):
@@ -53,7 +52,7 @@ def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], image_size: 
         owners.append(np.full(learnt.sum(), index))
         regions.append(np.sum(sound & objects.ignore))
     sides = np.array(pictures)
-    scales = fitting_scales(sides, image_size)
+    scales = scales_of(sides, settings)
     content = np.concatenate(boxes), np.concatenate(labels), np.concatenate(owners)
     return Contents(sides, scales, *content, np.array(regions))
 

@@ -1,23 +1,25 @@
 """SODA-D: what is prepared from a tiny one follows the rules of its tool, survives a kill, and says what it saw."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from cfinet_jax import dataset
+from cfinet_jax.batches import train_batches, windows_of
 from cfinet_jax.errors import UserError
+from configs import sodad
 from data import prepare
 from data.sodad import windows
 from tests.soda import IGNORE, IMAGES, SMALL, draw, make, make_cut
@@ -123,6 +125,26 @@ def test_windows_follow_the_rules(raw):
         assert np.mean(error) < 1 and np.mean(error > 20) < 0.01
 
 
+def test_windows_cut_while_reading_are_those_cut_beforehand(raw):
+    """Pixels apart from JPEG, and the order of windows."""
+    assert call(raw, "--windows") == 0
+    settings = sodad.get_config().dataset
+    settings.update(data_dir=str(raw.parent / "prepared"), max_objects=8, read_threads=1)
+    read = []
+    for split in ("train", "train_windows"):
+        prepared = dataset.open_dataset(settings, split)
+        windows = windows_of(prepared, settings, training=True)
+        epoch = itertools.islice(train_batches(prepared, windows, settings, 0, 1), len(windows.owners))
+        rows = [jax.tree.map(lambda leaf: leaf[0], batch) for batch in epoch]
+        read.append(sorted(rows, key=lambda row: row.ground_truth.boxes.tolist()))
+    assert len(read[0]) == len(read[1]) > 3
+    for now, before in zip(*read, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, now.ground_truth, before.ground_truth)
+        height, width = now.sizes.astype(int)  # what of a window is picture; cut beforehand it is black beyond
+        difference = np.abs(now.images[:height, :width].astype(int) - before.images[:height, :width])
+        assert np.percentile(difference, 99) < 20 and difference.mean() < 2
+
+
 def test_the_report(raw, capsys):
     (raw / "Images" / "stray.jpg").write_bytes(b"")
     assert call(raw, "--windows") == 0
@@ -142,7 +164,6 @@ def test_the_report(raw, capsys):
 
 KILLED = """
 import os, signal, sys
-from multiprocessing.pool import ThreadPool
 from unittest import mock
 import cv2
 from data import prepare
@@ -153,7 +174,7 @@ def die_at_the_fourth(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     encoded.append(arguments)
     return encode(*arguments)
-with mock.patch("cv2.imencode", die_at_the_fourth), mock.patch("data.threads.ThreadPool", lambda: ThreadPool(1)):
+with mock.patch("cv2.imencode", die_at_the_fourth), mock.patch("data.threads.MOST", 1):
     prepare.main()
 """
 
@@ -178,7 +199,7 @@ def test_a_full_disk_keeps_what_is_cut(raw, tmp_path, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return encode(window)
 
-    monkeypatch.setattr("data.threads.ThreadPool", partial(ThreadPool, 1))
+    monkeypatch.setattr("data.threads.MOST", 1)
     monkeypatch.setattr(windows, "encode", full)
     assert call(raw, "--windows") == 2
     error = capsys.readouterr().err
