@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 from unittest import mock
 
+import grain  # noqa: F401 - it defines flags, which `flagsaver` would forget were it first imported by a mode
 import jax
 import jax.numpy as jnp
 import numpy as np
