@@ -73,7 +73,9 @@ case "${1:-}" in
     "" | --*)
         enter "$extras"
         given=" $* " defaults=()
-        if [[ $given != *" --config="* ]]; then
+        # What is trained knows its configuration, as long as nothing in it is to be changed.
+        of_a_run=' --mode=(evaluate|export|predict) '
+        if [[ $given != *" --config="* ]] && [[ $given == *" --config."* || ! $given =~ $of_a_run ]]; then
             defaults+=(--config=configs/scenes.py)
         fi
         if [[ $given != *" --workdir="* ]]; then

@@ -1,4 +1,7 @@
-"""`python -m cfinet_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=MODE] [--config.key=value]`."""
+"""`python -m cfinet_jax.main --config=FILE[:VARIANT] --workdir=DIR [--mode=MODE] [--config.key=value]`.
+
+What has been trained is evaluated, exported and predicted with as it was configured, where no --config is given.
+"""
 
 import importlib
 import os
@@ -20,6 +23,7 @@ MODES = {  # and the module of each, which has a function of the name
     "predict": "predict",
     "analyse": "analyse",
 }
+OF_A_RUN = ("evaluate", "export", "predict")  # without --config, with that of the run in the workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE or FILE:VARIANT.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
@@ -32,14 +36,18 @@ def run(arguments: Sequence[str]) -> None:
     """Runs one mode."""
     if len(arguments) > 1:
         raise UserError(f"Unknown argument {arguments[1]!r}: settings are given as --config.key=value.")
-    for name, value in (("config", CONFIG.value), ("workdir", WORKDIR.value)):
-        if value is None:
+    for name, value in (("workdir", WORKDIR.value), ("config", CONFIG.value)):
+        if value is None and not (name == "config" and MODE.value in OF_A_RUN):
             raise UserError(
                 f"--{name} is missing: python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes"
             )
     # Only what the mode needs is imported.
+    others, workdir = places(), epath.Path(WORKDIR.value)
     mode = getattr(importlib.import_module(f"cfinet_jax.{MODES[MODE.value]}"), MODE.value)
-    mode(CONFIG.value, epath.Path(WORKDIR.value), *places())
+    config = CONFIG.value
+    if config is None:
+        config = importlib.import_module("cfinet_jax.trained").recorded_config(workdir)
+    mode(config, workdir, *others)
 
 
 def places() -> list[epath.Path]:

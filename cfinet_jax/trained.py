@@ -41,14 +41,25 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
     Raises:
       UserError: there is no run in the workdir.
     """
-    facts = read_settings(workdir)
-    if facts is None:
-        raise UserError(f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir.")
+    facts = recorded(workdir)
     classes, category_ids = tuple(facts["classes"]), tuple(facts["category_ids"])
-    used = ConfigDict(with_tuples(facts["config"])) if config is None else with_sizes(config, **recorded_sizes(facts))
+    used = recorded_config(workdir) if config is None else with_sizes(config, **recorded_sizes(facts))
     detector = build_detector(used.detector, len(classes))
     variables = trained_variables(used, detector, classes, workdir)
     return Trained(detector, variables, classes, category_ids), used
+
+
+def recorded(workdir: epath.Path) -> dict[str, Any]:
+    """The settings of the run in a workdir. Raises `UserError` where there is none."""
+    facts = read_settings(workdir)
+    if facts is None:
+        raise UserError(f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir.")
+    return facts
+
+
+def recorded_config(workdir: epath.Path) -> ConfigDict:
+    """The config of the run in a workdir. Raises `UserError` where there is none."""
+    return ConfigDict(with_tuples(recorded(workdir)["config"]))
 
 
 def recorded_sizes(facts: dict[str, Any]) -> dict[str, Any]:

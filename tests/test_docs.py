@@ -71,6 +71,9 @@ def check(words: list[str], monkeypatch) -> None:
             check(["python", "-m", "cfinet_jax.main", *MAIN_JOB], monkeypatch)
         case ["./run.sh", first, *rest] if first.startswith("--"):
             given = {word.partition("=")[0] for word in (first, *rest)}
+            of_a_run = {f"--mode={mode}" for mode in main.OF_A_RUN} & {first, *rest}
+            if of_a_run and not any(word.startswith("--config.") for word in given):
+                given.add("--config")
             defaults = [word for word in MAIN_JOB if word.partition("=")[0] not in given]
             check(["python", "-m", "cfinet_jax.main", *defaults, first, *rest], monkeypatch)
         case ["./run.sh", *rest]:
@@ -101,7 +104,7 @@ def check_flags(arguments: list[str], monkeypatch) -> None:
             values[flag.name] = copy.deepcopy(flag)
     monkeypatch.setattr(sys, "argv", ["main", *arguments])  # where config_flags looks for overrides
     assert values(sys.argv) == ["main"]
-    assert values.workdir and values.config.dataset.name
+    assert values.workdir and (values.mode in main.OF_A_RUN or values.config.dataset.name)
 
 
 @pytest.mark.parametrize("block", blocks("bash"))

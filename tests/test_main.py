@@ -109,3 +109,17 @@ def test_as_a_program(arguments, status, output, errors):
     assert ended.returncode == status
     assert output in ended.stdout and errors in ended.stderr
     assert len(ended.stderr.splitlines()) == bool(errors)
+
+
+def test_what_is_trained_knows_its_configuration(trained, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr("cfinet_jax.predict.predict", lambda config, *places: used.append((config, *map(str, places))))
+    command = ("--mode=predict", "--images=pictures", "--output=found")
+    assert tiny.call_main(*command, f"--workdir={trained[0]}")[::2] == (0, "")
+    ((config, *places),) = used
+    assert places == [str(trained[0]), "pictures", "found"]
+    recorded = json.loads((trained[0] / "settings.json").read_text())["config"]
+    assert json.loads(config.to_json()) == recorded and config.dataset.image_size == tiny.SHAPE
+    status, _, errors = tiny.call_main(*command, f"--workdir={tmp_path}")
+    assert status == 2 and f"No run in {tmp_path}: train or evaluate first" in errors
+    assert "--config is missing" in tiny.call_main(f"--workdir={tmp_path}")[2]
