@@ -1,6 +1,6 @@
 """Pictures with detections and ground truth drawn into them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import cv2
 import numpy as np
@@ -68,7 +68,10 @@ def draw_overlay(
         text = f"{classes[detection['category_id']][:3]} {100 * detection['score']:.0f}"
         _tag(canvas, text, _corners(detection["bbox"], factor), colours[detection["category_id"]])
     seen = {entry["category_id"] for entry in [*shown, *ground_truth]}
-    legend = _legend(canvas.shape[1], {classes[k]: colour for k, colour in colours.items() if k in seen})
+    marks = {
+        name: draw for name, draw, boxes in (("ground truth", _dash, objects), ("ignored", _hatch, regions)) if boxes
+    }
+    legend = _legend(canvas.shape[1], marks, {classes[k]: colour for k, colour in colours.items() if k in seen})
     return np.concatenate([canvas, legend])
 
 
@@ -107,10 +110,10 @@ def _tag(canvas: Picture, text: str, box: tuple[int, int, int, int], colour: tup
     cv2.putText(canvas, text, (x + 2, base), FONT, TEXT_SCALE, BLACK, 1, cv2.LINE_AA)
 
 
-def _legend(width: int, colours: dict[str, tuple[int, int, int]]) -> Picture:
+def _legend(width: int, marks: dict[str, Callable], colours: dict[str, tuple[int, int, int]]) -> Picture:
     """A strip of the given width that says what the marks and colours mean."""
     places, x, y = [], 8, 4
-    names = ["ground truth", "ignored", *colours]
+    names = [*marks, *colours]
     for name in names:
         (text_width, _), _ = cv2.getTextSize(name, FONT, TEXT_SCALE, 1)
         if x > 8 and x + SWATCH + 6 + text_width > width:
@@ -118,9 +121,9 @@ def _legend(width: int, colours: dict[str, tuple[int, int, int]]) -> Picture:
         places.append((x, y, x + SWATCH, y + SWATCH))
         x += SWATCH + 6 + text_width + 18
     strip = np.full((y + LINE_HEIGHT, width, 3), PANEL, np.uint8)
-    _dash(strip, places[:1])
-    _hatch(strip, places[1:2])
-    for (x1, y1, x2, y2), colour in zip(places[2:], colours.values(), strict=True):
+    for place, draw in zip(places, marks.values(), strict=False):
+        draw(strip, [place])
+    for (x1, y1, x2, y2), colour in zip(places[len(marks) :], colours.values(), strict=True):
         cv2.rectangle(strip, (x1, y1), (x2, y2), colour, 2)
     for name, (_, y1, x2, _) in zip(names, places, strict=True):
         cv2.putText(strip, name, (x2 + 6, y1 + 12), FONT, TEXT_SCALE, WHITE, 1, cv2.LINE_AA)

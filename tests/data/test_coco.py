@@ -197,11 +197,12 @@ def test_prepared_data_keep_paths_ids_and_the_account(folder):
     assert prepared.account["problems"] == {"box outside the image, skipped": ["annotation 2 of a.png"]}
     assert {record["path"].decode() for record in prepared.source} == {str(folder / "a.png"), str(folder / "b.jpg")}
     truth = coco_ground_truth(prepared)
-    assert truth["categories"] == [{"id": 3, "name": "plane"}, {"id": 7, "name": "ship"}]
+    regions = {"id": 8, "name": "ignore"}  # of every class
+    assert truth["categories"] == [{"id": 3, "name": "plane"}, {"id": 7, "name": "ship"}, regions]
     entries = {(a["image_id"], a["category_id"]): a for a in truth["annotations"]}
-    assert entries.keys() == {(1, 7), (2, 3), (2, 7)}  # the region counts for every class
+    assert entries.keys() == {(1, 7), (2, 8)}
     assert entries[1, 7]["bbox"] == [1, 2, 3.5, 4] and entries[1, 7]["area"] == 11 and not entries[1, 7]["ignore"]
-    assert entries[2, 3]["iscrowd"] == entries[2, 3]["ignore"] == 1
+    assert entries[2, 8]["iscrowd"] == entries[2, 8]["ignore"] == 1
 
 
 def test_splits_with_different_categories_are_refused_and_leave_nothing(folder):
