@@ -62,7 +62,7 @@ COMMANDS = {
     "unknown quality": (["--config.detector.imitation.quality=best"], "choose one of paper, released"),
     "unknown negatives": (["--config.detector.imitation.negatives=all"], "choose one of paper, image"),
     "unknown contrast": (["--config.detector.imitation.contrast=l2"], "choose one of eq6, means"),
-    "unknown protocol": (["--config.evaluation.protocol=voc"], "choose one of coco, soda_d"),
+    "unknown protocol": (["--config.evaluation.protocol=voc"], "choose one of ai_tod, coco, soda_d, tiny_person"),
     "unknown reaction": (["--config.training.on_nonfinite=wait"], "choose one of ('stop', 'skip')"),
     "weights missing": (["--config.training.pretrained=TMP/no.npz", CAFFE], "No pretrained weights at TMP/no.npz"),
     "weights of the other style": (["--config.training.pretrained=TMP/other.npz"], "stride_style=caffe"),
