@@ -44,7 +44,7 @@ class Windows(NamedTuple):
 def windows_of(prepared: Prepared, settings: ConfigDict, training: bool) -> Windows:
     """The pictures of a split, or windows of `stored_size` over them where `window_overlap` is given.
 
-    Evaluation takes windows that cover the pictures, training those that hold a box (cfinet_facts 6.2).
+    Evaluation takes windows that cover the pictures, training those that hold an object.
     """
     pictures, overlap = np.arange(len(prepared)), settings.window_overlap
     if overlap is None:
@@ -276,7 +276,7 @@ def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.nda
     if below < 0 or right < 0:
         raise UserError(
             f"image {name} is {picture.shape[0]} x {picture.shape[1]} pixels, larger than dataset.stored_size = "
-            f"{stored_size[0]} x {stored_size[1]}: raise dataset.stored_size"
+            f"{stored_size[0]} x {stored_size[1]}: raise dataset.stored_size, or set dataset.window_overlap"
         )
     return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
 

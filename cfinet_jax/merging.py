@@ -19,7 +19,7 @@ class Found(NamedTuple):
 def merge(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overlap: float) -> Found:
     """Moves the detections of every window to its origin (row, column) and keeps, class by class, what NMS keeps.
 
-    Of boxes of a class with an IoU above `overlap` the better one stays, as the original does (cfinet_facts 6.4). The
+    Of boxes of a class with an IoU above `overlap` the better one stays, as the released code does. The
     order of the windows does not matter, ties of scores apart.
     """
     boxes, scores, labels = together(windows, origins)

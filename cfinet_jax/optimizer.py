@@ -9,7 +9,7 @@ import optax
 
 
 def learning_rate(settings: Any, batch_size: int) -> Callable[[Any], Any]:
-    """The rate at a step: linear warm-up, then steps down; proportional to the batch size (cfinet_facts 5)."""
+    """The rate at a step: linear warm-up, then steps down; proportional to the batch size."""
     base = settings.learning_rate * batch_size / settings.reference_batch
 
     def rate(step: Any) -> Any:

@@ -23,7 +23,7 @@ from configs import coco, scenes, sodad
 EXPERIMENTS = [(module, variant) for module in (sodad, scenes, coco) for variant in module.VARIANTS]
 NETWORK = "detector.proposal_network.coarse_to_fine"
 
-# cfinet_facts, section 0; 58,023 pictures make an epoch.
+# Of the paper, and where it is silent of the released code; 58,023 pictures make an epoch.
 PAPER = {
     "dataset.stored_size": (800, 800),
     "dataset.image_size": (1200, 1200),

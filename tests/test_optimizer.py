@@ -1,4 +1,4 @@
-"""The schedule and SGD against plain NumPy (cfinet_facts, section 5)."""
+"""The schedule and SGD against plain NumPy."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ def anchor_grid(shape: tuple[int, int], stride: int, scale: float, ratios: Seque
     """Anchors `[rows * columns * ratios, 4]` of one feature map, row by row, the ratios of a cell together.
 
     An anchor has area `(scale * stride)**2` and height / width = ratio; that of cell (i, j) is centred on pixel
-    `(j * stride, i * stride)`, without a half-pixel shift (cfinet_facts 2.1).
+    `(j * stride, i * stride)`, without a half-pixel shift, as in the released code.
     """
     rows, columns = shape
     half = half_sides(stride, scale, ratios)

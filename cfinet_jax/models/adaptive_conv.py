@@ -10,7 +10,7 @@ from cfinet_jax.ops import deformable
 
 
 class AdaptiveConv(nn.Module):
-    """A 3x3 convolution without bias whose taps sit on one box per cell (cfinet_facts 2.4)."""
+    """A 3x3 convolution without bias whose taps sit on one box per cell."""
 
     channels: int
 

@@ -91,7 +91,7 @@ class FeatureImitation(nn.Module):
         return x.reshape(*regions.shape[:-3], -1)
 
     def emphasise(self, regions: Array, compressed: Array) -> Array:
-        """Regions with channels weighted by 1 + softmax of the compressed vector (cfinet_facts 1, point 7)."""
+        """Regions with channels weighted by 1 + softmax of the compressed vector, as in the released code."""
         weights = 1 + jax.nn.softmax(compressed.astype(jnp.float32))
         return (regions * weights[..., None, None, :]).astype(regions.dtype)
 

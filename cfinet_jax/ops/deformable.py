@@ -13,7 +13,7 @@ TAPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1
 def tap_points(boxes: Float[Array, "cells 4"], stride: int) -> Float[Array, "9 cells 2"]:
     """Where the taps of each cell read (y, x in cells): centre, edge middles and corners of the cell's box.
 
-    As an offset from the grid this is cfinet_facts 2.4; an unmoved anchor of scale 2 gives an ordinary convolution.
+    As offsets from the grid these are the released code's; an unmoved anchor of scale 2 gives an ordinary convolution.
     """
     centre, size = horizontal.centre_size(boxes)
     taps = jnp.asarray(TAPS, boxes.dtype)[:, None]

@@ -33,7 +33,7 @@ def instance_quality(
 def quality_released(
     probabilities: Array, samples: RoiSamples, boxes: tuple[Array, Array], objects: int, min_score: float
 ) -> Quality:
-    """As the released code: the class has probability >= `min_score`, IoU of the proposal (cfinet_facts 4.2)."""
+    """As the released code: the class has probability >= `min_score`, IoU of the proposal."""
     own = jnp.take_along_axis(probabilities, samples.labels[:, None], 1)[:, 0]
     counts = samples.is_object & (samples.source >= objects) & (own >= min_score)
     return instance_quality(own, samples.overlaps, counts, samples.matched, objects)

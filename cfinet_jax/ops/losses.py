@@ -19,7 +19,7 @@ def cross_entropy(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) 
 
 
 def iou_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """1 - IoU, without a gradient below an IoU of 1e-6 (cfinet_facts 2.6: linear, not -log)."""
+    """1 - IoU, without a gradient below an IoU of 1e-6 (linear as in the released code, not -log)."""
     return 1 - jnp.maximum(horizontal.paired_iou(boxes, targets), 1e-6)
 
 

@@ -79,8 +79,8 @@ def match_max_iou(
 ) -> Assignment:
     """Positive from IoU `positive` on, negative below `negative`; each object also gets its best boxes.
 
-    The latter if they reach `min_positive`, ties included, the later object winning; None: never
-    (cfinet_facts 2.7). Boxes inside ignore regions are neither.
+    The latter if they reach `min_positive`, ties included, the later object winning; None: never.
+    Boxes inside ignore regions are neither.
     """
     match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive)
     forced = match.forced >= 0
@@ -107,7 +107,7 @@ def dynamic_thresholds(
     """IoU from which an anchor may stand for an object: clip(base + slope log2(s / base_size), low, cap).
 
     s is the square root of the object's area in stored pixels, `scale` network pixels per stored pixel. This is
-    the paper's Eq. 1 and, with other constants, each variant of the released code (cfinet_facts 2.5).
+    the paper's Eq. 1 and, with other constants, each variant of the released code.
     """
     side = jnp.sqrt(jnp.maximum(horizontal.area(boxes), horizontal.EPSILON)) / scale
     return jnp.clip(base + slope * jnp.log2(side / base_size), low, cap)

@@ -29,7 +29,7 @@ def sample_axis(
     """Coordinates and weights of sample `index` of every bin along one axis of maps of `length` cells.
 
     A bin takes ceil(extent / size) samples, at most `max_grid`; a sample beyond them or more than a cell outside
-    the map weighs nothing (cfinet_facts 1, point 6).
+    the map weighs nothing.
     """
     grid = jnp.clip(jnp.ceil(extent / size), 0, max_grid)
     bins = jnp.arange(size, dtype=start.dtype) + ((index + 0.5) / jnp.maximum(grid, 1))[:, None]

@@ -72,7 +72,7 @@ def test_equation_1_of_the_paper():
 
 @pytest.mark.parametrize(
     ("mode", "expected"),
-    [  # cfinet_facts 2.5, for sides of 8, 10, 12, 16, 24 and 96 pixels of the stored image
+    [  # by hand, for sides of 8, 10, 12, 16, 24 and 96 pixels of the stored image
         ("paper", [0.25, 0.25, 0.25, 0.2623, 0.35, 0.65]),
         ("literal", [0.20, 0.2105, 0.25, 0.3123, 0.40, 0.70]),
         ("released", [0.20, 0.2105, 0.25, 0.25, 0.25, 0.25]),

@@ -9,7 +9,7 @@ from tests import plain
 
 
 def pool_loop(feature: np.ndarray, box: np.ndarray, stride: int, size: int, max_grid: int) -> np.ndarray:
-    """One box of one map, by the definition in cfinet_facts 1, point 6."""
+    """One box of one map, by the definition of the adaptive sampling grid."""
     limit = np.array(feature.shape[:2])
     start = box[1::-1] / stride - 0.5
     extent = np.maximum((box[2:] - box[:2])[::-1] / stride, 0)

@@ -42,7 +42,7 @@ def flatten(x: Float[Array, "batch rows columns n"], size: int) -> Float[Array, 
 def choose_proposals(
     boxes: PerLevel, logits: PerLevel, sizes: Array, settings: Mapping[str, Any], phase: str
 ) -> Proposals:
-    """The best boxes after NMS within each level, of `candidates` per level (cfinet_facts 2.8)."""
+    """The best boxes after NMS within each level, of `candidates` per level."""
     limits = settings[phase]
 
     def of_level(boxes: Array, logits: Array, size: Array) -> tuple[Array, Array, Array]:
