@@ -68,7 +68,8 @@ case "${1:-}" in
         lint-imports --no-logo
         pyright
         say "running the tests"
-        exec pytest "${@:2}"
+        # Two files of tests at a time: much of a test is tracing, which takes one core.
+        exec pytest --numprocesses=2 --dist=loadfile "${@:2}"
         ;;
     "" | --*)
         enter "$extras"

@@ -174,8 +174,9 @@ def test_commands(row, tiny_scenes, folder, quick):
     assert not (folder / "absent").exists()
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate"])
-@pytest.mark.parametrize("missing", ["config", "workdir"])
+@pytest.mark.parametrize(
+    ("mode", "missing"), [("train", "config"), ("analyse", "config"), ("train", "workdir"), ("evaluate", "workdir")]
+)
 def test_what_a_run_needs(mode, missing, folder):
     given = {"config": f"--config={tiny.__file__}", "workdir": f"--workdir={folder}"}
     del given[missing]
