@@ -1,5 +1,6 @@
 """The run as a story: data, detector, state; then steps, checkpoints and evaluations; then the results."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,41 +44,41 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
     detect = evaluate.make_detect(run.detector, config.dataset, run.mesh)
     step, key = make_step(config, run), mesh.replicate(jax.random.fold_in(jax.random.key(config.seed), 1), run.mesh)
 
-    with checkpoint.open_checkpoints(workdir, config.training.keep_checkpoints) as checkpoints:
-        if (restored := checkpoint.restore(checkpoints, run.state)) is None:
-            state = first_state(config, run)
-        else:
-            state, position = restored
-            batches.set_state(position)
-        first = int(state.step)
-        log = RunLog(workdir, first)
-        monitor = Monitor(config, log, first)
-        print(
-            f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images, "
-            f"{len(run.training.classes)} classes; "
-            + ("" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; ")
-            + f"steps {first:,} to {steps:,} of {size} images.",
-            flush=True,
-        )
-        for number in range(first + 1, steps + 1):
-            batch = next(batches)
-            placed = mesh.place_batch(batch, run.mesh)
-            if number == first + 1:
-                step = compile_step(step, state, placed, key)
-                monitor.progress.restart_clock()
-            with jax.transfer_guard("disallow"):
-                state, metrics = step(state, placed, key)
-            monitor.follow(batch, metrics)
-            if due(number, size, config.training.checkpoint_every_images) or number == steps:
-                monitor.catch_up()
-                checkpoint.save(checkpoints, state, batches.get_state())
-            if due(number, size, config.evaluation.every_images) and number < steps:
-                monitor.catch_up()
-                evaluate_state(config, run, state, detect, log)
-                monitor.progress.restart_clock()
-        monitor.close()
-    metrics, results = evaluate_state(config, run, state, detect, log)
-    log.close()
+    with contextlib.ExitStack() as opened:  # an open log would write to TensorBoard while Python ends
+        with checkpoint.open_checkpoints(workdir, config.training.keep_checkpoints) as checkpoints:
+            if (restored := checkpoint.restore(checkpoints, run.state)) is None:
+                state = first_state(config, run)
+            else:
+                state, position = restored
+                batches.set_state(position)
+            first = int(state.step)
+            log = opened.enter_context(contextlib.closing(RunLog(workdir, first)))
+            monitor = Monitor(config, log, first)
+            print(
+                f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images, "
+                f"{len(run.training.classes)} classes; "
+                + ("" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; ")
+                + f"steps {first:,} to {steps:,} of {size} images.",
+                flush=True,
+            )
+            for number in range(first + 1, steps + 1):
+                batch = next(batches)
+                placed = mesh.place_batch(batch, run.mesh)
+                if number == first + 1:
+                    step = compile_step(step, state, placed, key)
+                    monitor.progress.restart_clock()
+                with jax.transfer_guard("disallow"):
+                    state, metrics = step(state, placed, key)
+                monitor.follow(batch, metrics)
+                if due(number, size, config.training.checkpoint_every_images) or number == steps:
+                    monitor.catch_up()
+                    checkpoint.save(checkpoints, state, batches.get_state())
+                if due(number, size, config.evaluation.every_images) and number < steps:
+                    monitor.catch_up()
+                    evaluate_state(config, run, state, detect, log)
+                    monitor.progress.restart_clock()
+            monitor.close()
+        metrics, results = evaluate_state(config, run, state, detect, log)
     evaluate.write_results(workdir, metrics, results, run.evaluation, config)
     print(table(metrics))
     return metrics
