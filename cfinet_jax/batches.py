@@ -214,12 +214,8 @@ def _example(
         else:
             image, size, objects = _window(picture, objects, windows.origins[number], settings)
     else:
-        image, image_id, size, objects = (
-            np.zeros((*settings.stored_size, 3), np.uint8),
-            0,
-            settings.stored_size,
-            NOTHING,
-        )
+        image = np.zeros((*settings.stored_size, 3), np.uint8)
+        image_id, size, objects = 0, settings.stored_size, NOTHING
     ground_truth, dropped = _ground_truth(objects, settings.max_objects)
     extent = np.array(size, np.float32)
     fields: dict[str, Any] = {  # arrays of NumPy, where the detector's are JAX's

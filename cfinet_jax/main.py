@@ -14,7 +14,7 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import UserError, exit_status
 
 MODES = {  # and the module of each, which has a function of the name
     "train": "training",
@@ -46,7 +46,8 @@ def run(arguments: Sequence[str]) -> None:
     mode = getattr(importlib.import_module(f"cfinet_jax.{MODES[MODE.value]}"), MODE.value)
     config = CONFIG.value
     if config is None:
-        config = importlib.import_module("cfinet_jax.trained").recorded_config(workdir)
+        trained = importlib.import_module("cfinet_jax.trained")
+        config = trained.recorded_config(trained.recorded(workdir))
     mode(config, workdir, *others)
 
 
@@ -85,12 +86,7 @@ def reason(error: BaseException) -> str:
 
 def guarded(arguments: Sequence[str]) -> int:
     """Runs the program; a user's mistake becomes one line and exit status 2."""
-    try:
-        run(parse(arguments))
-    except UserError as error:
-        print(f"cfinet_jax: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(parse(arguments)))
 
 
 def main() -> None:

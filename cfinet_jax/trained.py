@@ -43,7 +43,7 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
     """
     facts = recorded(workdir)
     classes, category_ids = tuple(facts["classes"]), tuple(facts["category_ids"])
-    used = recorded_config(workdir) if config is None else with_sizes(config, **recorded_sizes(facts))
+    used = recorded_config(facts) if config is None else with_sizes(config, **recorded_sizes(facts))
     detector = build_detector(used.detector, len(classes))
     variables = trained_variables(used, detector, classes, workdir)
     return Trained(detector, variables, classes, category_ids), used
@@ -57,9 +57,9 @@ def recorded(workdir: epath.Path) -> dict[str, Any]:
     return facts
 
 
-def recorded_config(workdir: epath.Path) -> ConfigDict:
-    """The config of the run in a workdir. Raises `UserError` where there is none."""
-    return ConfigDict(with_tuples(recorded(workdir)["config"]))
+def recorded_config(facts: dict[str, Any]) -> ConfigDict:
+    """The config of the run that wrote these settings."""
+    return ConfigDict(with_tuples(facts["config"]))
 
 
 def recorded_sizes(facts: dict[str, Any]) -> dict[str, Any]:

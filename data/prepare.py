@@ -5,13 +5,12 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import tensorflow_datasets as tfds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
-from cfinet_jax.errors import UserError  # noqa: E402
+from cfinet_jax.errors import Parser, UserError  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
@@ -102,13 +101,6 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
     except OSError as error:
         raise UserError(f"{builder.data_path} cannot be written ({error}): choose another --data_dir") from error
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments as the rest of the program does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def main() -> int:

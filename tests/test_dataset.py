@@ -38,9 +38,6 @@ def settings(tmp_path_factory) -> ConfigDict:
         "data_dir": str(folder),
         "source": None,
         "annotations": None,
-        "stored_size": (336, 352),
-        "image_size": (640, 512),
-        "max_objects": 20,
     })  # fmt: skip
 
 

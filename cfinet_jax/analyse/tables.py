@@ -18,17 +18,29 @@ def split_table(contents: Mapping[str, Contents], settings: ConfigDict, overlap:
     """A row per split."""
     height, width = window = settings.stored_size
     shared = min(overlap, height - 1), min(overlap, width - 1)
-    whole, rows = settings.window_overlap is None, []
+    each = "picture" if settings.window_overlap is None else "window"
+    head = [
+        "split",
+        f"{each}s",
+        "objects",
+        "regions",
+        f"objects per {each}, median",
+        "most",
+        f"median {each}",
+        "largest",
+    ]
+    rows = []
     for name, split in contents.items():
-        distinct = np.unique(split.pictures, axis=0).tolist()
-        windows = max(len(window_origins((high, wide), window, shared)) for high, wide in distinct)
         sizes = np.median(split.pictures, axis=0), np.max(split.pictures, axis=0)
         counts = len(split.pictures), len(split.boxes), sum(split.regions)
         most = f"{np.median(split.objects):g}", max(split.objects)
-        rows.append([name, *counts, *most, *(f"{high:g} x {wide:g}" for high, wide in sizes), *[windows][:whole]])
-    each = "picture" if whole else "window"
-    head = "split", f"{each}s", "objects", "regions", f"objects per {each}, median", "most", f"median {each}", "largest"
-    return with_head([*head, *[f"windows of {height} x {width}, most"][:whole]], rows)
+        rows.append([name, *counts, *most, *(f"{high:g} x {wide:g}" for high, wide in sizes)])
+    if settings.window_overlap is None:
+        head.append(f"windows of {height} x {width}, most")
+        for row, split in zip(rows, contents.values(), strict=True):
+            distinct = np.unique(split.pictures, axis=0).tolist()
+            row.append(max(len(window_origins((high, wide), window, shared)) for high, wide in distinct))
+    return with_head(head, rows)
 
 
 def size_table(contents: Contents) -> str:

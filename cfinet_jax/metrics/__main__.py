@@ -3,25 +3,19 @@
 import argparse
 import json
 import sys
-from typing import NoReturn
 
 from etils import epath
 
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import Parser, UserError, exit_status
 from cfinet_jax.metrics.files import read_detections, read_ground_truth
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
 from cfinet_jax.metrics.table import table
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = _Parser(prog="python -m cfinet_jax.metrics", description=__doc__)
+    result = Parser(prog="python -m cfinet_jax.metrics", description=__doc__)
     result.add_argument("--protocol", required=True, choices=PROTOCOLS, help="by which rules")
     result.add_argument("--annotations", required=True, metavar="JSON", help="COCO ground truth")
     result.add_argument("--detections", required=True, metavar="JSON", help="COCO results, boxes x y width height")
@@ -43,12 +37,7 @@ def score_files(protocol: str, annotations: str, detections: str, output: str | 
 
 def main() -> int:
     """The command; a user's mistake becomes one line and exit status 2."""
-    try:
-        score_files(**vars(parser().parse_args()))
-    except UserError as error:
-        print(f"cfinet_jax: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: score_files(**vars(parser().parse_args())))
 
 
 if __name__ == "__main__":

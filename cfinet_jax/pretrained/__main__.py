@@ -6,7 +6,7 @@ import sys
 from etils import epath
 
 from cfinet_jax import pretrained
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import UserError, exit_status
 from cfinet_jax.pretrained.files import read
 from cfinet_jax.pretrained.names import MEAN, STD, translate
 
@@ -32,13 +32,12 @@ def main() -> int:
     parser.add_argument("source", help="path or URL of an .npz, .safetensors or .pth; URL#sha256=HASH is checked")
     parser.add_argument("--output", required=True, help="the .safetensors to write")
     options = parser.parse_args()
-    try:
+
+    def command() -> None:
         print(convert(options.source, options.output))
         print(f"Written: {options.output}")
-    except UserError as error:
-        print(f"cfinet_jax: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(command)
 
 
 if __name__ == "__main__":

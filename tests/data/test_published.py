@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from cfinet_jax import own_data
 from cfinet_jax.dataset import open_dataset
 from cfinet_jax.errors import UserError
 from data import prepare
@@ -331,3 +332,7 @@ def test_whatever_stands_in_a_json_file_is_read_or_refused(tmp_path_factory, nam
         read(name, folder)
     except UserError as error:
         assert len(str(error).splitlines()) == 1
+
+
+def test_the_program_knows_by_name_what_can_be_prepared():
+    assert set(prepare.BUILDERS) == {"scenes", "coco", "yolo", "own", *own_data.PUBLISHED}
