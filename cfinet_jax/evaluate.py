@@ -16,7 +16,7 @@ from cfinet_jax.batches import eval_batches, windows_of
 from cfinet_jax.merging import Found, merge, stitch
 from cfinet_jax.metrics.proposals import LIMITS, OBJECT, score_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
-from cfinet_jax.metrics.results import Columns, as_columns, coco_results, joined
+from cfinet_jax.metrics.results import Columns, columns_of_image, joined, write_coco
 from cfinet_jax.metrics.score import score
 from cfinet_jax.metrics.table import table
 from cfinet_jax.models.detector import Detector, build_detector
@@ -44,23 +44,25 @@ def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
 
 def detect_split(
     detect: Detect, variables: Any, prepared: dataset.Prepared, config: ConfigDict, over: Any
-) -> tuple[list[dict], Columns | None]:
-    """Every detection in a split, in COCO's results format, and the best proposals if `evaluation.proposals` is set.
+) -> tuple[Columns, Columns | None]:
+    """Every detection in a split, and the best proposals if `evaluation.proposals` is set.
 
     What is seen in windows is put together picture by picture: detections are merged; proposals are not, since their
     network suppresses them level by level, and what it lets pass is to be scored.
     """
     cut = config.dataset.window_overlap is not None
+    category_ids = np.array(prepared.category_ids)
     results, proposals = [], []
     seen = detect_windows(detect, variables, prepared, config.dataset, over)
     for image_id, group in itertools.groupby(seen, lambda window: window.image_id):
         _, origins, found, proposed = zip(*group, strict=True)
         whole = merge(found, np.stack(origins), config.prediction.merge_overlap) if cut else found[0]
-        results += coco_results(whole.boxes, whole.scores, whole.labels, image_id, prepared.category_ids)
+        results.append(columns_of_image(whole.boxes, whole.scores, category_ids[whole.labels], image_id))
         if config.evaluation.proposals:
             best = stitch(proposed, np.stack(origins), config.dataset.stored_size) if cut else proposed[0]
-            proposals.append(as_columns(best.boxes[: LIMITS[-1]], best.scores[: LIMITS[-1]], image_id, OBJECT))
-    return results, joined(proposals) if proposals else None
+            boxes, scores = best.boxes[: LIMITS[-1]], best.scores[: LIMITS[-1]]
+            proposals.append(columns_of_image(boxes, scores, np.full(len(scores), OBJECT), image_id))
+    return joined(results), joined(proposals) if proposals else None
 
 
 def detect_windows(
@@ -85,7 +87,7 @@ def detect_windows(
     progress.close()
 
 
-def score_split(results: list[dict], proposals: Columns | None, prepared: dataset.Prepared, protocol: str) -> dict:
+def score_split(results: Columns, proposals: Columns | None, prepared: dataset.Prepared, protocol: str) -> dict:
     """The metrics of a split's detections under a protocol of `metrics.protocols`, and of proposals as `proposals`."""
     metrics = score(prepared.coco, results, PROTOCOLS[protocol])
     if proposals is not None:
@@ -94,11 +96,11 @@ def score_split(results: list[dict], proposals: Columns | None, prepared: datase
 
 
 def write_results(
-    workdir: epath.Path, metrics: dict, results: list[dict], prepared: dataset.Prepared, config: ConfigDict
+    workdir: epath.Path, metrics: dict, results: Columns, prepared: dataset.Prepared, config: ConfigDict
 ) -> None:
     """Leaves `metrics.json`, `detections.json` and `metrics.md` in the workdir, then the report made of them."""
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    (workdir / "detections.json").write_text(json.dumps(results))
+    write_coco(results, workdir / "detections.json")
     (workdir / "metrics.md").write_text(table(metrics))
     write_report(workdir, metrics, results, prepared, config)
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import scales_of
 from cfinet_jax.merging import Found, merge
-from cfinet_jax.metrics.results import coco_results
+from cfinet_jax.metrics.results import Columns, columns_of_image, entries, joined, write_coco
 from cfinet_jax.pictures import decode_image, find_pictures, upright_size
 from cfinet_jax.progress import Progress
 from cfinet_jax.report.overlays import write_overlays
@@ -35,9 +35,13 @@ class Prediction(NamedTuple):
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
 
+    def columns(self, image_id: int) -> Columns:
+        """The detections as those of an image of a split, boxes x y w h."""
+        return columns_of_image(self.boxes, self.scores, np.array(self.category_ids)[self.labels], image_id)
+
     def coco(self, image_id: int) -> list[dict[str, Any]]:
         """The detections in COCO's results format, boxes x y w h."""
-        return coco_results(self.boxes, self.scores, self.labels, image_id, self.category_ids)
+        return list(entries(self.columns(image_id)))
 
 
 class Model:
@@ -150,20 +154,19 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.Path, output:
     shown = config.prediction.min_score
     for (number, file, picture), prediction in model.follow(pictures(), progress):
         name = str(file.relative_to(images)) if images.is_dir() else file.name
-        found = prediction.coco(number)
-        results += found
+        results.append(prediction.columns(number))
         names.append({"id": number, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]})
         labels = prediction.labels[prediction.scores >= shown]
         counts.append([name, *np.bincount(labels, minlength=len(classes)).tolist()])
         overlay = name.replace("/", "_")  # of equal names in different folders
-        write_overlays(output / "overlays", [(overlay, picture, found, [])], classes, shown)
+        write_overlays(output / "overlays", [(overlay, picture, prediction.coco(number), [])], classes, shown)
     progress.close()
     for line in broken:
         print(f"Left out: {line}", flush=True)
     if not names:
         raise UserError(f"None of the {len(files)} pictures at {images} can be read: {broken[0]}")
     categories = [{"id": number, "name": name} for number, name in classes.items()]
-    (output / "detections.json").write_text(json.dumps(results))
+    write_coco(joined(results), output / "detections.json")
     (output / "images.json").write_text(json.dumps({"images": names, "categories": categories}))
     write_counts(output / "counts.csv", counts, model.trained.classes)
     total = sum(sum(row[1:]) for row in counts)

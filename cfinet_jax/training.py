@@ -15,6 +15,7 @@ from cfinet_jax import checkpoint, evaluate, mesh
 from cfinet_jax.batches import train_batches, windows_of
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import preparation
+from cfinet_jax.metrics.results import Columns
 from cfinet_jax.metrics.table import table
 from cfinet_jax.progress import Progress
 from cfinet_jax.run import Run, create_run, discover_sizes, first_state
@@ -114,7 +115,7 @@ def compile_step(step: Any, *arguments: Any) -> Callable[..., Any]:
 
 def evaluate_state(
     config: ConfigDict, run: Run, state: TrainState, detect: evaluate.Detect, log: RunLog
-) -> tuple[dict, list[dict]]:
+) -> tuple[dict, Columns]:
     """Metrics and detections of a state on the evaluation split; the metrics are logged."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     results, proposals = evaluate.detect_split(detect, variables, run.evaluation, config, run.mesh)

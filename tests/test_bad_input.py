@@ -17,6 +17,7 @@ import pytest
 
 from cfinet_jax import dataset, optimizer, train_state, training
 from cfinet_jax.batches import train_batches, windows_of
+from cfinet_jax.metrics.results import columns
 from cfinet_jax.models.detector import build_detector
 from data import prepare
 from data.scenes.templates import CLASSES
@@ -240,7 +241,7 @@ class NotFinite:
 @pytest.mark.parametrize("reaction", ["stop", "skip"])
 def test_a_loss_that_is_not_finite(monkeypatch, tiny_scenes, folder, quick, reaction):
     monkeypatch.setattr(training, "make_step", lambda *_: NotFinite())
-    monkeypatch.setattr("cfinet_jax.evaluate.detect_split", lambda *_: ([], None))
+    monkeypatch.setattr("cfinet_jax.evaluate.detect_split", lambda *_: (columns([]), None))
     arguments = (*tiny.arguments(tiny_scenes, folder), f"--config.training.on_nonfinite={reaction}")
     status, output, errors = ended = tiny.call_main(*arguments)
     settings = tiny.tiny_config().dataset

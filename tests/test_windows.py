@@ -14,6 +14,7 @@ from cfinet_jax import mesh
 from cfinet_jax.dataset import open_dataset
 from cfinet_jax.evaluate import detect_split, score_split
 from cfinet_jax.metrics.__main__ import score_files
+from cfinet_jax.metrics.results import write_coco
 from data.coco.coco_dataset_builder import Builder
 from data.coco.layout import read_named
 from data.scenes.render import SIZE, render_scene
@@ -67,7 +68,7 @@ def test_a_split_is_scored_as_the_file_it_was_prepared_from(mosaics, tmp_path, p
     config.dataset.update(settings)
     prepared = open_dataset(config.dataset, "test")
     results, _ = detect_split(truth_of, None, prepared, config, mesh.make_mesh())
-    (tmp_path / "detections.json").write_text(json.dumps(results))
+    write_coco(results, tmp_path / "detections.json")
     files = {name: str(path) for name, path in (
         ("annotations", mosaics / "test.json"),
         ("detections", tmp_path / "detections.json"),

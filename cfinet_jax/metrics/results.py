@@ -1,10 +1,16 @@
-"""Detections in COCO's results format, and as the columns that the scores are computed from."""
+"""Detections as columns, which the scores are computed from, and in COCO's results format."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Int
+
+KEYS: tuple[str, ...] = ("image_id", "category_id", "bbox", "score")  # of COCO's results format, in the order of the columns
+DIGITS = 3  # of a pixel
+CHUNK = 4096  # detections that are Python objects at a time
 
 
 class Columns(NamedTuple):
@@ -15,20 +21,26 @@ class Columns(NamedTuple):
     boxes: Float[np.ndarray, "n 4"]
     scores: Float[np.ndarray, "n"]
 
+    def at_least(self, score: float) -> "Columns":
+        """Those with such a score."""
+        enough = self.scores >= score
+        return Columns(*(column[enough] for column in self))
+
 
 def columns(results: Sequence[dict[str, Any]]) -> Columns:
     """Those of a list in COCO's results format."""
-    image_ids, category_ids = (np.array([entry[key] for entry in results], int) for key in ("image_id", "category_id"))
+    image_ids, category_ids = (np.array([entry[key] for entry in results], int) for key in KEYS[:2])
     boxes = np.array([entry["bbox"] for entry in results], float).reshape(-1, 4)
     return Columns(image_ids, category_ids, boxes, np.array([entry["score"] for entry in results], float))
 
 
-def as_columns(
-    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, "n"], image_id: int, category_id: int
+def columns_of_image(
+    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, "n"], category_ids: Int[np.ndarray, "n"], image_id: int
 ) -> Columns:
-    """Those of one image and class; boxes x1 y1 x2 y2 become x y w h."""
-    image_ids, category_ids = (np.full(len(boxes), number) for number in (image_id, category_id))
-    return Columns(image_ids, category_ids, np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), scores)
+    """Those of one image; boxes x1 y1 x2 y2 become x y w h, to a thousandth of a pixel."""
+    corners = np.asarray(boxes, np.float64)
+    sides = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).round(DIGITS)
+    return Columns(np.full(len(sides), image_id), np.asarray(category_ids), sides, np.asarray(scores, np.float64))
 
 
 def joined(parts: Sequence[Columns]) -> Columns:
@@ -36,22 +48,16 @@ def joined(parts: Sequence[Columns]) -> Columns:
     return Columns(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def coco_results(
-    boxes: Float[np.ndarray, "n 4"],
-    scores: Float[np.ndarray, "n"],
-    labels: Int[np.ndarray, "n"],
-    image_id: int,
-    category_ids: Sequence[int],
-) -> list[dict[str, Any]]:
-    """One entry a detection of one image; boxes x1 y1 x2 y2 become x y w h, to a thousandth of a pixel."""
-    corners = np.asarray(boxes, np.float64)
-    sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[label],
-            "bbox": [round(x, 3) for x in box],
-            "score": float(score),
-        }
-        for box, score, label in zip(sides, scores, labels, strict=True)
-    ]
+def entries(results: Columns) -> Iterator[dict[str, Any]]:
+    """One by one, in COCO's results format."""
+    for start in range(0, len(results.scores), CHUNK):
+        values = (column[start : start + CHUNK].tolist() for column in results)
+        yield from (dict(zip(KEYS, entry, strict=True)) for entry in zip(*values, strict=True))
+
+
+def write_coco(results: Columns, path: epath.Path) -> None:
+    """Leaves a JSON file in COCO's results format; memory does not grow with the number of detections."""
+    with path.open("w") as file:
+        for number, entry in enumerate(entries(results)):
+            file.write((", " if number else "[") + json.dumps(entry))
+        file.write("]" if len(results.scores) else "[]")

@@ -9,6 +9,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.errors import KINDS, MISSED, TRUE, count_outcomes
 from cfinet_jax.metrics.proposals import SHOWN
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
+from cfinet_jax.metrics.results import Columns, entries
 from cfinet_jax.metrics.table import MIN_BOXES, proposal_table, table
 from cfinet_jax.report.examples import Counts, choose, write_examples
 from cfinet_jax.report.page import to_html
@@ -25,12 +26,11 @@ from cfinet_jax.report.tables import outcome_table, settings
 from cfinet_jax.tables import escape, percent
 
 
-def write_report(
-    workdir: epath.Path, metrics: dict, results: list[dict], prepared: Prepared, config: ConfigDict
-) -> None:
+def write_report(workdir: epath.Path, metrics: dict, results: Columns, prepared: Prepared, config: ConfigDict) -> None:
     """Leaves `report.md`, the pictures that it shows, and `report.html`, which holds them, in the workdir."""
     min_score = config.evaluation.overlay_min_score
-    counts = count_outcomes(prepared.coco, results, prepared.category_ids, min_score)
+    shown = list(entries(results.at_least(min_score)))
+    counts = count_outcomes(prepared.coco, shown, prepared.category_ids, min_score)
     title = f"{config.dataset.name}, split {config.dataset.eval_split}"
     protocol = PROTOCOLS[metrics["protocol"]]
     sections = {
@@ -39,7 +39,7 @@ def write_report(
         **({"Proposals": proposals(metrics, config)} if "proposals" in metrics else {}),
         "Training": training(workdir, protocol),
         "Errors": errors(workdir, counts, prepared.classes, min_score),
-        "Pictures": pictures(workdir, counts, results, prepared, config),
+        "Pictures": pictures(workdir, counts, shown, prepared, config),
         "Settings": settings(workdir / "settings.json", config),
     }
     boxes = metrics["boxes"][protocol.headline]

@@ -10,6 +10,7 @@ from etils import epath
 from cfinet_jax.metrics.errors import OUTCOMES, TRUE
 from cfinet_jax.metrics.proposals import endings
 from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.results import columns
 from cfinet_jax.metrics.score import score
 from cfinet_jax.report.plots import MOST_CLASSES
 from cfinet_jax.report.write import errors, precision, write_report
@@ -29,7 +30,7 @@ def report(folder, log: str | None = None, overlays: int = 3, **others) -> tuple
     results = some_detections(prepared)
     config.evaluation.overlays = overlays
     metrics = score(prepared.coco, results, PROTOCOLS["coco"]) | others
-    write_report(epath.Path(folder), metrics, results, prepared, config)
+    write_report(epath.Path(folder), metrics, columns(results), prepared, config)
     return (folder / "report.md").read_text(), html_page.parse((folder / "report.html").read_text())
 
 
