@@ -185,11 +185,16 @@ def test_agrees_with_plain_loops(seed, protocol):
 @pytest.mark.parametrize("seed", range(3))
 def test_only_the_order_of_the_scores_matters(seed, protocol):
     ground_truth, detections = random_case(seed)
-    expected = score(ground_truth, detections, protocol)
-    shuffled = [detections[i] for i in np.random.default_rng(seed).permutation(len(detections))]
+    expected, random = score(ground_truth, detections, protocol), np.random.default_rng(seed)
+
+    def shuffled(entries: list[dict]) -> list[dict]:
+        return [entries[i] for i in random.permutation(len(entries))]
+
     lowered = [{**detection, "score": detection["score"] ** 3 / 2} for detection in detections]
-    assert score(ground_truth, shuffled, protocol) == expected
+    assert score(ground_truth, shuffled(detections), protocol) == expected
     assert score(ground_truth, lowered, protocol) == expected
+    for part in ground_truth:  # images, annotations, categories
+        assert score(ground_truth | {part: shuffled(ground_truth[part])}, detections, protocol) == expected
 
 
 @each_protocol
