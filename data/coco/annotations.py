@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import decode_image
+from cfinet_jax.pictures import decode_bgr
 from data.journal import Journal, state_of
 from data.threads import map_images
 
@@ -23,7 +23,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # keys and their types
     "annotations": {"image_id": object},
     "categories": {"id": object, "name": str},
 }
-Task = Callable[[np.ndarray], None]  # what is done with a decoded picture
+Task = Callable[[np.ndarray], None]  # what is done with a decoded picture, B G R
 
 
 class Split(NamedTuple):
@@ -192,9 +192,9 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
 
 
 def decode(encoded: bytes) -> np.ndarray | None:
-    """A picture, or None if it is none."""
+    """A picture, B G R, or None if it is none."""
     try:
-        return decode_image(encoded, "")
+        return decode_bgr(encoded, "")
     except UserError:
         return None
 

@@ -90,18 +90,18 @@ def names_of(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"]) -> li
 
 
 def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path) -> None:
-    """Writes the windows of an image, black where it is to be ignored.
+    """Writes the windows of an image, whose picture is B G R, black where it is to be ignored.
 
     Raises:
       UserError: they cannot be written.
     """
     objects, regions = boxes_of(image)
-    filled = fill(picture, regions, objects)
     begun = folder / f"{image['image_id']}.begun"
     try:
         begun.mkdir(exist_ok=True)
         for origin, name in zip(origins, names_of(image, origins), strict=True):
-            (begun / name).write_bytes(encode(cut_window(filled, origin, WINDOW, "constant")[0]))
+            window, corner = cut_window(picture, origin, WINDOW, "constant")[0], np.tile(origin[::-1], 2)
+            (begun / name).write_bytes(encode(fill(window, regions - corner, objects - corner)))
         begun.rename(folder / str(image["image_id"]))
     except OSError as error:
         raise UserError(
@@ -110,9 +110,8 @@ def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "wi
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """A picture, R G B, as JPEG."""
-    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+    """A picture, B G R, as JPEG."""
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
 def window_records(
