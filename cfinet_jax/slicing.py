@@ -84,6 +84,8 @@ def fill(
 
     Boxes end before the pixel that holds their right and lower edge.
     """
+    if not len(regions):
+        return picture
     filled = picture.copy()
     holes, kept = (np.maximum(boxes, 0).astype(int).tolist() for boxes in (regions, objects))
     for x1, y1, x2, y2 in holes:
