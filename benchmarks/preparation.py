@@ -1,33 +1,38 @@
-"""What preparing windows costs beside the decoding and encoding that nobody can avoid.
+"""What preparing windows costs beside the decoding and encoding that nobody can avoid, in time and in memory.
 
-    python -m benchmarks.preparation [--images=N] [--repeats=N] [--output=JSON]
+    python -m benchmarks.preparation [--images=N] [--small=N] [--repeats=N] [--output=JSON]
 
 Drawn pictures of 4000 x 3000 pixels with objects and regions as many as SODA-D has. Both sides decode the same JPEG
-files and encode the same windows in as many threads; preparing also finds the windows and their boxes, paints, and
-writes the files.
+files and encode the same windows in as many threads. Preparing is the whole of `data/prepare.py sodad --windows` with
+its modules loaded: it also reads annotations, finds windows and their boxes, paints, and writes windows and records.
+How memory grows is measured with many small pictures, in processes of their own.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from etils import epath
 
 from benchmarks import tables
-from cfinet_jax.slicing import cut_window
-from data.coco.annotations import Split, record
-from data.sodad.windows import JPEG_QUALITY, WINDOW, cut_windows, origins_in
+from cfinet_jax.slicing import training_windows
+from data import prepare
+from data.sodad.windows import JPEG_QUALITY, OVERLAP, WINDOW
 
 HEIGHT, WIDTH = 3000, 4000
+SMALL = (400, 400)
 OBJECTS, REGIONS = 11, 4  # per picture
 
 
@@ -35,50 +40,57 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks.preparation", description=__doc__.partition("\n")[0])
     result.add_argument("--images", type=int, default=32, help="pictures to cut")
+    result.add_argument("--small", type=int, default=1000, help="small pictures to measure memory with, and twice that")
     result.add_argument("--repeats", type=int, default=3, help="timed runs of each side; the median counts")
     result.add_argument("--output", help="JSON file for the result")
     return result
 
 
-def draw(folder: epath.Path, count: int) -> Split:
-    """A split of pictures with objects anywhere."""
-    rng, records = np.random.default_rng(0), []
+def draw(source: Path, count: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict[str, Any]:
+    """SODA-D's folders with a split `train` of pictures with objects anywhere; what stands in its JSON file."""
+    (height, width), rng, annotations = size, np.random.default_rng(0), []
+    for folder in ("Images", "Annotations"):
+        (source / folder).mkdir(parents=True)
     for number in range(count):
-        coarse = rng.integers(0, 255, (HEIGHT // 5, WIDTH // 5, 3), dtype=np.uint8)
-        name = f"{number}.jpg"
-        cv2.imwrite(str(folder / name), cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
-        corners = rng.uniform(0, (WIDTH - 200, HEIGHT - 200), (OBJECTS + REGIONS, 2))
-        sides = np.where(np.arange(len(corners)) < OBJECTS, 20, 150)[:, None]
-        labels = [0] * OBJECTS + [-1] * REGIONS
-        objects = [
-            {"bbox": tuple(box), "label": label, "ignore": label < 0, "iscrowd": False, "area": 400.0, "id": 1}
-            for box, label in zip(np.hstack([corners, corners + sides]).tolist(), labels, strict=True)
-        ]
-        records.append(record({"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH}, folder, objects))
-    (folder / "train.json").write_text("drawn")
-    return Split(records, {1: "object"}, {}, (folder / "train.json",))
+        coarse = rng.integers(0, 255, (height // 5, width // 5, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(source / "Images" / f"{number}.jpg"), picture)
+        for category, extent in [(1, 20)] * OBJECTS + [(2, 150)] * REGIONS:
+            box = [*rng.uniform(0, (width - extent, height - extent)).tolist(), extent, extent]
+            entry = {"id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": box}
+            annotations.append(entry | {"area": extent**2, "ignore": int(category == 2)})
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": height, "width": width} for n in range(count)]
+    categories = [{"id": 1, "name": "object"}, {"id": 2, "name": "ignore"}]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+    (source / "Annotations" / "train.json").write_text(json.dumps(coco))
+    return coco
 
 
-def bare(train: Split) -> int:
-    """Decodes every picture and encodes its windows; their number."""
+def origins(coco: dict[str, Any]) -> list[np.ndarray]:
+    """Where the windows of every picture begin."""
+    per_picture = OBJECTS + REGIONS
+    boxes = np.array([entry["bbox"] for entry in coco["annotations"]]).reshape(-1, per_picture, 4)
+    boxes[..., 2:] += boxes[..., :2]
+    return [training_windows((HEIGHT, WIDTH), of[:OBJECTS], of[OBJECTS:], WINDOW, OVERLAP) for of in boxes]
 
-    def decode_and_encode(image_and_origins: tuple[dict[str, Any], np.ndarray]) -> int:
-        image, origins = image_and_origins
-        picture = cv2.imdecode(np.fromfile(image["path"], np.uint8), cv2.IMREAD_COLOR)
-        for origin in origins:
-            window = cut_window(picture, origin, WINDOW)[0]
+
+def bare(source: Path, windows: list[np.ndarray]) -> None:
+    """Decodes every picture and encodes its windows."""
+
+    def decode_and_encode(number: int) -> None:
+        picture = cv2.imdecode(np.fromfile(source / "Images" / f"{number}.jpg", np.uint8), cv2.IMREAD_COLOR)
+        for row, column in windows[number]:
+            window = picture[row : row + WINDOW[0], column : column + WINDOW[1]]
             cv2.imencode(".jpg", window, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        return len(origins)
 
-    images = [(image, origins_in(image)) for image in train.records]
     with ThreadPool() as pool:
-        return sum(pool.imap(decode_and_encode, images))
+        pool.map(decode_and_encode, range(len(windows)), chunksize=1)
 
 
-def prepared(train: Split, folder: epath.Path) -> int:
-    """The same by `cut_windows`, into a folder that is emptied first."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return len(cut_windows(train, folder).records)
+def prepared(source: Path) -> None:
+    """The same by `data/prepare.py`, beside the source."""
+    settings = {"dataset": "sodad", "source": str(source), "data_dir": str(source.parent / "prepared")}
+    prepare.prepare(prepare.sodad(argparse.Namespace(**settings, annotations=None, name=None, windows=True)))
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -87,28 +99,52 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def peak_memory(source: Path) -> float:
+    """MiB that this process has held at most, when it has prepared."""
+    prepared(source)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024  # `resource` would count what the parent held, too
+
+
+def measure_memory(source: Path) -> float:
+    """The peak memory of preparing, in a process of its own."""
+    shutil.rmtree(source.parent / "prepared", ignore_errors=True)
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(peak_memory, source).result()
+
+
 def main() -> None:
-    """Measures the two in turns, and reports."""
+    """Measures the two in turns, then the memory, and reports."""
     arguments = parser().parse_args()
+    images, small = arguments.images, arguments.small
     with tempfile.TemporaryDirectory() as name:
-        folder = epath.Path(name)
-        train = draw(folder, arguments.images)
-        sides = {"prepared": lambda: prepared(train, folder / "windows"), "bare": lambda: bare(train)}
-        windows = sides["prepared"]()
-        assert windows == sides["bare"]()
+        source = Path(name, "large", "SODA-D")
+        windows = origins(draw(source, images))
+        sides = {"prepared": partial(prepared, source), "bare": partial(bare, source, windows)}
         times = {side: [] for side in sides}
-        for _ in range(arguments.repeats):
+        for _ in range(1 + arguments.repeats):
             for side, function in sides.items():
+                shutil.rmtree(source.parent / "prepared", ignore_errors=True)
                 times[side].append(seconds(function))
-        size = sum(file.stat().st_size for file in Path(name, "windows").rglob("*.jpg"))
-    median = {side: statistics.median(values) for side, values in times.items()}
+        peak = measure_memory(source)
+        files = list(Path(name).glob("large/prepared/sodad/windows/*/*.jpg"))
+        assert len(files) == sum(map(len, windows))
+        size = sum(file.stat().st_size for file in files)
+        peaks = []
+        for count in (small, 2 * small):
+            draw(Path(name, str(count), "SODA-D"), count, SMALL)
+            peaks.append(measure_memory(Path(name, str(count), "SODA-D")))
+    median = {side: statistics.median(values[1:]) for side, values in times.items()}  # the first is to warm up
     row = {
-        "computation": f"{arguments.images} pictures of {HEIGHT} x {WIDTH}, {windows} windows",
+        "computation": f"{images} pictures of {HEIGHT} x {WIDTH}, {len(files)} windows",
         "threads": os.cpu_count() or 1,
-        "windows/s prepared": windows / median["prepared"],
-        "windows/s bare": windows / median["bare"],
-        "time, prepared / bare": median["prepared"] / median["bare"],
-        "KiB per window": size / windows / 1024,
+        "windows/s prepared": len(files) / median["prepared"],
+        "windows/s bare": len(files) / median["bare"],
+        "speed, prepared / bare": median["bare"] / median["prepared"],
+        "KiB per window": size / len(files) / 1024,
+        "peak MiB": peak,
+        f"peak MiB, {small} and {2 * small} small pictures": " and ".join(f"{each:.0f}" for each in peaks),
+        "more MiB per 1,000 pictures": (peaks[1] - peaks[0]) / small * 1000,
     }
     tables.report([row], arguments.output)
 

@@ -21,6 +21,7 @@ from cfinet_jax.slicing import CUT_OFF, boxes_in_window, cut_window, fill, train
 from cfinet_jax.structures import Batch, GroundTruth
 
 EPOCHS = 2**20  # more than anybody trains
+Reader = Callable[[int], tuple[dict[str, Any], np.ndarray]]  # record and decoded picture at a position of a split
 
 
 class Objects(NamedTuple):
@@ -99,7 +100,7 @@ def train_batches(
         numbers = grain.MapDataset.range(EPOCHS * count).map(lambda number: order(number // count)[number % count])
     batches = numbers.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
     decoded = remember(prepared, kept_pictures(windows, settings, batch_size, settings.mixed_pictures))
-    return _read(batches, prepared, windows, decoded, settings, batch_size, process_index, process_count)
+    return _read(batches, windows, decoded, settings, batch_size, process_index, process_count)
 
 
 def eval_batches(
@@ -116,7 +117,7 @@ def eval_batches(
     decoded = remember(prepared, kept_pictures(windows, settings, batch_size, settings.read_threads))
     if settings.window_overlap is not None:
         decoded = ahead(decoded, settings.read_threads, len(prepared))
-    return _read(batches, prepared, windows, decoded, settings, batch_size, process_index, process_count)
+    return _read(batches, windows, decoded, settings, batch_size, process_index, process_count)
 
 
 def mixed_order(owners: Int[np.ndarray, "windows"], mixed: int, seed: int, epoch: int) -> Int[np.ndarray, "windows"]:
@@ -131,9 +132,8 @@ def mixed_order(owners: Int[np.ndarray, "windows"], mixed: int, seed: int, epoch
 
 def _read(
     batches: grain.MapDataset,
-    prepared: Prepared,
     windows: Windows,
-    decoded: Callable[[int], np.ndarray],
+    decoded: Reader,
     settings: ConfigDict,
     batch_size: int,
     process_index: int,
@@ -148,7 +148,7 @@ def _read(
 
     def read(numbers: np.ndarray) -> Batch:
         chosen = range(first, first + rows)
-        examples = [_example(prepared, windows, int(numbers[index]), index, decoded, settings) for index in chosen]
+        examples = [_example(windows, int(numbers[index]), index, decoded, settings) for index in chosen]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
 
     options = grain.ReadOptions(num_threads=settings.read_threads, prefetch_buffer_size=2 * settings.read_threads)
@@ -166,28 +166,29 @@ def kept_pictures(windows: Windows, settings: ConfigDict, batch_size: int, group
     return 2 * group + math.ceil(settings.read_threads * batch_size / windows_each)
 
 
-def remember(prepared: Prepared, kept: int) -> Callable[[int], np.ndarray]:
-    """The function position -> picture, the last `kept` at hand; of two threads that want the same, one waits."""
+def remember(prepared: Prepared, kept: int) -> Reader:
+    """The function position -> record and picture, the last `kept` at hand; of two threads that want one, one waits."""
 
     @functools.lru_cache(kept)
     def place(position: int) -> tuple[threading.Lock, list]:
         return threading.Lock(), []
 
-    def recall(position: int) -> np.ndarray:
-        lock, picture = place(position)
+    def recall(position: int) -> tuple[dict[str, Any], np.ndarray]:
+        lock, found = place(position)
         with lock:
-            if not picture:
-                picture.append(read_picture(prepared.source[position]))
-        return picture[0]
+            if not found:
+                record = prepared.source[position]
+                found.append((record, read_picture(record)))
+        return found[0]
 
     return recall
 
 
-def ahead(recall: Callable[[int], np.ndarray], threads: int, count: int) -> Callable[[int], np.ndarray]:
+def ahead(recall: Reader, threads: int, count: int) -> Reader:
     """`recall` that begins with the next pictures too: windows in order are all of one, which one thread decodes."""
     pool = ThreadPoolExecutor(threads)
 
-    def get(position: int) -> np.ndarray:
+    def get(position: int) -> tuple[dict[str, Any], np.ndarray]:
         for later in range(position + 1, min(position + threads, count)):
             pool.submit(recall, later)  # what goes wrong is said when it is asked for
         return recall(position)
@@ -196,18 +197,17 @@ def ahead(recall: Callable[[int], np.ndarray], threads: int, count: int) -> Call
 
 
 def _example(
-    prepared: Prepared,
     windows: Windows,
     number: int,
     index: int,
-    decoded: Callable[[int], np.ndarray],
+    decoded: Reader,
     settings: ConfigDict,
 ) -> Batch:
     """The window `number` as a Batch without its batch axis; a blank, invalid one behind the last window."""
     valid = number < len(windows.owners)
     if valid:
         owner = int(windows.owners[number])
-        record, picture = prepared.source[owner], decoded(owner)
+        record, picture = decoded(owner)
         image_id, size, objects = record["image_id"], picture.shape[:2], objects_of(record)
         if settings.window_overlap is None:
             image = _pad(picture, settings.stored_size, record["file_name"].decode())

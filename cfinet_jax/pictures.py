@@ -56,10 +56,15 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     Raises:
       UserError: it is no image, or not all of one.
     """
+    return cv2.cvtColor(decode_bgr(encoded, name), cv2.COLOR_BGR2RGB)
+
+
+def decode_bgr(encoded: bytes, name: str) -> np.ndarray:
+    """The same in the order that OpenCV has: B G R."""
     try:
         picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:  # raised for an empty file
         picture = None
     if picture is None:
         raise UserError(f"image {name} cannot be decoded: replace the file or remove it from the annotations")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return picture

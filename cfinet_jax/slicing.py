@@ -6,6 +6,7 @@ pixels.
 
 from typing import Literal
 
+import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
@@ -83,6 +84,8 @@ def fill(
 
     Boxes end before the pixel that holds their right and lower edge.
     """
+    if not len(regions):
+        return picture
     filled = picture.copy()
     holes, kept = (np.maximum(boxes, 0).astype(int).tolist() for boxes in (regions, objects))
     for x1, y1, x2, y2 in holes:
@@ -102,4 +105,5 @@ def cut_window(
     (row, column), (rows, columns) = origin.tolist(), window
     inside = picture[row : row + rows, column : column + columns]
     height, width = inside.shape[:2]
-    return np.pad(inside, ((0, rows - height), (0, columns - width), (0, 0)), border), (height, width)
+    kind = cv2.BORDER_REPLICATE if border == "edge" else cv2.BORDER_CONSTANT
+    return cv2.copyMakeBorder(inside, 0, rows - height, 0, columns - width, kind), (height, width)

@@ -15,6 +15,7 @@ from cfinet_jax.own_data import absolute  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
 from data.coco.layout import read_found, read_named  # noqa: E402
+from data.journal import Journal  # noqa: E402
 from data.published.json_files import LAYOUTS, read_layout  # noqa: E402
 from data.published.visdrone import read_visdrone  # noqa: E402
 from data.scenes.scenes_dataset_builder import Builder as ScenesBuilder  # noqa: E402
@@ -78,7 +79,9 @@ def sodad(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def own_builder(arguments: argparse.Namespace, read: Callable[[], Mapping[str, Split]]) -> tfds.core.DatasetBuilder:
+def own_builder(
+    arguments: argparse.Namespace, read: Callable[[Journal], Mapping[str, Split]]
+) -> tfds.core.DatasetBuilder:
     """The builder of what `read` reads; the data set keeps where it came from."""
     origin = {"source": str(absolute(arguments.source)), "annotations": " ".join(arguments.annotations or ())}
     name = arguments.name or arguments.dataset

@@ -2,14 +2,16 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import decode_image
+from cfinet_jax.pictures import decode_bgr
+from data.journal import Journal, state_of
 from data.threads import map_images
 
 ANY_CLASS = -1  # label of a region in which objects of every class are to be ignored
@@ -21,6 +23,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # keys and their types
     "annotations": {"image_id": object},
     "categories": {"id": object, "name": str},
 }
+Task = Callable[[np.ndarray], None]  # what is done with a decoded picture, B G R
 
 
 class Split(NamedTuple):
@@ -32,21 +35,33 @@ class Split(NamedTuple):
     files: tuple[epath.Path, ...]  # that describe it; a folder stands for the label files in it
 
 
-def read_split(split: str, path: epath.Path, folder: epath.Path) -> Split:
+def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal) -> Split:
     """Read a COCO JSON file and check it against the images in `folder`.
 
     Raises:
       UserError: the file is not COCO as a whole, repeats an image id, or leaves nothing to use.
     """
-    return check_split(split, load_coco(path), path, folder)
+    return check_split(split, load_coco(path), path, folder, journal)
+
+
+def no_tasks(images: list[dict[str, Any]]) -> dict[int, Task]:
+    """Nothing is done with decoded pictures but to look at their sizes."""
+    return {}
 
 
 def check_split(
-    split: str, coco: dict[str, Any], path: epath.Path, folder: epath.Path, label_files: Sequence[epath.Path] = ()
+    split: str,
+    coco: dict[str, Any],
+    path: epath.Path,
+    folder: epath.Path,
+    journal: Journal,
+    label_files: Sequence[epath.Path] = (),
+    tasks_of: Callable[[list[dict[str, Any]]], Mapping[int, Task]] = no_tasks,
 ) -> Split:
     """Check the content of a COCO file against the images in `folder`.
 
-    `path` is where it was described, `label_files` those of the images where the objects stand in such.
+    `path` is where it was described, `label_files` those of the images where the objects stand in such. `tasks_of` says
+    what to do with the decoded pictures of records, by image id.
 
     Raises:
       UserError: there is no class, or nothing is left to use; in `train`, no object.
@@ -60,14 +75,18 @@ def check_split(
     files = {image["id"]: image["file_name"] for image in coco["images"]}
     annotations = group_by_image(coco["annotations"], files, problems)
 
+    described = [read_image(image, annotations[image["id"]], labels, folder) for image in coco["images"]]
+    images = [each for each, _ in described]
+    look = partial(image_problem, journal=journal, tasks=tasks_of(images))
+    found = map_images(look, images, f"Checking {split}")
     records = []
-    found = map_images(partial(image_problem, folder=folder), coco["images"], f"Checking {split}")
-    for image, problem in zip(coco["images"], found, strict=True):
+    for (each, of_objects), problem in zip(described, found, strict=True):
         if problem:
-            problems[problem].append(image["file_name"])
+            problems[problem].append(each["file_name"])
             continue
-        objects = (read_object(entry, image, labels, problems) for entry in annotations[image["id"]])
-        records.append(record(image, folder, [entry for entry in objects if entry]))
+        for name, entries in of_objects.items():
+            problems[name] += entries
+        records.append(each)
     if not records:
         raise UserError(f"no image of {path} can be used ({summary(problems)}): check the folder {folder}")
     if split == "train" and all(all(each["objects"]["ignore"]) for each in records):
@@ -146,18 +165,47 @@ def describe(entry: dict[str, Any], file_name: str) -> str:
     return f"annotation {entry.get('id')} of {file_name}"
 
 
-def image_problem(image: dict[str, Any], folder: epath.Path) -> str | None:
-    """Why an image cannot be used, or None."""
-    path = folder / image["file_name"]
+def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, Task]) -> str | None:
+    """Why the image of a record cannot be used, or None; what is to be done with a sound picture is done.
+
+    A picture that the journal knows is decoded only for such a task.
+    """
+    path, stated = epath.Path(image["path"]), (image["height"], image["width"])
+    task = tasks.get(image["image_id"])
     try:
         if not path.exists():
             return "image missing, skipped"
-        height, width = decode_image(path.read_bytes(), str(path)).shape[:2]
-    except (OSError, ValueError, UserError):  # a ValueError: no file can have this name
+        state = state_of(path)
+        known = state in journal.sizes and not (task and journal.sizes[state] == stated)
+        encoded = b"" if known else path.read_bytes()
+    except (OSError, ValueError):  # a ValueError: no file can have this name
         return "image broken or cut short, skipped"
-    if (height, width) != (image["height"], image["width"]):
-        return "image of another size than stated, skipped"
-    return None
+    if not known:
+        picture = decode(encoded)
+        size = None if picture is None else picture.shape[:2]
+        if task and size == stated:
+            task(picture)
+        journal.note(state, size)
+    if journal.sizes[state] is None:
+        return "image broken or cut short, skipped"
+    return None if journal.sizes[state] == stated else "image of another size than stated, skipped"
+
+
+def decode(encoded: bytes) -> np.ndarray | None:
+    """A picture, B G R, or None if it is none."""
+    try:
+        return decode_bgr(encoded, "")
+    except UserError:
+        return None
+
+
+def read_image(
+    image: dict[str, Any], entries: Iterable[dict[str, Any]], labels: dict[int, int], folder: epath.Path
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """An image with its annotations as a record, and what is wrong with these."""
+    problems: dict[str, list[str]] = defaultdict(list)
+    objects = (read_object(entry, image, labels, problems) for entry in entries)
+    return record(image, folder, [entry for entry in objects if entry]), problems
 
 
 def read_object(

@@ -12,6 +12,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.own_data import state
 from data.coco.annotations import Split, summary
 from data.features import FEATURES
+from data.journal import Journal
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -19,7 +20,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, read: Callable[[], Mapping[str, Split]], origin: Mapping[str, str], name: str, **arguments):
+    def __init__(
+        self, *, read: Callable[[Journal], Mapping[str, Split]], origin: Mapping[str, str], name: str, **arguments
+    ):
         """Take the function that reads every split, and what is to be kept of where it reads: `source`, `annotations`.
 
         The rest as every TFDS builder does.
@@ -33,6 +36,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.read = read
         self.origin = dict(origin)
         super().__init__(**arguments)
+        self.journal = epath.Path(self.data_dir).parents[1] / f"{name}.checked.jsonl"
+
+    def download_and_prepare(self, **arguments: Any) -> None:
+        """As every TFDS builder does; what is whole needs no journal."""
+        super().download_and_prepare(**arguments)
+        self.journal.unlink(missing_ok=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=FEATURES, metadata=tfds.core.MetadataDict())
@@ -54,7 +63,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, list]]:
         """Every split, and the record of the files that describe them: which, and in what state."""
         try:
-            splits = self.read()
+            with Journal(self.journal) as journal:
+                splits = self.read(journal)
             files = sorted({str(file) for content in splits.values() for file in content.files})
             return splits, {"files": files, "state": state(files)}
         except OSError as error:  # `data/prepare.py` takes others for a failure to write

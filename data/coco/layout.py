@@ -7,6 +7,7 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from data.coco.annotations import Split, check_split, load_coco, read_split
+from data.journal import Journal
 
 SPLITS = ("train", "val", "test")
 ANNOTATIONS = (  # of a split; the first row that names a file counts
@@ -22,12 +23,12 @@ IMAGES = ("images", "{split}*", "images/{split}*", "{split}*/images")
 TRIED = 10  # of the images of a file: a few may be missing
 
 
-def read_named(annotations: Mapping[str, tuple[epath.Path, epath.Path]]) -> dict[str, Split]:
+def read_named(annotations: Mapping[str, tuple[epath.Path, epath.Path]], journal: Journal) -> dict[str, Split]:
     """The splits of a (JSON file, image folder) each."""
-    return {split: read_split(split, *paths) for split, paths in annotations.items()}
+    return {split: read_split(split, *paths, journal) for split, paths in annotations.items()}
 
 
-def read_found(source: epath.Path) -> dict[str, Split]:
+def read_found(source: epath.Path, journal: Journal) -> dict[str, Split]:
     """The splits of a folder, by the names of its files.
 
     Raises:
@@ -39,7 +40,7 @@ def read_found(source: epath.Path) -> dict[str, Split]:
             f"{source} holds neither data.yaml (YOLO) nor COCO files ({listed(ANNOTATIONS, SPLITS)}): "
             "rename them, or name them with --annotations SPLIT=JSON[,IMAGES]"
         )
-    return {split: read_beside(split, load_coco(path), path, source) for split, path in found.items()}
+    return {split: read_beside(split, load_coco(path), path, source, journal) for split, path in found.items()}
 
 
 def find_splits(source: epath.Path, names: Sequence[str], splits: Sequence[str]) -> dict[str, epath.Path]:
@@ -69,10 +70,10 @@ def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> ep
     return None
 
 
-def read_beside(split: str, coco: dict[str, Any], path: epath.Path, source: epath.Path) -> Split:
+def read_beside(split: str, coco: dict[str, Any], path: epath.Path, source: epath.Path, journal: Journal) -> Split:
     """A split, described in the file `path`, whose images lie somewhere in `source`."""
     folders = [folder for name in IMAGES for folder in sorted(source.glob(name.format(split=split)))]
-    return check_split(split, coco, path, folder_of(coco["images"], [source, path.parent, *folders]))
+    return check_split(split, coco, path, folder_of(coco["images"], [source, path.parent, *folders]), journal)
 
 
 def folder_of(images: Sequence[dict[str, Any]], folders: Sequence[epath.Path]) -> epath.Path:

@@ -9,6 +9,7 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from data.coco.annotations import Split, load_coco
 from data.coco.layout import SPLITS, find_splits, listed, read_beside
+from data.journal import Journal
 
 UNSURE = ("ignore", "uncertain", "logo", "in_dense_image")  # marks of TinyPerson that make a box none to learn from
 HIT_UAV_KEYS = {"filename": "file_name", "annotation": "annotations"}  # keys that COCO calls otherwise
@@ -22,7 +23,7 @@ class Layout(NamedTuple):
     splits: tuple[str, ...] = SPLITS
 
 
-def read_layout(layout: Layout, source: epath.Path) -> dict[str, Split]:
+def read_layout(layout: Layout, source: epath.Path, journal: Journal) -> dict[str, Split]:
     """The splits of a folder that have an annotation file.
 
     Raises:
@@ -34,7 +35,7 @@ def read_layout(layout: Layout, source: epath.Path) -> dict[str, Split]:
             f"{source} holds no annotations ({listed(layout.annotations, layout.splits)}): "
             "give --source the folder in which they lie as published"
         )
-    return {split: read_beside(split, layout.read(path), path, source) for split, path in found.items()}
+    return {split: read_beside(split, layout.read(path), path, source, journal) for split, path in found.items()}
 
 
 def read_tiny_person(path: epath.Path) -> dict[str, Any]:

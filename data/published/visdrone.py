@@ -10,6 +10,7 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from data.coco.annotations import Split, check_split
 from data.coco.label_files import coco_of, number, whole
+from data.journal import Journal
 
 FOLDERS = {"train": "VisDrone2019-DET-train", "val": "VisDrone2019-DET-val", "test": "VisDrone2019-DET-test-dev"}
 NAMES = {  # by id; 11, "others", is left out: the toolkit neither scores such objects nor forgives detections of them
@@ -27,7 +28,7 @@ NAMES = {  # by id; 11, "others", is left out: the toolkit neither scores such o
 }
 
 
-def read_visdrone(source: epath.Path) -> dict[str, Split]:
+def read_visdrone(source: epath.Path, journal: Journal) -> dict[str, Split]:
     """The splits whose folders are in `source`.
 
     Raises:
@@ -36,10 +37,10 @@ def read_visdrone(source: epath.Path) -> dict[str, Split]:
     found = {split: source / name for split, name in FOLDERS.items() if (source / name).is_dir()}
     if not found:
         raise UserError(f"{source} holds none of {', '.join(FOLDERS.values())}: --source is the folder they lie in")
-    return {split: read_folder(split, folder, source) for split, folder in found.items()}
+    return {split: read_folder(split, folder, source, journal) for split, folder in found.items()}
 
 
-def read_folder(split: str, folder: epath.Path, source: epath.Path) -> Split:
+def read_folder(split: str, folder: epath.Path, source: epath.Path, journal: Journal) -> Split:
     """A split: every label file in `annotations` describes the image of its name in `images`."""
     annotations = folder / "annotations"
     labels = sorted(annotations.glob("*.txt"))
@@ -47,7 +48,7 @@ def read_folder(split: str, folder: epath.Path, source: epath.Path) -> Split:
         raise UserError(f"{annotations} holds no label file (.txt): unpack the whole archive of the split '{split}'")
     images = [folder / "images" / f"{path.stem}.jpg" for path in labels]
     coco = coco_of(zip(images, labels, strict=True), NAMES, source, read_label)
-    return check_split(split, coco, annotations, source, labels)
+    return check_split(split, coco, annotations, source, journal, labels)
 
 
 def read_label(line: str, height: int, width: int) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """Reads SODA-D as it is downloaded, and the windows that its authors' tool cuts."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import find_pictures
-from data.coco.annotations import Split, check_split, load_coco, summary
+from data.coco.annotations import Split, check_split, load_coco, no_tasks, summary
 from data.coco.layout import SPLITS, folder_of
+from data.journal import Journal
 from data.sodad.report import report
-from data.sodad.windows import cut_windows
+from data.sodad.windows import cuts, split_of_windows
 
 PLACES = ("", "rawData", "divData")  # below the source; the authors' tools call them so
 ANNOTATIONS = ("Annotations/{split}.json", "Annotations/Annotations/{split}.json")
@@ -18,7 +20,7 @@ IMAGES = ("Images", "Images/{split}", "Images/Images", "Images/Images/{split}")
 WINDOWS = "train_windows"  # the split of windows to train on
 
 
-def read_sodad(source: epath.Path, windows: epath.Path | None) -> dict[str, Split]:
+def read_sodad(source: epath.Path, windows: epath.Path | None, journal: Journal) -> dict[str, Split]:
     """The splits of a folder; `train_windows` too, if they are there or a folder to cut them into is given.
 
     What was read, and how it compares with the data set as published, is printed.
@@ -29,6 +31,7 @@ def read_sodad(source: epath.Path, windows: epath.Path | None) -> dict[str, Spli
     files = list(annotation_files(source))
     if windows and files and all(split != "train" for _, split, _ in files):
         raise UserError(f"{source} holds no Annotations/train.json, of whose images --windows cuts windows")
+    given = any(is_cut(load_coco(path)) for _, split, path in files if windows and split == "train")
     splits: dict[str, Split] = {}
     listed: dict[epath.Path, set[str]] = {}  # by folder
     for place, split, path in files:
@@ -40,7 +43,8 @@ def read_sodad(source: epath.Path, windows: epath.Path | None) -> dict[str, Spli
         if name in splits:
             raise UserError(f"both {splits[name].files[0]} and {path} describe '{name}': move one of them elsewhere")
         folder = folder_of(coco["images"], [place / images.format(split=split) for images in IMAGES])
-        splits[name] = check_split(name, coco, path, folder)
+        tasks_of = partial(cuts, path, windows) if windows and name == "train" and not given else no_tasks
+        splits[name] = check_split(name, coco, path, folder, journal, tasks_of=tasks_of)
         listed.setdefault(folder, set()).update(str(folder / image["file_name"]) for image in coco["images"])
     if not splits:
         raise UserError(f"{source} holds no Annotations/SPLIT.json of whole images (SPLIT is {', '.join(SPLITS)})")
@@ -51,7 +55,7 @@ def read_sodad(source: epath.Path, windows: epath.Path | None) -> dict[str, Spli
     if WINDOWS in splits:
         print(f"{WINDOWS}: taken as {splits[WINDOWS].files[0]} describes them, none is cut")
     elif windows:
-        splits[WINDOWS] = cut_windows(splits["train"], windows)
+        splits[WINDOWS] = split_of_windows(splits["train"], windows)
     return splits
 
 

@@ -1,4 +1,4 @@
-"""The windows that are trained on, cut once and kept as files.
+"""The windows that are trained on, cut once, while the images are checked, and kept as files.
 
 The windows of an image go into a folder that gets its name when they are whole. So cutting that was broken off, even
 killed, goes on where it was (on a local disk, where a folder is renamed at once), what is cut stays usable, and nothing
@@ -16,28 +16,33 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import decode_image
 from cfinet_jax.slicing import CUT_OFF, boxes_in_window, cut_window, fill, training_windows
-from data.coco.annotations import ANY_CLASS, Split, record
-from data.threads import map_images
+from data.coco.annotations import ANY_CLASS, Split, Task, record
 
 WINDOW, OVERLAP = (800, 800), (150, 150)  # height, width in pixels
 JPEG_QUALITY = 95
 
 
-def cut_windows(train: Split, folder: epath.Path) -> Split:
-    """The windows of a split's images in which there are objects; those not in `folder` yet are cut.
+def cuts(annotations: epath.Path, folder: epath.Path, images: list[dict[str, Any]]) -> dict[int, Task]:
+    """What cuts the windows of pictures with objects, by image id; of those that are not in `folder` yet.
 
     Raises:
       UserError: the folder holds windows of other annotations, or cannot be written.
     """
-    check_state(train, folder)
-    images = [(image, origins) for image in train.records if len(origins := origins_in(image))]
-    waiting = [each for each in images if not (folder / str(each[0]["image_id"])).exists()]
-    print(f"{len(images) - len(waiting)} of {len(images)} images are cut already, in {folder}")
-    for _ in map_images(partial(cut, folder=folder), waiting, "Cutting windows of"):
-        pass
-    records = [window for image, origins in images for window in window_records(image, origins, folder)]
+    check_state(annotations, folder)
+    with_windows = [(image, origins) for image in images if len(origins := origins_in(image))]
+    tasks: dict[int, Task] = {
+        image["image_id"]: partial(cut, image=image, origins=origins, folder=folder)
+        for image, origins in with_windows
+        if not (folder / str(image["image_id"])).exists()
+    }
+    print(f"{len(with_windows) - len(tasks)} of {len(with_windows)} images are cut already, in {folder}")
+    return tasks
+
+
+def split_of_windows(train: Split, folder: epath.Path) -> Split:
+    """The windows of a split's images in which there are objects, all of which are in `folder`."""
+    records = [window for image in train.records for window in window_records(image, origins_in(image), folder)]
     for number, window in enumerate(records, start=1):
         window["image_id"] = number
     counts = [len(window["objects"]["id"]) for window in records]
@@ -53,9 +58,9 @@ def cut_windows(train: Split, folder: epath.Path) -> Split:
     return Split(records, train.categories, account, train.files)
 
 
-def check_state(train: Split, folder: epath.Path) -> None:
+def check_state(annotations: epath.Path, folder: epath.Path) -> None:
     """Windows in the folder are those of these annotations, or there are none yet."""
-    digest, file = hashlib.sha256(train.files[0].read_bytes()).hexdigest(), folder / "annotations.sha256"
+    digest, file = hashlib.sha256(annotations.read_bytes()).hexdigest(), folder / "annotations.sha256"
     if file.exists() and file.read_text() != digest:
         raise UserError(
             f"{folder} holds windows of other annotations: delete it, or choose another --data_dir or --name"
@@ -84,20 +89,19 @@ def names_of(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"]) -> li
     return [f"{stem}_{number}.jpg" for number in range(len(origins))]
 
 
-def cut(image_and_origins: tuple[dict[str, Any], Int[np.ndarray, "windows 2"]], folder: epath.Path) -> None:
-    """Writes the windows of an image, black where it is to be ignored.
+def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path) -> None:
+    """Writes the windows of an image, whose picture is B G R, black where it is to be ignored.
 
     Raises:
       UserError: they cannot be written.
     """
-    image, origins = image_and_origins
     objects, regions = boxes_of(image)
-    picture = fill(decode_image(epath.Path(image["path"]).read_bytes(), image["path"]), regions, objects)
     begun = folder / f"{image['image_id']}.begun"
     try:
         begun.mkdir(exist_ok=True)
         for origin, name in zip(origins, names_of(image, origins), strict=True):
-            (begun / name).write_bytes(encode(cut_window(picture, origin, WINDOW, "constant")[0]))
+            window, corner = cut_window(picture, origin, WINDOW, "constant")[0], np.tile(origin[::-1], 2)
+            (begun / name).write_bytes(encode(fill(window, regions - corner, objects - corner)))
         begun.rename(folder / str(image["image_id"]))
     except OSError as error:
         raise UserError(
@@ -106,9 +110,8 @@ def cut(image_and_origins: tuple[dict[str, Any], Int[np.ndarray, "windows 2"]], 
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """A picture, R G B, as JPEG."""
-    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    return cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)[1].tobytes()
+    """A picture, B G R, as JPEG."""
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
 def window_records(

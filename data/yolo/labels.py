@@ -12,9 +12,10 @@ from cfinet_jax.pictures import find_pictures
 from data.coco.annotations import Split, check_split
 from data.coco.label_files import coco_of, number, whole
 from data.coco.layout import SPLITS
+from data.journal import Journal
 
 
-def read_yolo(source: epath.Path) -> dict[str, Split]:
+def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
     """The splits that `data.yaml` in a folder names.
 
     Raises:
@@ -30,7 +31,7 @@ def read_yolo(source: epath.Path) -> dict[str, Split]:
     for split, found in images.items():
         labels = [label_file(image) for image in found]
         coco = coco_of(zip(found, labels, strict=True), names, root, read_label)
-        content = check_split(split, coco, path, root, labels)
+        content = check_split(split, coco, path, root, journal, labels)
         lists = [place for place in places[split] if not place.is_dir()]
         splits[split] = content._replace(files=(*content.files, *lists))
     return splits

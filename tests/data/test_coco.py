@@ -17,6 +17,7 @@ from cfinet_jax.errors import UserError
 from data.coco.annotations import ANY_CLASS, read_split
 from data.coco.coco_dataset_builder import Builder
 from data.coco.layout import read_named
+from data.journal import Journal
 
 CATEGORIES = [{"id": 7, "name": "ship"}, {"id": 3, "name": "plane"}, {"id": 5, "name": "Ignore"}]
 
@@ -41,7 +42,12 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path, images: list, annotations: list, categories: list = CATEGORIES, split: str = "train"):
     path = epath.Path(folder) / f"{split}.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return read_split(split, path, epath.Path(folder))
+    return read_journaled(split, path)
+
+
+def read_journaled(split: str, path: epath.Path):
+    with Journal(path.parent / "checked.jsonl") as journal:
+        return read_split(split, path, path.parent, journal)
 
 
 def test_categories_become_labels_in_the_order_of_their_ids(folder):
@@ -152,7 +158,7 @@ def test_hopeless_files_are_refused_in_one_line(tmp_path, text, message):
     path = epath.Path(tmp_path) / "train.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        read_split("train", path, epath.Path(tmp_path))
+        read_journaled("train", path)
     assert "\n" not in str(error.value)
 
 
@@ -172,7 +178,7 @@ def test_nothing_to_learn_from_is_refused(folder, entries, said):
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        read_split("train", epath.Path(tmp_path) / "none.json", epath.Path(tmp_path))
+        read_journaled("train", epath.Path(tmp_path) / "none.json")
 
 
 def prepare(folder: Path, name: str = "mine", categories: list = CATEGORIES) -> ConfigDict:

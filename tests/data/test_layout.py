@@ -9,7 +9,9 @@ import pytest
 from etils import epath
 
 from cfinet_jax.errors import UserError
+from data.coco.annotations import Split
 from data.coco.layout import read_found
+from data.journal import Journal
 
 
 def make(folder: Path, annotations: str, images: str, name: str) -> None:
@@ -23,6 +25,11 @@ def make(folder: Path, annotations: str, images: str, name: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     (folder / annotations).write_text(json.dumps(content))
     cv2.imwrite(str(folder / images / name), np.zeros((4, 6, 3), np.uint8))
+
+
+def find(folder: Path) -> dict[str, Split]:
+    with Journal(epath.Path(folder.parent) / f"{folder.name}.jsonl") as journal:
+        return read_found(epath.Path(folder), journal)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +49,7 @@ def make(folder: Path, annotations: str, images: str, name: str) -> None:
 def test_splits_are_found(tmp_path, annotations, images):
     for split in ("train", "val"):
         make(tmp_path, annotations.format(split=split), images.format(split=split), f"{split}.png")
-    splits = read_found(epath.Path(tmp_path))
+    splits = find(tmp_path)
     assert splits.keys() == {"train", "val"}
     for split, content in splits.items():
         assert content.records[0]["path"] == str(tmp_path / images.format(split=split) / f"{split}.png")
@@ -51,13 +58,13 @@ def test_splits_are_found(tmp_path, annotations, images):
 
 def test_the_folder_valid_is_the_split_val(tmp_path):
     make(tmp_path, "valid/_annotations.coco.json", "valid", "a.png")
-    assert read_found(epath.Path(tmp_path)).keys() == {"val"}
+    assert find(tmp_path).keys() == {"val"}
 
 
 def test_other_annotations_of_coco_do_not_matter(tmp_path):
     make(tmp_path, "annotations/instances_train2017.json", "train2017", "a.png")
     (tmp_path / "annotations" / "captions_train2017.json").write_text("[]")
-    assert read_found(epath.Path(tmp_path)).keys() == {"train"}
+    assert find(tmp_path).keys() == {"train"}
 
 
 def test_a_few_images_may_be_missing(tmp_path):
@@ -65,19 +72,19 @@ def test_a_few_images_may_be_missing(tmp_path):
     content = json.loads((tmp_path / "train.json").read_text())
     content["images"].insert(0, {"id": 2, "file_name": "x" * 300, "height": 4, "width": 6})
     (tmp_path / "train.json").write_text(json.dumps(content))
-    account = read_found(epath.Path(tmp_path))["train"].account
+    account = find(tmp_path)["train"].account
     assert (account["images"], account["images_kept"]) == (2, 1)
 
 
 def test_what_is_not_clear_is_asked_for(tmp_path):
     with pytest.raises(UserError, match="holds neither data.yaml .YOLO. nor COCO files .SPLIT.json, .*--annotations"):
-        read_found(epath.Path(tmp_path))
+        find(tmp_path)
     with pytest.raises(UserError, match="is no folder"):
-        read_found(epath.Path(tmp_path) / "absent")
+        find(tmp_path / "absent")
     for name in ("a_train.json", "b_train.json"):
         make(tmp_path, name, ".", "a.png")
     with pytest.raises(UserError, match="several files for the split 'train' .a_train.json, b_train.json.: name one"):
-        read_found(epath.Path(tmp_path))
+        find(tmp_path)
     make(tmp_path, "train.json", "elsewhere", "b.png")
     with pytest.raises(UserError, match="no image of .* can be used .1 x image missing, skipped: b.png.: check"):
-        read_found(epath.Path(tmp_path))
+        find(tmp_path)

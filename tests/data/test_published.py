@@ -20,6 +20,7 @@ from cfinet_jax import own_data
 from cfinet_jax.dataset import open_dataset
 from cfinet_jax.errors import UserError
 from data import prepare
+from data.journal import Journal
 from data.published.visdrone import FOLDERS
 
 SIDE = 32
@@ -105,7 +106,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 
 def read(name: str, folder: Path) -> dict:
-    return prepare.PUBLISHED[name](epath.Path(folder))
+    with Journal(epath.Path(folder) / "checked.jsonl") as journal:
+        return prepare.PUBLISHED[name](epath.Path(folder), journal)
 
 
 def call_prepare(name: str, folder: Path) -> tuple[int, str]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -189,6 +190,27 @@ def test_a_killed_preparation_goes_on(raw, tmp_path, capsys):
     assert contents(tmp_path / "prepared") == contents(tmp_path / "whole" / "prepared")
     assert not list(tmp_path.glob("prepared/**/*begun"))
     assert len(open_split(raw, "train_windows")) == len(open_split(whole, "train_windows")) == 7
+
+
+def test_a_picture_is_decoded_once_to_check_and_cut_it(raw, monkeypatch):
+    decoding = mock.Mock(wraps=cv2.imdecode)
+    monkeypatch.setattr(cv2, "imdecode", decoding)
+    encode, encoded = windows.encode, []
+
+    def stop_at_the_last(window: np.ndarray) -> bytes:
+        if len(encoded) == 6:
+            raise RuntimeError
+        encoded.append(window)
+        return encode(window)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr("data.threads.MOST", 1)
+        patched.setattr(windows, "encode", stop_at_the_last)
+        call(raw, "--windows")
+    assert decoding.call_count == 4  # all of train, whose last picture has the last window
+    assert call(raw, "--windows") == 0
+    assert decoding.call_count == 4 + 1 + 2 + 1  # of train that picture alone, val, test
+    assert len(open_split(raw, "train_windows")) == 7
 
 
 def test_a_full_disk_keeps_what_is_cut(raw, tmp_path, monkeypatch, capsys):

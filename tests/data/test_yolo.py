@@ -21,6 +21,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import ORIENTATION
 from data import prepare
 from data.coco import label_files
+from data.journal import Journal
 from data.yolo import labels
 from data.yolo.labels import label_file, read_yolo
 
@@ -46,7 +47,8 @@ def make(folder: Path, description: str = SPLITS + NAMES, labels: dict[str, str]
 
 
 def read(folder: Path) -> dict:
-    return read_yolo(epath.Path(folder))
+    with Journal(epath.Path(folder) / "checked.jsonl") as journal:
+        return read_yolo(epath.Path(folder), journal)
 
 
 def test_boxes_and_classes(tmp_path):
