@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 3000, 4000
 CELL = (512, 640)  # height and width of a frame's place
 PLACES = list(itertools.product(range(0, HEIGHT, CELL[0]), range(0, WIDTH, CELL[1])))  # their corners
-PICTURES = {"train": 24, "val": 6, "test": 12}
+PICTURES = {"train": 28, "val": 2, "test": 12}
 NUMBERS = {category["name"]: category["id"] for category in CATEGORIES}
 CLASSES = {  # of the frames, by their names in small letters, and SODA-D's
     "person": "people",

@@ -11,7 +11,7 @@ import cv2
 import grain
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from cfinet_jax.dataset import Prepared, read_picture
@@ -147,9 +147,12 @@ def _read(
     first = rows * process_index
 
     def read(numbers: np.ndarray) -> Batch:
-        chosen = range(first, first + rows)
-        examples = [_example(windows, int(numbers[index]), index, decoded, settings) for index in chosen]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+        images: Any = np.empty((rows, *settings.stored_size, 3), np.uint8)  # of NumPy, where the detector's are JAX's
+        examples = [
+            _example(windows, int(numbers[index]), index, decoded, settings, image)
+            for index, image in enumerate(images, start=first)
+        ]
+        return Batch(images=images, **jax.tree.map(lambda *leaves: np.stack(leaves), *examples))
 
     options = grain.ReadOptions(num_threads=settings.read_threads, prefetch_buffer_size=2 * settings.read_threads)
     return iter(batches.map(read).to_iter_dataset(options))
@@ -202,24 +205,26 @@ def _example(
     index: int,
     decoded: Reader,
     settings: ConfigDict,
-) -> Batch:
-    """The window `number` as a Batch without its batch axis; a blank, invalid one behind the last window."""
+    image: UInt8[np.ndarray, "height width 3"],
+) -> dict[str, Any]:
+    """Writes the window `number` into `image`; the rest of a Batch without its batch axis.
+
+    Behind the last window it is blank and invalid.
+    """
     valid = number < len(windows.owners)
     if valid:
         owner = int(windows.owners[number])
         record, picture = decoded(owner)
-        image_id, size, objects = record["image_id"], picture.shape[:2], objects_of(record)
+        image_id = record["image_id"]
         if settings.window_overlap is None:
-            image = _pad(picture, settings.stored_size, record["file_name"].decode())
-        else:
-            image, size, objects = _window(picture, objects, windows.origins[number], settings)
+            check_size(picture, settings.stored_size, record["file_name"].decode())
+        size, objects = _window(picture, objects_of(record), windows.origins[number], settings, image)
     else:
-        image = np.zeros((*settings.stored_size, 3), np.uint8)
+        image[:] = 0
         image_id, size, objects = 0, settings.stored_size, NOTHING
     ground_truth, dropped = _ground_truth(objects, settings.max_objects)
     extent = np.array(size, np.float32)
-    fields: dict[str, Any] = {  # arrays of NumPy, where the detector's are JAX's
-        "images": image,
+    return {
         "sizes": extent,
         "scales": scales_of(extent, settings),
         "ground_truth": ground_truth,
@@ -228,7 +233,6 @@ def _example(
         "dropped": np.int32(dropped),
         "valid": np.bool_(valid),
     }
-    return Batch(**fields)
 
 
 def objects_of(record: dict[str, Any]) -> Objects:
@@ -242,16 +246,19 @@ def objects_of(record: dict[str, Any]) -> Objects:
 
 
 def _window(
-    picture: np.ndarray, objects: Objects, origin: np.ndarray, settings: ConfigDict
-) -> tuple[np.ndarray, tuple[int, int], Objects]:
-    """The window at `origin`, extended to `stored_size`; what of it is picture; and what is seen in it."""
-    image, size = cut_window(picture, origin, tuple(settings.stored_size))
+    picture: np.ndarray, objects: Objects, origin: np.ndarray, settings: ConfigDict, image: np.ndarray
+) -> tuple[tuple[int, int], Objects]:
+    """Writes the window at `origin` into `image`, extended by its border; what of it is picture, and what is seen."""
+    _, size = cut_window(picture, origin, tuple(settings.stored_size), out=image)
+    if settings.window_overlap is None:
+        return size, objects
     seen = objects_in_window(objects, origin, size)
     if settings.paint_regions:
         regions = seen.labels < 0
-        image = fill(image, seen.boxes[regions], seen.boxes[~regions])
+        if regions.any():
+            image[:] = fill(image, seen.boxes[regions], seen.boxes[~regions])
         seen = without_regions(seen)
-    return image, size, seen
+    return size, seen
 
 
 def without_regions(objects: Objects) -> Objects:
@@ -266,15 +273,13 @@ def objects_in_window(objects: Objects, origin: Int[np.ndarray, "2"], size: tupl
     return Objects(boxes[seen].astype(np.float32), objects.labels[seen], (objects.ignore | (share <= CUT_OFF))[seen])
 
 
-def _pad(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> np.ndarray:
-    """Extend a picture right and below to `stored_size` (height, width) by repeating its border."""
-    below, right = np.subtract(stored_size, picture.shape[:2]).tolist()
-    if below < 0 or right < 0:
+def check_size(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> None:
+    """A picture that is not cut fits into `stored_size` (height, width)."""
+    if any(np.greater(picture.shape[:2], stored_size)):
         raise UserError(
             f"image {name} is {picture.shape[0]} x {picture.shape[1]} pixels, larger than dataset.stored_size = "
             f"{stored_size[0]} x {stored_size[1]}: raise dataset.stored_size, or set dataset.window_overlap"
         )
-    return cv2.copyMakeBorder(picture, 0, below, 0, right, cv2.BORDER_REPLICATE)
 
 
 def fill_a_pixel(boxes: np.ndarray) -> np.ndarray:

@@ -100,10 +100,14 @@ def cut_window(
     origin: Int[np.ndarray, "2"],
     window: tuple[int, int],
     border: Literal["edge", "constant"] = "edge",
+    out: UInt8[np.ndarray, "rows columns 3"] | None = None,
 ) -> tuple[UInt8[np.ndarray, "rows columns 3"], tuple[int, int]]:
-    """One window of a picture, extended right and below by its border or by black; and the size of what is picture."""
+    """One window of a picture, extended right and below by its border or by black; and the size of what is picture.
+
+    It is written into `out` if that is given.
+    """
     (row, column), (rows, columns) = origin.tolist(), window
     inside = picture[row : row + rows, column : column + columns]
     height, width = inside.shape[:2]
     kind = cv2.BORDER_REPLICATE if border == "edge" else cv2.BORDER_CONSTANT
-    return cv2.copyMakeBorder(inside, 0, rows - height, 0, columns - width, kind), (height, width)
+    return cv2.copyMakeBorder(inside, 0, rows - height, 0, columns - width, kind, out), (height, width)

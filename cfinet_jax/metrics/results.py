@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-KEYS: tuple[str, ...] = ("image_id", "category_id", "bbox", "score")  # of COCO's results format, in the order of the columns
+KEYS: tuple[str, ...] = ("image_id", "category_id", "bbox", "score")  # COCO's, in the order of the columns
 DIGITS = 3  # of a pixel
 CHUNK = 4096  # detections that are Python objects at a time
 
