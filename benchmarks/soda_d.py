@@ -1,6 +1,6 @@
 """SODA-D's whole way on pictures made of others: raw folders, preparation, a short training, evaluation, report.
 
-    python -m benchmarks.soda_d FOLDER --split train=JSON,IMAGES ... [--kills=N] [--windows] [-- --config.key=value ...]
+    python -m benchmarks.soda_d --folder=FOLDER --split train=JSON,IMAGES ... [--kills=N] [--windows] [-- --config.key=value ...]
 
 Writes FOLDER/SODA-D in the folders and the format of the original: pictures of 4000 x 3000 pixels, each composed of
 frames of a COCO data set side by side. Prepares it, killed as often as asked for on the way; then trains and evaluates
@@ -45,7 +45,7 @@ CLASSES = {  # of the frames, by their names in small letters, and SODA-D's
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(prog="python -m benchmarks.soda_d", description=__doc__.partition("\n")[0])
-    result.add_argument("folder", type=Path, help="an empty or new folder for everything that is made")
+    result.add_argument("--folder", type=Path, required=True, help="for everything that is made; new or empty")
     result.add_argument("--split", action="append", required=True, metavar="SPLIT=JSON,IMAGES", help="of the frames")
     result.add_argument("--kills", type=int, default=0, help="how often preparation is killed")
     result.add_argument("--windows", action="store_true", help="cut the training windows beforehand and train on them")
