@@ -21,7 +21,9 @@ from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_state import TrainState
 
 # What a trained model may be asked anew.
-FREE = re.compile(r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|\.test\.|\.train\.")
+FREE = re.compile(
+    r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|max_class_exemplars|\.test\.|\.train\."
+)
 
 Detect = Callable[[Any, Batch], tuple[Detections, Proposals]]
 

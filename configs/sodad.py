@@ -166,6 +166,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "rescales": (0.97, 1.03),
                 "slots": 256,
                 "max_exemplars": 16,  # of one image in one step
+                "max_class_exemplars": 16,  # of one class in one step: what devices exchange
             },
         }
     )
