@@ -61,8 +61,9 @@ def train_step(
     if detector.imitation is not None and state.memory is not None and exemplars is not None:
         classes, most = detector.roi_head.classes, detector.imitation.max_class_exemplars
         offered = exchange(exemplars, batch.index, classes, most)
-        updated = dataclasses.replace(updated, memory=exemplar_memory.push(state.memory, offered))
-        metrics |= memory_metrics(updated.memory, offered)
+        memory = exemplar_memory.push(state.memory, offered)
+        updated = dataclasses.replace(updated, memory=memory)
+        metrics |= memory_metrics(memory, offered)
     state = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), updated, state)
     return dataclasses.replace(state, step=state.step + 1), metrics
 
