@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,12 +60,9 @@ def compile(config: ConfigDict, topology: str | None, classes: int) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     over = mesh.make_mesh(None if topology is None else devices_of(topology))
     check_batches(config, over.size)
-    devices = f"{over.size} x {over.devices.flat[0].device_kind}"
-    costs = {}
+    print(f"{over.size} x {over.devices.flat[0].device_kind}, {classes} classes; compiling takes minutes.", flush=True)
     for name, step in lower(config, classes, over).items():
-        print(f"Compiling the {name} step for {devices}, which may take minutes.", flush=True)
-        costs[name] = cost(name, step)
-    print(f"\n{devices}, {classes} classes\n\n{cost_table(costs)}\n{collective_table(costs)}", flush=True)
+        print(f"\n{table(name, cost(name, step))}", end="", flush=True)
 
 
 def devices_of(topology: str) -> Sequence[Any]:
@@ -117,32 +114,26 @@ def cost(name: str, step: Any) -> Cost:
     return Cost(compiled.memory_analysis(), numbers["flops"], numbers["bytes accessed"], seconds, found)
 
 
-def cost_table(costs: Mapping[str, Cost]) -> str:
-    """A row per number, a column per step."""
-    memory = [each.memory for each in costs.values()]
-    bytes_of = {
-        "arguments, MiB": [each.argument_size_in_bytes for each in memory],
-        "output beside them, MiB": [each.output_size_in_bytes - each.alias_size_in_bytes for each in memory],
-        "temporaries, MiB": [each.temp_size_in_bytes for each in memory],
+def table(name: str, cost: Cost) -> str:
+    """A row per number; collectives by kind, apart if a loop repeats them."""
+    memory = cost.memory
+    sizes = {
+        "arguments, MiB": memory.argument_size_in_bytes,
+        "output beside them, MiB": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries, MiB": memory.temp_size_in_bytes,
     }
-    bytes_of["**together, MiB**"] = [sum(parts) for parts in zip(*bytes_of.values(), strict=True)]
-    rows = [[name, *map(mebibytes, sizes)] for name, sizes in bytes_of.items()]
-    rows.append(["10^12 floating-point operations", *(f"{each.operations / 1e12:,.3f}" for each in costs.values())])
-    rows.append(["memory accessed, MiB", *(mebibytes(each.accessed) for each in costs.values())])
-    rows.append(["seconds to compile", *(f"{each.seconds:,.0f}" for each in costs.values())])
-    return with_head(["on one device", *(f"{name} step" for name in costs)], rows)
-
-
-def collective_table(costs: Mapping[str, Cost]) -> str:
-    """A row per kind of collective and step."""
-    rows = []
-    for name, each in costs.items():
-        for kind, in_loop in sorted({(one.kind, one.in_loop) for one in each.collectives}):
-            sizes = [one.size for one in each.collectives if (one.kind, one.in_loop) == (kind, in_loop)]
-            rows.append([f"{name} step: {kind}", len(sizes), mebibytes(sum(sizes)), "yes" if in_loop else "no"])
-    if not rows:
-        return "No collectives: devices tell each other nothing.\n"
-    return with_head(["collectives", "how many", "MiB in a step", "in a loop, so every round"], rows)
+    rows = [[part, mebibytes(size)] for part, size in sizes.items()]
+    rows += [
+        ["**together, MiB**", mebibytes(sum(sizes.values()))],
+        ["10^12 floating-point operations", f"{cost.operations / 1e12:,.3f}"],
+        ["memory accessed, MiB", mebibytes(cost.accessed)],
+    ]
+    for kind, in_loop in sorted({(each.kind, each.in_loop) for each in cost.collectives}):
+        sent = [each.size for each in cost.collectives if (each.kind, each.in_loop) == (kind, in_loop)]
+        where = "in every round of a loop" if in_loop else "in no loop"
+        rows.append([f"{len(sent)} x {kind} {where}, MiB", mebibytes(sum(sent))])
+    rows.append(["seconds to compile", f"{cost.seconds:,.0f}"])
+    return with_head([f"{name} step", "on one device"], rows)
 
 
 def mebibytes(count: float) -> str:

@@ -2,11 +2,13 @@
 
 import importlib.util
 import re
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from cfinet_jax import compile, mesh
+from cfinet_jax.collectives import Collective
 from cfinet_jax.run import build
 from configs import coco
 from tests import tiny
@@ -29,15 +31,25 @@ def test_both_steps_are_compiled_without_data_and_workdir(settings_stay):
     assert (status, errors) == (0, "")
     assert settings_stay == {"jax_enable_compilation_cache": False}
     assert "8 x cpu, 5 classes" in output
-    cells = dict(re.findall(r"^\| (.+?) \| (.+) \|$", output, re.MULTILINE))
-    numbers = {
-        name: [float(x.replace(",", "")) for x in row.split(" | ")] for name, row in cells.items() if "MiB" in name
-    }
-    parts = [numbers[f"{part}, MiB"] for part in ("arguments", "output beside them", "temporaries")]
-    for together, *of in zip(numbers["**together, MiB**"], *parts, strict=True):
-        assert together == pytest.approx(sum(of), abs=0.02) and min(of[0], of[2]) > 0
-    assert cells["training step: all-reduce"].endswith("| no")
-    assert not [name for name in cells if name.startswith("prediction step:")]
+    _, training, prediction = output.split(" step | on one device |")
+    for table in (training, prediction):
+        cells = dict(re.findall(r"^\| (.+?) \| ([\d,.]+) \|$", table, re.MULTILINE))
+        numbers = {name: float(cell.replace(",", "")) for name, cell in cells.items()}
+        together = sum(numbers[f"{part}, MiB"] for part in ("arguments", "output beside them", "temporaries"))
+        assert numbers["**together, MiB**"] == pytest.approx(together, abs=0.02)
+        assert min(numbers["arguments, MiB"], numbers["temporaries, MiB"], numbers["memory accessed, MiB"]) > 0.1
+    assert re.search(r"^\| \d+ x all-reduce in no loop, MiB \|", training, re.MULTILINE)
+    assert "in every round" not in output and "all-reduce" not in prediction
+
+
+def test_a_collective_in_a_loop_stands_apart():
+    found = [Collective("all-reduce", 2**20, True), Collective("all-reduce", 2**19, False)]
+    memory = SimpleNamespace(
+        argument_size_in_bytes=0, output_size_in_bytes=4, alias_size_in_bytes=4, temp_size_in_bytes=0
+    )
+    text = compile.table("training", compile.Cost(memory, 2e12, 0.0, 3.0, [*found, found[1]]))
+    assert "| 2 x all-reduce in no loop, MiB | 1.00 |\n| 1 x all-reduce in every round of a loop, MiB | 1.00 |" in text
+    assert "| 10^12 floating-point operations | 2.000 |" in text
 
 
 def test_devices_tell_each_other_divisors_gradients_and_exemplars():
