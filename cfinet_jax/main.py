@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -22,44 +23,54 @@ MODES = {  # and the module of each, which has a function of the name
     "export": "export",
     "predict": "predict",
     "analyse": "analyse",
+    "compile": "compile",
 }
 OF_A_RUN = ("evaluate", "export", "predict")  # without --config, with that of the run in the workdir
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE or FILE:VARIANT.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-IMAGES = flags.DEFINE_string("images", None, "For --mode=predict: a picture, or a folder of them.")
-OUTPUT = flags.DEFINE_string("output", None, "For --mode=predict: where the detections go.")
+flags.DEFINE_string("images", None, "For --mode=predict: a picture, or a folder of them.")
+flags.DEFINE_string("output", None, "For --mode=predict: where the detections go.")
+flags.DEFINE_string("topology", None, "For --mode=compile: TPUs, such as v5e:16x16; without, this machine.")
+flags.DEFINE_integer("classes", 9, "For --mode=compile: how many; SODA-D has 9.", lower_bound=1)
+
+WITHOUT = {"config": OF_A_RUN, "workdir": ("compile",)}  # modes that need no such flag
+OWN = {"images": "predict", "output": "predict", "topology": "compile", "classes": "compile"}  # flags of one mode
 
 
 def run(arguments: Sequence[str]) -> None:
     """Runs one mode."""
     if len(arguments) > 1:
         raise UserError(f"Unknown argument {arguments[1]!r}: settings are given as --config.key=value.")
-    for name, value in (("workdir", WORKDIR.value), ("config", CONFIG.value)):
-        if value is None and not (name == "config" and MODE.value in OF_A_RUN):
+    for name, modes in WITHOUT.items():
+        if flags.FLAGS[name].value is None and MODE.value not in modes:
             raise UserError(
                 f"--{name} is missing: python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes"
             )
     # Only what the mode needs is imported.
-    others, workdir = places(), epath.Path(WORKDIR.value)
+    others = own_values()
     mode = getattr(importlib.import_module(f"cfinet_jax.{MODES[MODE.value]}"), MODE.value)
-    config = CONFIG.value
+    if MODE.value == "compile":
+        return mode(CONFIG.value, *others)
+    config, workdir = CONFIG.value, epath.Path(WORKDIR.value)
     if config is None:
         trained = importlib.import_module("cfinet_jax.trained")
         config = trained.recorded_config(trained.recorded(workdir))
-    mode(config, workdir, *others)
+    mode(config, workdir, *map(epath.Path, others))
 
 
-def places() -> list[epath.Path]:
-    """What `predict` takes besides: where the pictures are and where the detections go."""
-    given = {"images": IMAGES.value, "output": OUTPUT.value}
-    for name, value in given.items():
-        if MODE.value == "predict" and value is None:
+def own_values() -> list[Any]:
+    """Of the flags that only this mode has, in their order."""
+    values = []
+    for name, mode in OWN.items():
+        flag = flags.FLAGS[name]
+        if mode != MODE.value and flag.present:
+            raise UserError(f"--{name} belongs to --mode={mode}.")
+        if mode == MODE.value == "predict" and flag.value is None:
             raise UserError(f"--{name} is missing: --mode=predict --images=PICTURES --output=FOLDER")
-        if MODE.value != "predict" and value is not None:
-            raise UserError(f"--{name} belongs to --mode=predict.")
-    return [epath.Path(value) for value in given.values() if value is not None]
+        values += [flag.value] if mode == MODE.value else []
+    return values
 
 
 def parse(arguments: Sequence[str]) -> list[str]:

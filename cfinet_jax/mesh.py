@@ -38,7 +38,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, EVERYWHERE))
 
 
-def replicated_shapes(tree: Any, mesh: Mesh) -> Any:
-    """The shapes of a tree that is to be whole on every device."""
-    sharding = NamedSharding(mesh, EVERYWHERE)
+def shapes(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    """The shapes of a tree that is to lie on the devices as `spec` says: `EVERYWHERE` or `BY_IMAGE`."""
+    sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

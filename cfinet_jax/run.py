@@ -77,13 +77,17 @@ def create_run(config: ConfigDict) -> Run:
     check_batches(config, over.size)
     splits = dataset.open_splits(settings, settings.train_split, settings.eval_split)
     training, evaluation = splits[settings.train_split], splits[settings.eval_split]
-    detector = build_detector(config.detector, len(training.classes))
-    backbone = config.detector.backbone
-    frozen = tuple(f"backbone/{part}" for part in frozen_parts(backbone.frozen_stages))
-    sgd = optimizer.make_optimizer(config.optimizer, settings.batch_size, frozen)
+    detector, sgd = build(config, len(training.classes))
     key = jax.random.key(config.seed)
     state = train_state.create_state(key, detector, sgd, input_shape(settings), settings.max_objects)
     return Run(over, training, evaluation, detector, sgd, mesh.replicate(state, over))
+
+
+def build(config: ConfigDict, classes: int) -> tuple[Detector, optax.GradientTransformation]:
+    """The detector and its optimizer, which leaves frozen parts as they are."""
+    frozen = tuple(f"backbone/{part}" for part in frozen_parts(config.detector.backbone.frozen_stages))
+    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, frozen)
+    return build_detector(config.detector, classes), sgd
 
 
 def first_state(config: ConfigDict, run: Run) -> TrainState:

@@ -101,6 +101,7 @@ class Exemplars:
 
     features: Float[Array, "*batch exemplars size size channels"]
     labels: Int[Array, "*batch exemplars"]
+    quality: Float[Array, "*batch exemplars"]
     valid: Bool[Array, "*batch exemplars"]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from cfinet_jax.mesh import AXIS
 from cfinet_jax.models.detector import Detector
 from cfinet_jax.ops import exemplar_memory
-from cfinet_jax.structures import Batch, Exemplars, Term
+from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, Term
 from cfinet_jax.train_state import TrainState
 
 Forward = Callable[[Any, Batch], tuple[dict, dict, Exemplars | None]]
@@ -58,10 +58,12 @@ def train_step(
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     updated = dataclasses.replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-    if state.memory is not None and exemplars is not None:
-        offered = gather_exemplars(exemplars, batch.index)
-        updated = dataclasses.replace(updated, memory=exemplar_memory.push(state.memory, offered))
-        metrics |= memory_metrics(updated.memory, offered)
+    if detector.imitation is not None and state.memory is not None and exemplars is not None:
+        classes, most = detector.roi_head.classes, detector.imitation.max_class_exemplars
+        offered = exchange(exemplars, batch.index, classes, most)
+        memory = exemplar_memory.push(state.memory, offered)
+        updated = dataclasses.replace(updated, memory=memory)
+        metrics |= memory_metrics(memory, offered)
     state = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), updated, state)
     return dataclasses.replace(state, step=state.step + 1), metrics
 
@@ -108,25 +110,34 @@ def mean(term: Term) -> Array:
     return term.total / jnp.where(term.count > 0, term.count, 1.0)
 
 
-def gather_exemplars(exemplars: Exemplars, index: Array) -> Exemplars:
-    """The exemplars of all devices in the order of the global batch: each fills its own images' places, one sum."""
+def exchange(exemplars: Exemplars, index: Array, classes: int, most: int) -> Exemplars:
+    """At most `most` exemplars of each class, the best of all devices, in the order of the global batch.
+
+    All devices learn what every image offers and choose alike; then each fills the slots of its own exemplars, and only
+    these move: one sum of `[classes * most, size, size, channels]`, however large the batch.
+    """
+    offers = exemplars.labels, exemplars.quality, exemplars.valid
+    labels, quality, valid = jax.lax.psum(jax.tree.map(lambda x: place(x, index), offers), AXIS)
+    position, chosen = exemplar_memory.choose(labels.ravel(), quality.ravel(), valid.ravel() > 0, classes, most)
+    image, offer = jnp.divmod(position.ravel(), labels.shape[1])
+    local = place(jnp.arange(1, index.shape[0] + 1), index)[image] - 1  # -1: the image of another device
+    own = chosen.ravel() & (local >= 0)
+    slots = jnp.where(own[:, None, None, None], exemplars.features[local, offer], 0.0)
+    return Exemplars(jax.lax.psum(slots, AXIS), labels[image, offer], quality[image, offer], chosen.ravel())
+
+
+def place(x: Array, index: Array) -> Array:
+    """Numbers of local images `[images, ...]` at their places in the global batch, zeros elsewhere."""
     images = index.shape[0] * jax.lax.axis_size(AXIS)
-
-    def spread(x: Array) -> Array:
-        places = jnp.zeros((images, *x.shape[1:]), jnp.int32 if x.dtype == bool else x.dtype)
-        return places.at[index].set(x.astype(places.dtype))
-
-    gathered = jax.lax.psum(jax.tree.map(spread, exemplars), AXIS)
-    features, labels, valid = (
-        x.reshape(-1, *x.shape[2:]) for x in (gathered.features, gathered.labels, gathered.valid)
-    )
-    return Exemplars(features, labels, valid > 0)
+    x = x.astype(jnp.int32) if x.dtype == bool else x
+    return jnp.zeros((images, *x.shape[1:]), x.dtype).at[index].set(x)
 
 
-def memory_metrics(memory: Any, offered: Exemplars) -> dict[str, Array]:
-    """How full the memory is, and what share of it this step replaced."""
+def memory_metrics(memory: ExemplarMemory, offered: Exemplars) -> dict[str, Array]:
+    """How full the memory is, what share of it this step replaced, and what devices exchanged for that."""
     places = memory.features.shape[0] * memory.features.shape[1]
     return {
         "memory/fill": memory.size.sum() / places,
         "memory/turnover": offered.valid.sum() / jnp.maximum(memory.size.sum(), 1),
+        "memory/exchange_mib": jnp.float32(offered.features.nbytes / 2**20),
     }

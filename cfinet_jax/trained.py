@@ -21,7 +21,9 @@ from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_state import TrainState
 
 # What a trained model may be asked anew.
-FREE = re.compile(r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|\.test\.|\.train\.")
+FREE = re.compile(
+    r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|max_class_exemplars|\.test\.|\.train\."
+)
 
 Detect = Callable[[Any, Batch], tuple[Detections, Proposals]]
 
@@ -78,7 +80,7 @@ def trained_variables(
     config: ConfigDict, detector: Detector, classes: Sequence[str], workdir: epath.Path
 ) -> dict[str, Any]:
     """Of the newest checkpoint of a workdir; where there is none, of the published detector that the config names."""
-    template = state_shapes(config, detector)
+    template = state_shapes(config, detector, mesh.make_mesh())
     with checkpoint.open_checkpoints(workdir, create=False) as checkpoints:
         restored = checkpoint.restore(checkpoints, template)
     if restored is not None:
@@ -120,12 +122,12 @@ def of_model(settings: dict) -> dict[str, Any]:
     return flatten({"dataset": pictures, "detector": settings["detector"]})
 
 
-def state_shapes(config: ConfigDict, detector: Detector) -> TrainState:
-    """The state of a run as shapes, placed as it is restored."""
+def state_shapes(config: ConfigDict, detector: Detector, over: Any) -> TrainState:
+    """The state of a run as shapes, whole on every device."""
     sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
     shape, most = input_shape(config.dataset), config.dataset.max_objects
     create = partial(train_state.create_state, detector=detector, optimizer=sgd, shape=shape, max_objects=most)
-    return mesh.replicated_shapes(jax.eval_shape(create, jax.random.key(0)), mesh.make_mesh())
+    return mesh.shapes(jax.eval_shape(create, jax.random.key(0)), over, mesh.EVERYWHERE)
 
 
 def load_published(config: ConfigDict, variables: dict[str, Any], classes: Sequence[str]) -> pretrained.Loaded:

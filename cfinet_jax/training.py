@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -17,6 +18,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import preparation
 from cfinet_jax.metrics.results import Columns
 from cfinet_jax.metrics.table import table
+from cfinet_jax.models.detector import Detector
 from cfinet_jax.progress import Progress
 from cfinet_jax.run import Run, create_run, discover_sizes, first_state
 from cfinet_jax.run_log import RunLog, write_settings
@@ -43,7 +45,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
     windows = windows_of(run.training, config.dataset, training=True)
     batches = train_batches(run.training, windows, config.dataset, config.seed, size)
     detect = evaluate.make_detect(run.detector, config.dataset, run.mesh)
-    step, key = make_step(config, run), mesh.replicate(jax.random.fold_in(jax.random.key(config.seed), 1), run.mesh)
+    step = make_step(config, run.detector, run.optimizer, run.mesh)
+    key = mesh.replicate(jax.random.fold_in(jax.random.key(config.seed), 1), run.mesh)
 
     with contextlib.ExitStack() as opened:  # an open log would write to TensorBoard while Python ends
         with checkpoint.open_checkpoints(workdir, config.training.keep_checkpoints) as checkpoints:
@@ -90,18 +93,18 @@ def due(number: int, size: int, every: int) -> bool:
     return number * size // every > (number - 1) * size // every
 
 
-def make_step(config: ConfigDict, run: Run) -> Any:
+def make_step(config: ConfigDict, detector: Detector, optimizer: optax.GradientTransformation, over: Any) -> Any:
     """The jitted (state, batch as shipped, key) -> (state, metrics) over the mesh; it consumes the state."""
     step = partial(
         train_step,
-        detector=run.detector,
-        optimizer=run.optimizer,
+        detector=detector,
+        optimizer=optimizer,
         prepare=preparation(config.dataset),
         flip=config.dataset.flip,
         micro_batches=config.training.micro_batches,
     )
     specs = (mesh.EVERYWHERE, mesh.BY_IMAGE, mesh.EVERYWHERE)
-    return mesh.parallel(step, run.mesh, specs, mesh.EVERYWHERE, donate=(0,))
+    return mesh.parallel(step, over, specs, mesh.EVERYWHERE, donate=(0,))
 
 
 def compile_step(step: Any, *arguments: Any) -> Callable[..., Any]:

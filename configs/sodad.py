@@ -5,6 +5,8 @@ Data:      python data/prepare.py sodad --source=SODA-D --data_dir=prepared
 Command:   python -m cfinet_jax.main --config=configs/sodad.py --workdir=runs/sodad
 Variants:  sodad.py:released      the six choices in which the released code leaves the paper
            sodad.py:faster_rcnn   the baseline: RPN with three anchors on P2-P6, no imitation
+           sodad.py:pod           64 images a step on windows cut beforehand (--windows), for 1 to 64 TPU chips; for 256
+                                  add --config.dataset.batch_size=256
 Hardware:  one RTX 3090 in the paper (batch 4, 12 epochs)
 Target AP: 30.7 (`released`; SODA-D test, Table 2), 28.9 for the baseline
 Measured:  never run here (the data set is not at hand)
@@ -36,7 +38,16 @@ FASTER_RCNN = {
     "detector.roi_head.max_detections": 200,
 }
 
-VARIANTS = {"": {}, "released": RELEASED, "faster_rcnn": FASTER_RCNN}
+POD = {
+    "dataset.train_split": "train_windows",
+    "dataset.batch_size": 64,
+    "dataset.eval_batch_size": 256,
+    "optimizer.warmup_images": 500 * 64,  # as many steps as a batch of 4 has, to a rate 16 times as high
+    "training.log_every_images": 50 * 64,
+    "training.checkpoint_every_images": 58_023,
+}
+
+VARIANTS = {"": {}, "released": RELEASED, "faster_rcnn": FASTER_RCNN, "pod": POD}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -166,6 +177,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "rescales": (0.97, 1.03),
                 "slots": 256,
                 "max_exemplars": 16,  # of one image in one step
+                "max_class_exemplars": 16,  # of one class in one step: what devices exchange
             },
         }
     )

@@ -43,7 +43,7 @@ COMMANDS = {
     "value missing": (["--config.training.images"], "Missing value for flag --config.training.images"),
     "unknown flag": (["--workdri=x"], "Did you mean: workdir"),
     "stray argument": (["seed=3"], "'seed=3': settings are given as --config.key=value"),
-    "unknown mode": (["--mode=tain"], "should be one of <train|evaluate|export|predict|analyse>"),
+    "unknown mode": (["--mode=tain"], "should be one of <train|evaluate|export|predict|analyse|compile>"),
     "scenes not prepared": (["--config.dataset.data_dir=TMP"], "`python data/prepare.py scenes --data_dir=TMP`"),
     "own data not prepared": (["--config.dataset.name=mine"], "`python data/prepare.py own --name=mine --source="),
     "unknown split": (["--config.dataset.eval_split=dev"], "no split 'dev': choose one of train, val, test"),

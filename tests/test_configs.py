@@ -150,6 +150,17 @@ def test_the_presets_differ_in_six_choices():
     assert paper.keys() == released.keys()
 
 
+@pytest.mark.parametrize(("batch", "chips"), [(64, 16), (64, 64), (256, 256)])
+def test_a_pod_trains_as_long_and_warms_up_to_a_higher_rate(batch, chips):
+    config, paper = sodad.get_config("pod"), sodad.get_config()
+    config.dataset.batch_size = batch
+    check_batches(config, chips)
+    assert config.detector == paper.detector and config.training.images == paper.training.images
+    rate = optimizer.learning_rate(config.optimizer, batch)
+    assert rate(32_000 // batch) == pytest.approx(0.01 * batch / 4)
+    assert rate(0) == pytest.approx(0.01 * batch / 4 * 0.001, rel=1e-4)
+
+
 @pytest.mark.parametrize(("path", "value"), PAPER.items())
 def test_the_numbers_of_the_paper(path, value):
     assert entry(sodad.get_config(), path) == value

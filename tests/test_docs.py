@@ -104,7 +104,8 @@ def check_flags(arguments: list[str], monkeypatch) -> None:
             values[flag.name] = copy.deepcopy(flag)
     monkeypatch.setattr(sys, "argv", ["main", *arguments])  # where config_flags looks for overrides
     assert values(sys.argv) == ["main"]
-    assert values.workdir and (values.mode in main.OF_A_RUN or values.config.dataset.name)
+    for name, modes in main.WITHOUT.items():
+        assert values[name].value is not None or values.mode in modes
 
 
 @pytest.mark.parametrize("block", blocks("bash"))

@@ -12,7 +12,7 @@ from cfinet_jax import mesh, optimizer, train_state
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.ops import exemplar_memory, preprocess
 from cfinet_jax.structures import Batch, Exemplars
-from cfinet_jax.train_step import train_step
+from cfinet_jax.train_step import exchange, train_step
 from configs import sodad
 from tests import tiny
 
@@ -36,7 +36,8 @@ def parts():
     sgd = optimizer.make_optimizer(CONFIG.optimizer, IMAGES, ("backbone/conv1/", "backbone/bn1/", "backbone/layer1_"))
     state = train_state.create_state(jax.random.key(0), detector, sgd, tiny.SHAPE, tiny.OBJECTS)
     features = jax.random.normal(jax.random.key(1), (2 * CLASSES, *state.memory.features.shape[2:]))
-    half = Exemplars(features, jnp.arange(2 * CLASSES, dtype=jnp.int32) % CLASSES, jnp.ones(2 * CLASSES, bool))
+    labels = jnp.arange(2 * CLASSES, dtype=jnp.int32) % CLASSES
+    half = Exemplars(features, labels, jnp.ones(2 * CLASSES), jnp.ones(2 * CLASSES, bool))
     memory = exemplar_memory.push(state.memory, half)
     return detector, sgd, jax.device_get(dataclasses.replace(state, memory=memory))
 
@@ -93,6 +94,7 @@ def test_exemplars_enter_the_memory_in_the_order_of_the_batch(parts, one_device)
     after, metrics = one_device(parts[2], batch)
     offered = metrics["imitation/exemplars_offered"] * IMAGES
     grown = after.memory.cursor.astype(int) - parts[2].memory.cursor
+    assert metrics["memory/exchange_mib"] == CLASSES * 16 * 7 * 7 * 16 * 4 / 2**20
     assert offered == (grown % after.memory.features.shape[1]).sum() or offered >= after.memory.features.shape[1]
 
 
@@ -108,3 +110,29 @@ def test_images_without_objects_train(parts, one_device):
     after, metrics = one_device(parts[2], shipped_batch(objects=0))
     assert metrics["finite"] and metrics["loss/roi/box"] == 0 and metrics["loss/imitation/contrast"] == 0
     jax.tree.map(np.testing.assert_array_equal, after.memory, parts[2].memory)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_the_best_of_all_devices_are_exchanged(devices, most, rng):
+    """Whatever the devices and the order of the images on them; features tell who is who."""
+    images, each, classes = 16, 5, 3
+    features = rng.normal(size=(images, each, 1, 1, 2)).astype(np.float32)
+    labels = rng.integers(0, classes, (images, each)).astype(np.int32)
+    quality = rng.integers(0, 4, (images, each)).astype(np.float32)  # with ties
+    valid = rng.random((images, each)) < 0.6
+    index = rng.permutation(images).astype(np.int32)
+
+    over = mesh.make_mesh(jax.devices()[:devices])
+    specs = (mesh.BY_IMAGE, mesh.BY_IMAGE)
+    exchanged = mesh.parallel(partial(exchange, classes=classes, most=most), over, specs, mesh.EVERYWHERE)
+    offers = jax.tree.map(lambda x: x[index], Exemplars(features, labels, quality, valid))
+    got = jax.device_get(exchanged(*mesh.place_batch((offers, index), over)))
+
+    assert got.features.shape == (classes * min(most, images * each), 1, 1, 2)
+    for label in range(classes):
+        offered = [at for at in np.ndindex(images, each) if valid[at] and labels[at] == label]
+        best = sorted(sorted(offered, key=lambda at: -quality[at])[:most])
+        kept = got.valid & (got.labels == label)
+        np.testing.assert_array_equal(got.features[kept], [features[at] for at in best])
+        np.testing.assert_array_equal(got.quality[kept], [quality[at] for at in best])

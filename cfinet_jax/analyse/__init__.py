@@ -91,7 +91,8 @@ def memory_needed(config: ConfigDict) -> dict[str, int]:
     batch = dataclasses.replace(batch, images=batch.images.astype(np.uint8))
     placed = mesh.place_batch(jax.tree.map(np.asarray, batch), run.mesh)
     key = mesh.replicate(jax.random.key(0), run.mesh)
-    compiled = compile_step(make_step(config, run), run.state, placed, key)
+    step = make_step(config, run.detector, run.optimizer, run.mesh)
+    compiled = compile_step(step, run.state, placed, key)
     return {
         "parameters": size_in_bytes((run.state.params, run.state.batch_stats)),
         "optimizer state": size_in_bytes(run.state.opt_state),

@@ -67,6 +67,7 @@ class FeatureImitation(nn.Module):
     rescales: tuple[float, ...]
     slots: int
     max_exemplars: int
+    max_class_exemplars: int
 
     def setup(self) -> None:
         self.compressions = [Compress(self.groups) for _ in range(COMPRESSIONS)]
@@ -144,8 +145,8 @@ class FeatureImitation(nn.Module):
         """What every image offers to the memory: the region features of its exemplars."""
         slots = jnp.take_along_axis(grades.slot, grades.chosen, 1)
         features = jnp.take_along_axis(regions, slots[..., None, None, None], 1)
-        labels = jnp.take_along_axis(truth.labels, grades.chosen, 1)
-        return jax.lax.stop_gradient(Exemplars(features.astype(jnp.float32), labels, grades.offered))
+        labels, quality = (jnp.take_along_axis(x, grades.chosen, 1) for x in (truth.labels, grades.quality))
+        return jax.lax.stop_gradient(Exemplars(features.astype(jnp.float32), labels, quality, grades.offered))
 
     def losses(
         self,

@@ -1,6 +1,8 @@
 """The exemplar memory: per class the newest good examples, a ring buffer of fixed size (section 3.2)."""
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.structures import ExemplarMemory, Exemplars
 
@@ -17,6 +19,25 @@ def empty_memory(classes: int, slots: int, size: int, channels: int) -> Exemplar
 def filled(memory: ExemplarMemory) -> jnp.ndarray:
     """Which slots hold an exemplar, bool `[classes, slots]`."""
     return jnp.arange(memory.features.shape[1]) < memory.size[:, None]
+
+
+def choose(
+    labels: Int[Array, " exemplars"],
+    quality: Float[Array, " exemplars"],
+    valid: Bool[Array, " exemplars"],
+    classes: int,
+    most: int,
+) -> tuple[Int[Array, "classes chosen"], Bool[Array, "classes chosen"]]:
+    """The `most` valid exemplars of highest quality (>= 0) of every class, of equals the first: indices in order, mask.
+
+    As many as there are exemplars, if `most` are more.
+    """
+    exemplars = labels.shape[0]
+    of_class = (labels == jnp.arange(classes)[:, None]) & valid
+    best, indices = jax.lax.top_k(jnp.where(of_class, quality, -1.0), min(most, exemplars))
+    indices = jnp.sort(jnp.where(best >= 0, indices, exemplars))
+    chosen = indices < exemplars
+    return jnp.where(chosen, indices, 0).astype(jnp.int32), chosen
 
 
 def push(memory: ExemplarMemory, exemplars: Exemplars) -> ExemplarMemory:

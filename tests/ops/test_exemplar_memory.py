@@ -1,5 +1,6 @@
-"""The ring buffer against `collections.deque`."""
+"""The ring buffer against `collections.deque`, the choice of exemplars against a loop."""
 
+import dataclasses
 from collections import deque
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfinet_jax.ops.exemplar_memory import empty_memory, filled, push
+from cfinet_jax.ops.exemplar_memory import choose, empty_memory, filled, push
 from cfinet_jax.structures import Exemplars
 
 CLASSES, SLOTS, OFFERED = 3, 4, 7
@@ -18,7 +19,7 @@ push_jitted = jax.jit(push)
 def offer(numbers: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> Exemplars:
     """Exemplars whose features are a number each."""
     features = jnp.broadcast_to(jnp.asarray(numbers, jnp.float32)[:, None, None, None], (OFFERED, 1, 1, 2))
-    return Exemplars(features, jnp.asarray(labels, jnp.int32), jnp.asarray(valid))
+    return Exemplars(features, jnp.asarray(labels, jnp.int32), jnp.ones(OFFERED), jnp.asarray(valid))
 
 
 def contents(memory) -> list[list[float]]:
@@ -56,5 +57,18 @@ def test_a_push_of_nothing_changes_nothing():
 
 def test_features_are_kept_in_float32():
     exemplars = offer(np.arange(7), np.zeros(7), np.ones(7, bool))
-    rough = Exemplars(exemplars.features.astype(jnp.bfloat16), exemplars.labels, exemplars.valid)
+    rough = dataclasses.replace(exemplars, features=exemplars.features.astype(jnp.bfloat16))
     assert push(empty_memory(CLASSES, SLOTS, 1, 2), rough).features.dtype == jnp.float32
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9))
+def test_the_best_of_every_class_are_chosen(seed, most):
+    rng = np.random.default_rng(seed)
+    labels, valid = rng.integers(0, CLASSES, OFFERED), rng.random(OFFERED) < 0.8
+    quality = rng.integers(0, 3, OFFERED).astype(np.float32)  # with ties
+    indices, chosen = choose(jnp.asarray(labels), jnp.asarray(quality), jnp.asarray(valid), CLASSES, most)
+    assert indices.shape == chosen.shape == (CLASSES, min(most, OFFERED))
+    for label in range(CLASSES):
+        offered = [i for i in range(OFFERED) if valid[i] and labels[i] == label]
+        best = sorted(offered, key=lambda i: -quality[i])[:most]  # Python's sort keeps the first of equals first
+        assert indices[label][chosen[label]].tolist() == sorted(best)
