@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from absl import app, flags
@@ -99,7 +98,7 @@ def guarded(arguments: Sequence[str]) -> int:
 def main() -> None:
     """The command line."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "cfinet_jax"))
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path("~/.cache/cfinet_jax").expanduser()))
     app.define_help_flags()
     sys.exit(guarded(sys.argv))
 

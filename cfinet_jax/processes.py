@@ -33,7 +33,8 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         jax.distributed.initialize(coordinator, count, index, shutdown_timeout_seconds=LEAVING)
     except (ValueError, RuntimeError) as error:
         if coordinator is not None:
-            raise UserError(f"The processes do not meet at {coordinator} ({str(error).splitlines()[0]}).") from error
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"The processes do not meet at {coordinator} ({reason}): see to these flags.") from error
         if not isinstance(error, ValueError):
             raise
         return  # no cluster: this process is alone

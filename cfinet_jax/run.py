@@ -81,7 +81,7 @@ def create_run(config: ConfigDict) -> Run:
     backbone = config.detector.backbone
     frozen = tuple(f"backbone/{part}" for part in frozen_parts(backbone.frozen_stages))
     sgd = optimizer.make_optimizer(config.optimizer, settings.batch_size, frozen)
-    key = jax.random.key(config.seed)
+    key = mesh.replicate(jax.random.key(config.seed), over)  # so that every device makes its own copy of the state
     state = train_state.create_state(key, detector, sgd, input_shape(settings), settings.max_objects)
     return Run(over, training, evaluation, detector, sgd, mesh.replicate(state, over))
 

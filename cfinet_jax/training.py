@@ -178,7 +178,7 @@ class Monitor:
         (batch, metrics), self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.step += 1
-        self.dropped += int(np.sum(batch.dropped))
+        self.dropped += round(values["objects_dropped"] * self.size)
         if not values.pop("finite"):
             self.complain(np.asarray(batch.image_ids).tolist())
         elif due(self.step, self.size, self.training.log_every_images):
