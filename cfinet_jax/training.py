@@ -32,7 +32,8 @@ ON_NONFINITE = ("stop", "skip")
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
     """Trains to `training.images`, from the newest checkpoint if there is one; returns the final metrics.
 
-    The workdir then holds checkpoints, logs and the report. Raises `UserError` for what the user can mend.
+    The workdir then holds checkpoints, logs and the report. Raises `UserError` for what the user can mend, and
+    `Interrupted` after SIGTERM or SIGINT, with everything saved.
     """
     workdir = epath.Path(workdir)
     if config.training.on_nonfinite not in ON_NONFINITE:
@@ -63,13 +64,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
                 batches.set_state(position)
             first = int(state.step)
             log = opened.enter_context(contextlib.closing(RunLog(workdir, first)))
-            print(
-                f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images, "
-                f"{len(run.training.classes)} classes; "
-                + ("" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; ")
-                + f"steps {first:,} to {steps:,} of {size} images.",
-                flush=True,
-            )
+            cut = "" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; "
+            print(f"{extent(run)}; {cut}steps {first:,} to {steps:,} of {size} images.", flush=True)
             if evaluation_due(first, config) and first not in log.evaluated:  # where the run broke off
                 evaluate_state(config, run, state, detect, log)
             monitor = Monitor(config, log, first)
@@ -86,8 +82,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
                 monitor.follow(batch, metrics)
                 stop, asked = bool(asked), mesh.any_process(request.signal is not None, run.mesh)
                 evaluating = evaluation_due(number, config)
-                checkpoint_due = due(number, size, config.training.checkpoint_every_images)
-                if checkpoint_due or evaluating or stop or number == steps:
+                saving = due(number, size, config.training.checkpoint_every_images)
+                if saving or evaluating or stop or number == steps:
                     monitor.catch_up()
                     checkpoint.save(checkpoints, state, batches.get_state())
                     request.unsaved = False
@@ -102,6 +98,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
         processes.by_the_first(lambda: evaluate.write_results(workdir, metrics, results, run.evaluation, config))
     print(table(metrics))
     return metrics
+
+
+def extent(run: Run) -> str:
+    """How much there is to learn from, and how much to be tested with."""
+    images = f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images"
+    return f"{images}, {len(run.training.classes)} classes"
 
 
 def evaluation_due(number: int, config: ConfigDict) -> bool:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from cfinet_jax import checkpoint, training
+from cfinet_jax import checkpoint, train_state, training
 from cfinet_jax.errors import Interrupted, exit_status
 from cfinet_jax.interruption import requests
 from cfinet_jax.lock import locked
@@ -29,22 +30,31 @@ STEPS = 6
 LONGER = (f"--config.training.images={8 * STEPS}", "--config.evaluation.every_images=1000000")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_is_evaluated() -> Iterator[None]:
-    """At the end of a run: it would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "evaluate_state", lambda *_: ({}, None))
-        patch.setattr(training.evaluate, "write_results", lambda *_: None)
-        patch.setattr(training, "table", str)
-        yield
-
-
 @pytest.fixture(scope="module")
 def template(tiny_scenes) -> Any:
     """What a checkpoint of `tests.tiny` is restored as."""
     config = tiny.tiny_config()
     config.dataset.data_dir = str(tiny_scenes)
     return create_run(config).state
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_but_steps(template) -> Iterator[None]:
+    """Runs begin with a state that has been made and a step that has been compiled, and are not evaluated."""
+    compiled, compile_step = [], training.compile_step
+
+    def compile_once(*arguments) -> Any:
+        if not compiled:
+            compiled.append(compile_step(*arguments))
+        return compiled[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_state, "create_state", lambda *_, **__: jax.tree.map(jnp.copy, template))
+        patch.setattr(training, "compile_step", compile_once)
+        patch.setattr(training, "evaluate_state", lambda *_: ({}, None))
+        patch.setattr(training.evaluate, "write_results", lambda *_: None)
+        patch.setattr(training, "table", str)
+        yield
 
 
 def go(tiny_scenes, workdir: Path, *more: str) -> tuple[int, str, str]:
@@ -61,7 +71,7 @@ def end_of(workdir: Path, template: Any) -> tuple[list[np.ndarray], str]:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_scenes, template, tmp_path_factory, nothing_is_evaluated) -> tuple[list[np.ndarray], str]:
+def whole(tiny_scenes, template, tmp_path_factory) -> tuple[list[np.ndarray], str]:
     """How a run ends that nothing has happened to."""
     workdir = tmp_path_factory.mktemp("whole")
     assert go(tiny_scenes, workdir)[::2] == (0, "")

@@ -54,7 +54,7 @@ def test_two_processes_are_one_run(tmp_path):
         while len(logged(tmp_path / "run")) < 2 and all(process.poll() is None for process in started):
             time.sleep(0.1)
         started[1].send_signal(signal.SIGTERM)
-        ended = [process.wait(timeout=60) for process in started]
+        ended = [process.wait(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()
