@@ -1,6 +1,7 @@
 """SODA-D's whole way on pictures made of others: raw folders, preparation, a short training, evaluation, report.
 
-    python -m benchmarks.soda_d --folder=FOLDER --split train=JSON,IMAGES ... [--kills=N] [--windows] [-- --config.key=value ...]
+    python -m benchmarks.soda_d --folder=FOLDER --split train=JSON,IMAGES --split val=... --split test=... [--kills=N]
+        [--windows] [--output=JSON] [-- --config.key=value ...]
 
 Writes FOLDER/SODA-D in the folders and the format of the original: pictures of 4000 x 3000 pixels, each composed of
 frames of a COCO data set side by side. Prepares it, killed as often as asked for on the way; then trains and evaluates

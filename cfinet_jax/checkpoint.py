@@ -13,17 +13,33 @@ from cfinet_jax.train_state import TrainState
 
 def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) -> ocp.CheckpointManager:
     """The checkpoints of a run, newest `keep` of them, each complete or absent; `create` makes their folder."""
-    # In the foreground: the next step takes over the very buffers that are being written.
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=create,
+        cleanup_tmp_directories=create,  # what a killed run left half-written; nobody but a training owns the folder
+        enable_async_checkpointing=False,  # the next step takes over the very buffers that are being written
+    )
     handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
     folder = workdir if "://" in str(workdir) else workdir.resolve()  # orbax refuses relative paths
     return ocp.CheckpointManager(folder / "checkpoints", options=options, item_handlers=handlers)
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any) -> None:
-    """Saves the state of a step, and where in the data the run stands."""
+    """Saves the state of a step, and where in the data the run stands.
+
+    Raises:
+      UserError: it cannot be written; the checkpoint before is still there.
+    """
+    step, last = int(state.step), checkpoints.latest_step()
     parts = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(encode(data_state)))
-    checkpoints.save(int(state.step), args=parts)
+    try:
+        checkpoints.save(step, args=parts)
+    except (OSError, ValueError) as error:
+        before = "the start" if last is None else f"checkpoint {last}"
+        raise UserError(
+            f"Checkpoint {step} cannot be written to {checkpoints.directory} ({first_line(error)}): make room, or see "
+            f"to its rights; then the same command goes on from {before}."
+        ) from error
 
 
 def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, Any] | None:
@@ -44,10 +60,15 @@ def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[T
         restored = checkpoints.restore(step, args=parts)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise UserError(
-            f"Checkpoint {step} in {checkpoints.directory} is damaged ({str(error).strip().splitlines()[0]}): delete "
+            f"Checkpoint {step} in {checkpoints.directory} is damaged ({first_line(error)}): delete "
             "it, to go on from the one before, or choose another --workdir."
         ) from error
     return restored.state, decode(restored.data)
+
+
+def first_line(error: Exception) -> str:
+    """Of what orbax says."""
+    return str(error).strip().partition("\n")[0]
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import own_data
+from cfinet_jax import own_data, processes
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
 
@@ -66,10 +66,9 @@ def open_splits(settings: ConfigDict, *names: str) -> dict[str, Prepared]:
 
 def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
     """The newest version of a data set, whole; prepared now if it is not there and `settings.source` is."""
+    if settings.source is not None:
+        processes.by_the_first(lambda: prepare_once(settings))
     folder = prepared_folder(settings)
-    if folder is None and settings.source is not None:
-        own_data.prepare(settings)
-        folder = prepared_folder(settings)
     if folder is None:
         arguments = own_data.arguments(settings.name)
         raise UserError(
@@ -80,6 +79,12 @@ def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
     builder = tfds.builder_from_directory(folder)
     own_data.check_origin(builder.info.metadata, settings, folder)
     return builder
+
+
+def prepare_once(settings: ConfigDict) -> None:
+    """Prepares a data set from `settings.source` unless it is there."""
+    if prepared_folder(settings) is None:
+        own_data.prepare(settings)
 
 
 def prepared_folder(settings: ConfigDict) -> epath.Path | None:

@@ -11,7 +11,7 @@ from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from cfinet_jax import dataset, mesh
+from cfinet_jax import dataset, mesh, processes
 from cfinet_jax.batches import eval_batches, windows_of
 from cfinet_jax.merging import Found, merge, stitch
 from cfinet_jax.metrics.proposals import LIMITS, OBJECT, score_proposals
@@ -68,22 +68,26 @@ def detect_split(
 def detect_windows(
     detect: Detect, variables: Any, prepared: dataset.Prepared, settings: ConfigDict, over: Any
 ) -> Iterator[Window]:
-    """What is seen in every window of a split, in order."""
+    """What is seen in every window of a split, in order: in every process, whoever looked at it."""
     windows = windows_of(prepared, settings, training=False)
     origins = iter(windows.origins)
     unit = "images" if settings.window_overlap is None else "windows"
     progress = Progress("Detecting", len(windows.owners), unit=unit)
-    for batch in eval_batches(prepared, windows, settings, settings.eval_batch_size):
-        found, proposed = jax.device_get(detect(variables, mesh.place_batch(batch, over)))
-        for image in np.flatnonzero(batch.valid):
+    here, count = jax.process_index(), jax.process_count()
+    for own in eval_batches(prepared, windows, settings, settings.eval_batch_size, here, count):
+        batch = mesh.place_batch(own, over)
+        seen = detect(variables, batch), (batch.index, batch.valid, batch.image_ids)
+        (found, proposed), (index, valid, image_ids) = processes.gather(seen)
+        order = np.argsort(index)
+        for image in order[valid[order]]:
             some, regions = found.valid[image], proposed.valid[image]
             yield Window(
-                int(batch.image_ids[image]),
+                int(image_ids[image]),
                 next(origins),
                 Found(found.boxes[image][some], found.scores[image][some], found.labels[image][some]),
                 Found(proposed.boxes[image][regions], proposed.scores[image][regions], np.zeros(regions.sum(), int)),
             )
-        progress.advance(int(batch.valid.sum()))
+        progress.advance(int(valid.sum()))
     progress.close()
 
 
@@ -115,9 +119,10 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     detector = build_detector(config.detector, len(prepared.classes))
     variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
     if not has_learnt(workdir):  # a published detector, and perhaps another one before it
-        write_settings(config, workdir, prepared.classes, prepared.category_ids)
+        facts = prepared.classes, prepared.category_ids
+        processes.by_the_first(lambda: write_settings(config, workdir, *facts))
     results, proposals = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config, over)
     metrics = score_split(results, proposals, prepared, config.evaluation.protocol)
-    write_results(workdir, metrics, results, prepared, config)
+    processes.by_the_first(lambda: write_results(workdir, metrics, results, prepared, config))
     print(table(metrics))
     return metrics

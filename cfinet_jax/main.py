@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
+from cfinet_jax import processes
 from cfinet_jax.errors import UserError, exit_status
 
 MODES = {  # and the module of each, which has a function of the name
@@ -26,10 +26,14 @@ MODES = {  # and the module of each, which has a function of the name
     "compile": "compile",
 }
 OF_A_RUN = ("evaluate", "export", "predict")  # without --config, with that of the run in the workdir
+OF_SEVERAL = ("train", "evaluate")  # on the devices of several processes, if there are any
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE or FILE:VARIANT.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first, free to listen on.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many there are.")
+PROCESS = flags.DEFINE_integer("process", None, "Several processes: which this one is, from 0.")
 flags.DEFINE_string("images", None, "For --mode=predict: a picture, or a folder of them.")
 flags.DEFINE_string("output", None, "For --mode=predict: where the detections go.")
 flags.DEFINE_string("topology", None, "For --mode=compile: TPUs, such as v5e:16x16; without, this machine.")
@@ -48,8 +52,10 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"--{name} is missing: python -m cfinet_jax.main --config=configs/scenes.py --workdir=runs/scenes"
             )
-    # Only what the mode needs is imported.
     others = own_values()
+    if MODE.value in OF_SEVERAL:
+        processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    # Only what the mode needs is imported.
     mode = getattr(importlib.import_module(f"cfinet_jax.{MODES[MODE.value]}"), MODE.value)
     if MODE.value == "compile":
         return mode(CONFIG.value, *others)
@@ -103,7 +109,7 @@ def guarded(arguments: Sequence[str]) -> int:
 def main() -> None:
     """The command line."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "cfinet_jax"))
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path("~/.cache/cfinet_jax").expanduser()))
     app.define_help_flags()
     sys.exit(guarded(sys.argv))
 

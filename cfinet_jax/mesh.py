@@ -1,9 +1,12 @@
 """The device mesh: one axis, `data`. Every device works on its own images; parameters and memory are everywhere."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
@@ -14,8 +17,10 @@ BY_IMAGE = PartitionSpec(AXIS)
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over `devices`, all of them by default, of every process."""
     devices = jax.devices() if devices is None else devices
+    # What a process loads lies together, in the order of the processes; `jax.make_mesh` would follow the wires instead.
+    in_order = sorted(devices, key=lambda device: (device.process_index, device.id))
     # jax defaults to explicit axes, which refuse ordinary operations such as a cumulative sum over images.
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return Mesh(np.array(in_order), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def parallel(
@@ -34,11 +39,34 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A tree of arrays, whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, EVERYWHERE))
+    """A tree of arrays, the same in every process, whole on every device."""
+    sharding = NamedSharding(mesh, EVERYWHERE)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x  # it is everywhere already
+        # `device_put` would collect every process' copy of everything, to compare them.
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    return jax.tree.map(place, tree)
 
 
 def shapes(tree: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
     """The shapes of a tree that is to lie on the devices as `spec` says: `EVERYWHERE` or `BY_IMAGE`."""
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def any_process(flag: bool, mesh: Mesh) -> bool | jax.Array:
+    """Whether any process says so. With several, the answer is under way: read it a step later, to wait for nobody."""
+    if jax.process_count() == 1:
+        return flag
+    return _any(mesh)(place_batch(np.full(len(mesh.local_devices), flag), mesh))
+
+
+@functools.cache
+def _any(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Whether any is true, known on every device."""
+    return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, EVERYWHERE))

@@ -78,7 +78,7 @@ def create_run(config: ConfigDict) -> Run:
     splits = dataset.open_splits(settings, settings.train_split, settings.eval_split)
     training, evaluation = splits[settings.train_split], splits[settings.eval_split]
     detector, sgd = build(config, len(training.classes))
-    key = jax.random.key(config.seed)
+    key = mesh.replicate(jax.random.key(config.seed), over)  # so that every device makes its own copy of the state
     state = train_state.create_state(key, detector, sgd, input_shape(settings), settings.max_objects)
     return Run(over, training, evaluation, detector, sgd, mesh.replicate(state, over))
 

@@ -4,13 +4,17 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import tensorboardX
 from etils import epath
 from ml_collections import ConfigDict
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import directory_check
+from tensorboardX.summary import scalar
 
 from cfinet_jax.errors import UserError
 
@@ -32,14 +36,14 @@ def write_settings(
         if has_learnt(workdir):
             check_same_run(path, settings)
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(facts, indent=1, sort_keys=True))
+        replace_text(path, json.dumps(facts, indent=1, sort_keys=True))
     except OSError as error:
         raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
 
 
 def has_learnt(workdir: epath.Path) -> bool:
-    """Whether there is a checkpoint in the workdir."""
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    """Whether there is a checkpoint in the workdir; one that is half-written has a longer name."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("[0-9]*"))
 
 
 def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
@@ -117,23 +121,56 @@ def logged_by(line: str, step: int) -> bool:
         return False
 
 
+def replace_text(path: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all: what was there is still there if the disk is full or the process is killed."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: epath.Path, line: str) -> None:
+    """A store such as `gs://` cannot append to a file, which is written anew there."""
+    if "://" in str(path):
+        path.write_text((path.read_text() if path.exists() else "") + line)
+    else:
+        with path.open("a") as file:
+            file.write(line)
+
+
 class RunLog:
-    """Appends events to `metrics.jsonl` and TensorBoard, from `step` on: what an earlier try logged later is undone."""
+    """Appends events to `metrics.jsonl` and TensorBoard, from `step` on: what an earlier try logged later is undone.
+
+    Of several processes only the first one writes.
+    """
 
     def __init__(self, workdir: epath.Path, step: int) -> None:
         self.path = workdir / "metrics.jsonl"
-        self.events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.path.write_text("".join(f"{line}\n" for line in lines if logged_by(line, step)))
+        lines = [line for line in lines if logged_by(line, step)]
+        self.evaluated = {entry["step"] for entry in map(json.loads, lines) if entry.get("kind") == "eval"}
+        self.writes = jax.process_index() == 0
+        if self.writes:
+            replace_text(self.path, "".join(f"{line}\n" for line in lines))
+            # Not `SummaryWriter`: a full disk ends its thread, and then the training waits for it for ever.
+            directory_check(str(workdir / "tensorboard"))
+            self.events = EventsWriter(str(workdir / "tensorboard" / "events"))
 
     def write(self, kind: str, step: int, images: int, values: dict[str, Any]) -> None:
         """One event: `kind` is train or eval; what is not a number stays out of TensorBoard."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, "images": images, **values}) + "\n")
+        if not self.writes:
+            return
+        append_line(self.path, json.dumps({"kind": kind, "step": step, "images": images, **values}) + "\n")
         for name, value in values.items():
             if isinstance(value, int | float):
-                self.events.add_scalar(f"{kind}/{name}", value, images)
+                summary = scalar(f"{kind}/{name}", value)
+                self.events.write_event(Event(wall_time=time.time(), step=images, summary=summary))
+        self.events.flush()
 
     def close(self) -> None:
-        """Flushes what TensorBoard holds back."""
-        self.events.close()
+        """Closes the files."""
+        if self.writes:
+            self.events.close()

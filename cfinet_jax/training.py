@@ -12,10 +12,12 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import checkpoint, evaluate, mesh
+from cfinet_jax import checkpoint, evaluate, mesh, processes
 from cfinet_jax.batches import train_batches, windows_of
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import Interrupted, UserError
 from cfinet_jax.inputs import preparation
+from cfinet_jax.interruption import GO_ON, requests
+from cfinet_jax.lock import locked
 from cfinet_jax.metrics.results import Columns
 from cfinet_jax.metrics.table import table
 from cfinet_jax.models.detector import Detector
@@ -32,23 +34,31 @@ ON_NONFINITE = ("stop", "skip")
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
     """Trains to `training.images`, from the newest checkpoint if there is one; returns the final metrics.
 
-    The workdir then holds checkpoints, logs and the report. Raises `UserError` for what the user can mend.
+    The workdir then holds checkpoints, logs and the report. Raises `UserError` for what the user can mend, and
+    `Interrupted` after SIGTERM or SIGINT, with everything saved.
     """
     workdir = epath.Path(workdir)
     if config.training.on_nonfinite not in ON_NONFINITE:
         raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
     config = discover_sizes(config, workdir)
     run = create_run(config)
-    write_settings(config, workdir, run.training.classes, run.training.category_ids)
     size = config.dataset.batch_size
     steps = -(-config.training.images // size)
     windows = windows_of(run.training, config.dataset, training=True)
-    batches = train_batches(run.training, windows, config.dataset, config.seed, size)
+    here, count = jax.process_index(), jax.process_count()
+    batches = train_batches(run.training, windows, config.dataset, config.seed, size, here, count)
     detect = evaluate.make_detect(run.detector, config.dataset, run.mesh)
     step = make_step(config, run.detector, run.optimizer, run.mesh)
     key = mesh.replicate(jax.random.fold_in(jax.random.key(config.seed), 1), run.mesh)
 
     with contextlib.ExitStack() as opened:  # an open log would write to TensorBoard while Python ends
+        request = opened.enter_context(requests())
+
+        def claim() -> None:
+            opened.enter_context(locked(workdir))
+            write_settings(config, workdir, run.training.classes, run.training.category_ids)
+
+        processes.by_the_first(claim)
         with checkpoint.open_checkpoints(workdir, config.training.keep_checkpoints) as checkpoints:
             if (restored := checkpoint.restore(checkpoints, run.state)) is None:
                 state = first_state(config, run)
@@ -57,15 +67,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
                 batches.set_state(position)
             first = int(state.step)
             log = opened.enter_context(contextlib.closing(RunLog(workdir, first)))
+            cut = "" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; "
+            print(f"{extent(run)}; {cut}steps {first:,} to {steps:,} of {size} images.", flush=True)
+            if evaluation_due(first, config) and first not in log.evaluated:  # where the run broke off
+                evaluate_state(config, run, state, detect, log)
             monitor = Monitor(config, log, first)
-            print(
-                f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images, "
-                f"{len(run.training.classes)} classes; "
-                + ("" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; ")
-                + f"steps {first:,} to {steps:,} of {size} images.",
-                flush=True,
-            )
+            asked: Any = False
             for number in range(first + 1, steps + 1):
+                request.unsaved = True
                 batch = next(batches)
                 placed = mesh.place_batch(batch, run.mesh)
                 if number == first + 1:
@@ -74,18 +83,37 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
                 with jax.transfer_guard("disallow"):
                     state, metrics = step(state, placed, key)
                 monitor.follow(batch, metrics)
-                if due(number, size, config.training.checkpoint_every_images) or number == steps:
+                stop, asked = bool(asked), mesh.any_process(request.signal is not None, run.mesh)
+                evaluating = evaluation_due(number, config)
+                saving = due(number, size, config.training.checkpoint_every_images)
+                if saving or evaluating or stop or number == steps:
                     monitor.catch_up()
                     checkpoint.save(checkpoints, state, batches.get_state())
-                if due(number, size, config.evaluation.every_images) and number < steps:
-                    monitor.catch_up()
+                    request.unsaved = False
+                    if mesh.any_process(request.signal is not None, run.mesh):
+                        who = request.signal or "another process"
+                        raise Interrupted(f"Stopped by {who} after step {number:,}, which is saved. {GO_ON}")
+                if evaluating:
                     evaluate_state(config, run, state, detect, log)
                     monitor.progress.restart_clock()
             monitor.close()
         metrics, results = evaluate_state(config, run, state, detect, log)
-    evaluate.write_results(workdir, metrics, results, run.evaluation, config)
+        processes.by_the_first(lambda: evaluate.write_results(workdir, metrics, results, run.evaluation, config))
     print(table(metrics))
     return metrics
+
+
+def extent(run: Run) -> str:
+    """How much there is to learn from, and how much to be tested with."""
+    images = f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images"
+    return f"{images}, {len(run.training.classes)} classes"
+
+
+def evaluation_due(number: int, config: ConfigDict) -> bool:
+    """Whether step `number` is followed by an evaluation on the way; the last one has its own."""
+    size = config.dataset.batch_size
+    on_the_way = 0 < number * size < config.training.images
+    return on_the_way and due(number, size, config.evaluation.every_images)
 
 
 def due(number: int, size: int, every: int) -> bool:
@@ -155,7 +183,7 @@ class Monitor:
         (batch, metrics), self.pending = self.pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.step += 1
-        self.dropped += int(np.sum(batch.dropped))
+        self.dropped += round(values["objects_dropped"] * self.size)
         if not values.pop("finite"):
             self.complain(np.asarray(batch.image_ids).tolist())
         elif due(self.step, self.size, self.training.log_every_images):

@@ -44,6 +44,8 @@ COMMANDS = {
     "unknown flag": (["--workdri=x"], "Did you mean: workdir"),
     "stray argument": (["seed=3"], "'seed=3': settings are given as --config.key=value"),
     "unknown mode": (["--mode=tain"], "should be one of <train|evaluate|export|predict|analyse|compile>"),
+    "half a cluster": (["--processes=2", "--process=0"], "Give --coordinator=HOST:PORT, --processes and --process"),
+    "no cluster": (["--coordinator=host:1", "--processes=2", "--process=0"], "The processes do not meet at host:1"),
     "scenes not prepared": (["--config.dataset.data_dir=TMP"], "`python data/prepare.py scenes --data_dir=TMP`"),
     "own data not prepared": (["--config.dataset.name=mine"], "`python data/prepare.py own --name=mine --source="),
     "unknown split": (["--config.dataset.eval_split=dev"], "no split 'dev': choose one of train, val, test"),

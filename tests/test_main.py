@@ -24,6 +24,7 @@ def test_training_leaves_everything(trained):
         "errors.png",
         "imitation.png",
         "learning_curve.png",
+        "lock",
         "metrics.json",
         "metrics.jsonl",
         "metrics.md",

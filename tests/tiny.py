@@ -71,6 +71,9 @@ def call_main(*arguments: str) -> tuple[int, str, str]:
         stack.enter_context(contextlib.redirect_stdout(output))
         stack.enter_context(contextlib.redirect_stderr(errors))
         stack.enter_context(warnings.catch_warnings())
+        # This process has used JAX already, and is of no cluster.
+        alone = mock.patch.object(jax.distributed, "initialize", side_effect=ValueError("no cluster"))
+        stack.enter_context(alone)
         warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # so ml_collections reads the file
         flags.FLAGS.unparse_flags()
         status = main.guarded(command)

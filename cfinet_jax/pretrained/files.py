@@ -5,7 +5,6 @@ import json
 import os
 import re
 import zipfile
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -92,7 +91,7 @@ def of_checkpoint(content: Any) -> WeightFile:
     return WeightFile(arrays, facts if isinstance(facts, dict) else {})
 
 
-def download(url: str) -> Path:
+def download(url: str) -> epath.Path:
     """The local copy of a URL, fetched once; checked against `#sha256=...` behind it or the hash in the file's name."""
     address, _, digest = url.partition("#")
     name = urlsplit(address).path.rsplit("/", 1)[-1]
@@ -100,7 +99,7 @@ def download(url: str) -> Path:
         raise UserError(f"{url} ends in no hash: write #sha256= and its 64 digits, or nothing.")
     if not name:
         raise UserError(f"{url} names no file: give the URL of one.")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfinet_jax" / "weights"
+    folder = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cfinet_jax" / "weights"
     pooch.get_logger().setLevel("WARNING")  # what it tells besides is told here
     try:
         path = pooch.retrieve(
@@ -120,12 +119,12 @@ def download(url: str) -> Path:
         raise UserError(f"{address} is not the file of {digest}: correct the hash or the address.") from error
     found = pooch.file_hash(path)
     if (part := HASH_IN_NAME.search(name)) and not digest and not found.startswith(part[1]):
-        Path(path).unlink()
+        epath.Path(path).unlink()
         raise UserError(
             f"{address} was not received whole (its SHA-256 is {found}): try again, or put #sha256= and that behind it."
         )
     print(f"{name}: SHA-256 {found}, in {folder}", flush=True)
-    return Path(path)
+    return epath.Path(path)
 
 
 class DownloadProgress:

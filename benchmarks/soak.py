@@ -1,0 +1,218 @@
+"""That nothing that ends a training changes where it ends, and that a long one does not grow.
+
+    python -m benchmarks.soak [--ends=N] [--growth=STEPS] [--seed=N] [--output=JSON]
+
+Trains the tiny experiment of the tests twice: once in peace, and once ended at random moments, by SIGKILL, SIGTERM and
+a full disk in turn, and started again each time. Both must leave the same last checkpoint and the same log, bit by bit,
+and no end may cost more steps than lie between two checkpoints. Then one long training, whose resident memory may grow
+by 1 MB in 1,000 steps. The disk is a small tmpfs, which root may mount on Linux; elsewhere there are only the signals.
+"""
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from etils import epath
+
+from benchmarks import tables
+from cfinet_jax import checkpoint, training
+from cfinet_jax.run import create_run
+from tests import tiny
+
+EVERY = 3  # steps between checkpoints
+STEPS_EACH = 6  # at most, from a start to the next end
+DISK = 48  # MiB
+MOST_GROWTH = 1.0  # MB per 1,000 steps
+PROGRAM = "from cfinet_jax import main; main.main()"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.partition("\n")[0])
+    result.add_argument("--ends", type=int, default=20, help="how often the training is ended")
+    result.add_argument("--growth", type=int, default=3000, help="steps of the long training; 0 leaves it out")
+    result.add_argument("--seed", type=int, default=0, help="of the random moments")
+    result.add_argument("--output", help="JSON file for the result")
+    return result
+
+
+def start(data_dir: Path, workdir: Path, steps: int, errors: Any = None) -> subprocess.Popen:
+    """A training of so many steps, in a process of its own; its output goes to the file `errors`."""
+    images = tiny.tiny_config().dataset.batch_size
+    changes = {"images": images * steps, "checkpoint_every_images": images * EVERY}
+    command = [sys.executable, "-c", PROGRAM, *tiny.arguments(data_dir, workdir)]
+    command += [f"--config.training.{key}={value}" for key, value in changes.items()]
+    command += ["--config.evaluation.every_images=1000000"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, cwd=Path(__file__).parents[1])
+
+
+def logged(workdir: Path) -> int:
+    """The last step in the log."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+        return json.loads([line for line in lines if line.endswith("\n")][-1])["step"]
+    return 0
+
+
+def saved(workdir: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((int(path.name) for path in workdir.glob("checkpoints/[0-9]*") if path.name.isdigit()), default=0)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """Makes the folder a small disk; false where that is not allowed."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path, left: int) -> Path:
+    """A file that leaves so many bytes of a disk."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(2**16)):
+            pass
+    os.truncate(path, max(path.stat().st_size - left, 0))
+    return path
+
+
+def end(process: subprocess.Popen, kind: str, disk: Path, chance: random.Random) -> int:
+    """Ends a training in one of three ways; returns its status."""
+    if kind == "full disk":
+        filler = fill(disk, chance.randrange(2**21))
+        try:
+            return process.wait(timeout=300)
+        finally:
+            filler.unlink()
+    process.send_signal(signal.SIGKILL if kind == "SIGKILL" else signal.SIGTERM)
+    return process.wait(timeout=300)
+
+
+def expected(kind: str, status: int, errors: str) -> bool:
+    """Whether a training ended as it should: SIGTERM may come before anybody takes it, while Python starts."""
+    if kind == "SIGKILL":
+        return status == -signal.SIGKILL
+    if kind == "SIGTERM":
+        return status == -signal.SIGTERM or (status == 75 and len(errors.splitlines()) == 1)
+    return status == 2 and len(errors.splitlines()) == 1
+
+
+def wait(process: subprocess.Popen, workdir: Path, chance: random.Random) -> None:
+    """Until a random moment: soon after the start, or some steps later."""
+    until, deadline = logged(workdir) + chance.randint(0, STEPS_EACH), time.monotonic() + 300
+    if chance.random() < 0.2:
+        deadline = time.monotonic() + chance.uniform(0, 15)
+    while process.poll() is None and time.monotonic() < deadline and logged(workdir) < until:
+        time.sleep(0.01)
+    time.sleep(chance.uniform(0, 0.4))
+
+
+def disturb(data_dir: Path, disk: Path, kinds: list[str], ends: int, steps: int, seed: int) -> list[dict[str, Any]]:
+    """Starts a training again and again, and lets it end after so many interruptions; how each of them went."""
+    chance, workdir, rows = random.Random(seed), disk / "run", []
+    for kind in itertools.islice(itertools.cycle(kinds), ends):
+        with tempfile.TemporaryFile("w+") as errors:
+            process = start(data_dir, workdir, steps, errors)
+            wait(process, workdir, chance)
+            status = end(process, kind, disk, chance)
+            errors.seek(0)
+            said = errors.read()
+        lost = max(logged(workdir) - saved(workdir), 0)
+        good = expected(kind, status, said) and lost <= EVERY
+        rows.append({"kind": kind, "status": status, "saved": saved(workdir), "lost": lost, "good": good})
+        print(*(f"{key} {value}" for key, value in rows[-1].items()), "" if good else said, sep="  ", flush=True)
+    assert start(data_dir, workdir, steps).wait() == 0
+    return rows
+
+
+def left_by(workdir: Path, data_dir: Path) -> tuple[list[np.ndarray], str]:
+    """Everything in the last checkpoint of a run, and its log."""
+    config = tiny.tiny_config()
+    config.dataset.data_dir = str(data_dir)
+    with checkpoint.open_checkpoints(epath.Path(workdir), create=False) as checkpoints:
+        restored = checkpoint.restore(checkpoints, create_run(config).state)
+    assert restored is not None
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored)], (workdir / "metrics.jsonl").read_text()
+
+
+def growth(data_dir: Path, workdir: Path, steps: int) -> float:
+    """By how many MB per 1,000 steps the resident memory of a training grows in its second half."""
+    config, page = tiny.tiny_config(), os.sysconf("SC_PAGE_SIZE")
+    size = config.dataset.batch_size
+    config.dataset.data_dir = str(data_dir)
+    config.training.update(images=size * steps, checkpoint_every_images=size * 100)
+    config.evaluation.every_images = size * steps
+    resident, follow = [], training.Monitor.follow
+
+    def watch(monitor: training.Monitor, *arguments: Any) -> None:
+        follow(monitor, *arguments)
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * page / 1e6)
+
+    watched = mock.patch.object(training.Monitor, "follow", watch)
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), watched:
+        training.train(config, workdir)
+    half = len(resident) // 2
+    slope, _ = np.polyfit(np.arange(half), resident[-half:], 1)
+    print(f"resident memory after 0, 1/4, 1/2, 3/4 and all steps, MB: {[round(x) for x in resident[:: steps // 4]]}, "
+          f"{resident[-1]:.0f}")  # fmt: skip
+    return 1000 * slope
+
+
+def main() -> int:
+    """Disturbs, compares, measures and reports; 1 if anything is not as it should be."""
+    arguments = parser().parse_args()
+    steps = arguments.ends * STEPS_EACH + EVERY
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data_dir = Path(tiny.prepare_scenes(epath.Path(folder, "prepared")))
+        assert start(data_dir, folder / "quiet", steps).wait() == 0
+        with small_disk(folder / "disk") as limited:
+            kinds = ["SIGKILL", "SIGTERM", *(["full disk"] if limited else [])]
+            ends = disturb(data_dir, folder / "disk", kinds, arguments.ends, steps, arguments.seed)
+            found, quiet = (left_by(each, data_dir) for each in (folder / "disk" / "run", folder / "quiet"))
+        same = found[1] == quiet[1] and all(map(np.array_equal, found[0], quiet[0]))
+        grown = growth(data_dir, folder / "long", arguments.growth) if arguments.growth else None
+    rows: list[dict[str, Any]] = [
+        {"what": f"ended by {kind}", "result": count}
+        for kind, count in collections.Counter(r["kind"] for r in ends).items()
+    ]
+    rows += [
+        {"what": "ended otherwise than documented", "result": sum(not row["good"] for row in ends)},
+        {"what": "most steps lost at once", "result": max(row["lost"] for row in ends)},
+        {
+            "what": f"{len(quiet[0])} arrays and the log as in a quiet run of {steps} steps",
+            "result": "yes" if same else "NO",
+        },
+    ]
+    if grown is not None:
+        rows.append({"what": f"growth in {arguments.growth} steps, MB per 1,000", "result": round(grown, 2)})
+    tables.report(rows, arguments.output)
+    return int(not same or not all(row["good"] for row in ends) or (grown or 0) > MOST_GROWTH)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

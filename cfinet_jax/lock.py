@@ -1,0 +1,44 @@
+"""A workdir belongs to one training at a time."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+
+from etils import epath
+
+from cfinet_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Keeps every other training out of a workdir until this one ends, however it ends: the system lifts the lock.
+
+    A store such as `gs://` has no locks.
+
+    Raises:
+      UserError: another training is at work there, or the workdir cannot be written.
+    """
+    if "://" in str(workdir):
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / "lock").open("a")
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = (workdir / "lock").read_text().strip()
+            raise UserError(
+                f"{workdir} is in use ({holder}): wait for that training, or choose another --workdir."
+            ) from error
+        except OSError as error:
+            print(f"{workdir} cannot be locked ({error}): start no second training in it.", flush=True)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
