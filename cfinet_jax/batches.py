@@ -99,7 +99,8 @@ def train_batches(
         order = functools.lru_cache(2)(functools.partial(mixed_order, windows.owners, settings.mixed_pictures, seed))
         numbers = grain.MapDataset.range(EPOCHS * count).map(lambda number: order(number // count)[number % count])
     batches = numbers.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
-    decoded = remember(prepared, kept_pictures(windows, settings, batch_size, settings.mixed_pictures))
+    kept = kept_pictures(windows, settings, batch_size, settings.mixed_pictures)
+    decoded = remember(prepared, kept, settings.read_threads)
     return _read(batches, windows, decoded, settings, batch_size, process_index, process_count)
 
 
@@ -114,9 +115,9 @@ def eval_batches(
     """Every window once and in order; the last global batch is filled up with blank images that are not valid."""
     filled = math.ceil(len(windows.owners) / batch_size) * batch_size
     batches = grain.MapDataset.range(filled).batch(batch_size, batch_fn=np.asarray)
-    decoded = remember(prepared, kept_pictures(windows, settings, batch_size, settings.read_threads))
-    if settings.window_overlap is not None:
-        decoded = ahead(decoded, settings.read_threads, len(prepared))
+    kept = kept_pictures(windows, settings, batch_size, settings.read_threads)
+    # Windows in order are all of one picture, which one thread decodes.
+    decoded = remember(prepared, kept, settings.read_threads, ahead=settings.read_threads)
     return _read(batches, windows, decoded, settings, batch_size, process_index, process_count)
 
 
@@ -169,34 +170,26 @@ def kept_pictures(windows: Windows, settings: ConfigDict, batch_size: int, group
     return 2 * group + math.ceil(settings.read_threads * batch_size / windows_each)
 
 
-def remember(prepared: Prepared, kept: int) -> Reader:
-    """The function position -> record and picture, the last `kept` at hand; of two threads that want one, one waits."""
+def remember(prepared: Prepared, kept: int, threads: int, ahead: int = 0) -> Reader:
+    """The function position -> record and picture, the last `kept` at hand and the next `ahead` begun."""
 
-    @functools.lru_cache(kept)
-    def place(position: int) -> tuple[threading.Lock, list]:
-        return threading.Lock(), []
+    def read(position: int) -> tuple[dict[str, Any], np.ndarray]:
+        record = prepared.source[position]
+        return record, read_picture(record)
+
+    if not kept:
+        return read
+    lock, pool = threading.Lock(), ThreadPoolExecutor(threads)
+    begin = functools.lru_cache(kept)(functools.partial(pool.submit, read))
 
     def recall(position: int) -> tuple[dict[str, Any], np.ndarray]:
-        lock, found = place(position)
-        with lock:
-            if not found:
-                record = prepared.source[position]
-                found.append((record, read_picture(record)))
-        return found[0]
+        with lock:  # nothing is begun twice
+            found = begin(position)
+            for later in range(position + 1, min(position + 1 + ahead, len(prepared))):
+                begin(later)
+        return found.result()
 
     return recall
-
-
-def ahead(recall: Reader, threads: int, count: int) -> Reader:
-    """`recall` that begins with the next pictures too: windows in order are all of one, which one thread decodes."""
-    pool = ThreadPoolExecutor(threads)
-
-    def get(position: int) -> tuple[dict[str, Any], np.ndarray]:
-        for later in range(position + 1, min(position + threads, count)):
-            pool.submit(recall, later)  # what goes wrong is said when it is asked for
-        return recall(position)
-
-    return get
 
 
 def _example(

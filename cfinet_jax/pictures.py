@@ -56,13 +56,17 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     Raises:
       UserError: it is no image, or not all of one.
     """
-    return cv2.cvtColor(decode_bgr(encoded, name), cv2.COLOR_BGR2RGB)
+    return _decode(encoded, name, cv2.IMREAD_COLOR_RGB)
 
 
 def decode_bgr(encoded: bytes, name: str) -> np.ndarray:
-    """The same in the order that OpenCV has: B G R."""
+    """The same in the order that OpenCV writes: B G R."""
+    return _decode(encoded, name, cv2.IMREAD_COLOR)
+
+
+def _decode(encoded: bytes, name: str, order: int) -> np.ndarray:
     try:
-        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), order)
     except cv2.error:  # raised for an empty file
         picture = None
     if picture is None:

@@ -1,4 +1,8 @@
-"""What is known of the pictures that were decoded, so that a preparation that broke off, even killed, goes on."""
+"""What a preparation that broke off, even killed, leaves to go on from: what it knows of the pictures it decoded.
+
+It lies in `DATA_DIR/NAME.unfinished` with whatever else is not to be made twice; the folder goes when the data set is
+whole.
+"""
 
 import json
 import threading
@@ -14,7 +18,7 @@ Size = tuple[int, int] | None  # height and width; None: it cannot be decoded
 
 
 class Journal:
-    """The sizes of pictures by their states: what a file holds, a JSON line each, and what is noted there.
+    """The sizes of pictures by their states: what a file in `folder` holds, a JSON line each, and what is noted there.
 
     A line that was half-written is passed over, and a picture that has changed since is not known.
 
@@ -22,16 +26,16 @@ class Journal:
       UserError: the file cannot be written.
     """
 
-    def __init__(self, file: epath.Path) -> None:
-        self.file, self.lock = file, threading.Lock()
+    def __init__(self, folder: epath.Path) -> None:
+        self.folder, self.file, self.lock = folder, folder / "checked.jsonl", threading.Lock()
         try:
-            self.sizes = read_sizes(file) if file.exists() else {}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self.lines = file.open("a")
+            self.sizes = read_sizes(self.file) if self.file.exists() else {}
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lines = self.file.open("a")
         except OSError as error:
             raise self.unwritable(error) from error
         if self.sizes:
-            print(f"{len(self.sizes):,} images were checked already, as {file} says")
+            print(f"{len(self.sizes):,} images were checked already, as {self.file} says")
 
     def note(self, state: State, size: Size) -> None:
         """Keeps the size of a picture: a line, and nothing less, outlives this process."""
@@ -52,7 +56,7 @@ class Journal:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.lines.close()
         if not self.sizes:
-            self.file.unlink()
+            self.folder.rmtree()
 
 
 def read_sizes(file: epath.Path) -> dict[State, Size]:

@@ -71,9 +71,7 @@ def sodad(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of SODA-D, whole images and, if asked for, the windows to train on."""
     if not arguments.source or arguments.annotations:
         raise UserError("sodad needs --source=FOLDER, the folder of Images and Annotations, and no --annotations")
-    windows = absolute(arguments.data_dir) / (arguments.name or arguments.dataset) / "windows"
-    read = partial(read_sodad, absolute(arguments.source), windows if arguments.windows else None)
-    builder = own_builder(arguments, read)
+    builder = own_builder(arguments, partial(read_sodad, absolute(arguments.source), arguments.windows))
     if arguments.windows and builder.data_path.exists() and WINDOWS not in builder.info.splits:
         raise UserError(f"{builder.data_path} was prepared without windows: delete this folder to prepare it again")
     return builder

@@ -33,6 +33,7 @@ class Split(NamedTuple):
     categories: dict[int, str]  # in the order of the labels
     account: dict[str, Any]
     files: tuple[epath.Path, ...]  # that describe it; a folder stands for the label files in it
+    held: bool = False  # whether the data set is to hold the pictures, instead of referring to them
 
 
 def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal) -> Split:

@@ -1,4 +1,4 @@
-"""Checked annotations as a TFDS data set that refers to the image files instead of copying them."""
+"""Checked annotations as a TFDS data set that refers to the image files, or holds those that were made for it."""
 
 import json
 import re
@@ -36,12 +36,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.read = read
         self.origin = dict(origin)
         super().__init__(**arguments)
-        self.journal = epath.Path(self.data_dir).parents[1] / f"{name}.checked.jsonl"
+        self.unfinished = epath.Path(self.data_dir).parents[1] / f"{name}.unfinished"
 
     def download_and_prepare(self, **arguments: Any) -> None:
-        """As every TFDS builder does; what is whole needs no journal."""
+        """As every TFDS builder does; what is whole has nothing to go on from."""
         super().download_and_prepare(**arguments)
-        self.journal.unlink(missing_ok=True)
+        self.unfinished.rmtree(missing_ok=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=FEATURES, metadata=tfds.core.MetadataDict())
@@ -58,12 +58,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 f"{split}: {account['images_kept']} of {account['images']} images and {account['annotations_kept']} of "
                 f"{account['annotations']} annotations kept; {summary(account['problems'])}"
             )
-        return {split: self._generate_examples(content.records) for split, content in splits.items()}
+        return {split: self._generate_examples(content) for split, content in splits.items()}
 
     def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, list]]:
         """Every split, and the record of the files that describe them: which, and in what state."""
         try:
-            with Journal(self.journal) as journal:
+            with Journal(self.unfinished) as journal:
                 splits = self.read(journal)
             files = sorted({str(file) for content in splits.values() for file in content.files})
             return splits, {"files": files, "state": state(files)}
@@ -71,8 +71,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             reason = " ".join(str(error.strerror or error).split())
             raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error
 
-    def _generate_examples(self, records: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        return ((record["image_id"], record) for record in records)
+    def _generate_examples(self, content: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+        for record in content.records:
+            own = {"image": epath.Path(record["path"]).read_bytes(), "path": ""} if content.held else {}
+            yield record["image_id"], record | own
 
 
 def check_same_categories(splits: Mapping[str, Split]) -> dict[int, str]:

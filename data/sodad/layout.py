@@ -20,18 +20,18 @@ IMAGES = ("Images", "Images/{split}", "Images/Images", "Images/Images/{split}")
 WINDOWS = "train_windows"  # the split of windows to train on
 
 
-def read_sodad(source: epath.Path, windows: epath.Path | None, journal: Journal) -> dict[str, Split]:
-    """The splits of a folder; `train_windows` too, if they are there or a folder to cut them into is given.
+def read_sodad(source: epath.Path, cut: bool, journal: Journal) -> dict[str, Split]:
+    """The splits of a folder; `train_windows` too, if they are there or are to be cut.
 
     What was read, and how it compares with the data set as published, is printed.
 
     Raises:
       UserError: there is no annotation file, two for a split, or none of whole images to cut windows from.
     """
-    files = list(annotation_files(source))
-    if windows and files and all(split != "train" for _, split, _ in files):
+    files, windows = list(annotation_files(source)), journal.folder / "windows"
+    if cut and files and all(split != "train" for _, split, _ in files):
         raise UserError(f"{source} holds no Annotations/train.json, of whose images --windows cuts windows")
-    given = any(is_cut(load_coco(path)) for _, split, path in files if windows and split == "train")
+    given = any(is_cut(load_coco(path)) for _, split, path in files if cut and split == "train")
     splits: dict[str, Split] = {}
     listed: dict[epath.Path, set[str]] = {}  # by folder
     for place, split, path in files:
@@ -43,7 +43,7 @@ def read_sodad(source: epath.Path, windows: epath.Path | None, journal: Journal)
         if name in splits:
             raise UserError(f"both {splits[name].files[0]} and {path} describe '{name}': move one of them elsewhere")
         folder = folder_of(coco["images"], [place / images.format(split=split) for images in IMAGES])
-        tasks_of = partial(cuts, path, windows) if windows and name == "train" and not given else no_tasks
+        tasks_of = partial(cuts, path, windows) if cut and name == "train" and not given else no_tasks
         splits[name] = check_split(name, coco, path, folder, journal, tasks_of=tasks_of)
         listed.setdefault(folder, set()).update(str(folder / image["file_name"]) for image in coco["images"])
     if not splits:
@@ -54,7 +54,7 @@ def read_sodad(source: epath.Path, windows: epath.Path | None, journal: Journal)
     print(f"Pictures in the folders: {summary(strays(listed))}")
     if WINDOWS in splits:
         print(f"{WINDOWS}: taken as {splits[WINDOWS].files[0]} describes them, none is cut")
-    elif windows:
+    elif cut:
         splits[WINDOWS] = split_of_windows(splits["train"], windows)
     return splits
 

@@ -1,8 +1,7 @@
-"""The windows that are trained on, cut once, while the images are checked, and kept as files.
+"""The windows that are trained on, cut once, while the images are checked; the data set holds them.
 
-The windows of an image go into a folder that gets its name when they are whole. So cutting that was broken off, even
-killed, goes on where it was (on a local disk, where a folder is renamed at once), what is cut stays usable, and nothing
-is kept twice: records refer to the files. Given the bytes, TFDS would begin from nothing and write them twice to sort.
+Until it is whole they are files. The windows of an image go into a folder that gets its name when they are whole, so
+cutting that was broken off, even killed, goes on where it was (on a local disk, where a folder is renamed at once).
 """
 
 import hashlib
@@ -55,7 +54,7 @@ def split_of_windows(train: Split, folder: epath.Path) -> Split:
         "most_objects": max(counts),
         "problems": {},
     }
-    return Split(records, train.categories, account, train.files)
+    return Split(records, train.categories, account, train.files, held=True)
 
 
 def check_state(annotations: epath.Path, folder: epath.Path) -> None:

@@ -46,7 +46,7 @@ def read(folder: Path, images: list, annotations: list, categories: list = CATEG
 
 
 def read_journaled(split: str, path: epath.Path):
-    with Journal(path.parent / "checked.jsonl") as journal:
+    with Journal(path.parent / "unfinished") as journal:
         return read_split(split, path, path.parent, journal)
 
 

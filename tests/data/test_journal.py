@@ -39,7 +39,7 @@ def arguments(source: Path) -> list[str]:
 
 
 def journal(source: Path) -> Path:
-    return source.parent / "prepared" / "mine.checked.jsonl"
+    return source.parent / "prepared" / "mine.unfinished" / "checked.jsonl"
 
 
 def prepare_counted(source: Path) -> tuple[int, int, dict[str, list[str]]]:
@@ -81,13 +81,13 @@ def killed(source) -> Path:
 def test_a_picture_is_decoded_once_for_all_splits(source):
     problems = {"image broken or cut short, skipped": [BROKEN]}
     assert prepare_counted(source) == (0, len(NAMES), problems)
-    assert not journal(source).exists()
+    assert not journal(source).parent.exists()
 
 
 def test_what_was_checked_before_a_kill_is_not_decoded_again(killed, capsys):
     assert prepare_counted(killed) == (0, 2, {"image broken or cut short, skipped": [BROKEN]})
     assert f"3 images were checked already, as {journal(killed)} says" in capsys.readouterr().out
-    assert not journal(killed).exists()
+    assert not journal(killed).parent.exists()
 
 
 def test_what_has_changed_is_checked_again(killed):

@@ -106,7 +106,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 
 def read(name: str, folder: Path) -> dict:
-    with Journal(epath.Path(folder) / "checked.jsonl") as journal:
+    with Journal(epath.Path(folder) / "unfinished") as journal:
         return prepare.PUBLISHED[name](epath.Path(folder), journal)
 
 

@@ -43,8 +43,14 @@ def open_split(source: Path, split: str) -> dataset.Prepared:
     return dataset.open_dataset(ConfigDict(settings), split)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.jpg")}
+def cut(source: Path) -> dict[str, bytes]:
+    """The windows that an unfinished preparation has cut."""
+    return {file.name: file.read_bytes() for file in source.parent.glob("prepared/sodad.unfinished/windows/*/*.jpg")}
+
+
+def held(source: Path) -> dict[str, bytes]:
+    """Those of a data set that is whole."""
+    return {record["file_name"].decode(): record["image"] for record in open_split(source, "train_windows").source}
 
 
 def plain_windows(name: str) -> list[tuple[tuple[int, int], list[tuple]]]:
@@ -185,11 +191,10 @@ def test_a_killed_preparation_goes_on(raw, tmp_path, capsys):
     assert call(whole, "--windows") == 0
     command = [sys.executable, "-c", KILLED, "sodad", f"--source={raw}", f"--data_dir={tmp_path / 'prepared'}"]
     assert subprocess.run([*command, "--windows"], cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
-    assert len(contents(tmp_path / "prepared")) == 3 and list(tmp_path.glob("prepared/sodad/windows/11.begun"))
+    assert len(cut(raw)) == 3 and list(tmp_path.glob("prepared/sodad.unfinished/windows/11.begun"))
     assert call(raw, "--windows") == 0
-    assert contents(tmp_path / "prepared") == contents(tmp_path / "whole" / "prepared")
-    assert not list(tmp_path.glob("prepared/**/*begun"))
-    assert len(open_split(raw, "train_windows")) == len(open_split(whole, "train_windows")) == 7
+    assert held(raw) == held(whole) and len(held(raw)) == 7
+    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 def test_a_picture_is_decoded_once_to_check_and_cut_it(raw, monkeypatch):
@@ -227,22 +232,25 @@ def test_a_full_disk_keeps_what_is_cut(raw, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert "windows/14.begun cannot be written (No space left on device): make room and start again" in error
-    kept = contents(tmp_path / "prepared")
+    kept = cut(raw)
     assert len(kept) == 6 and not list(tmp_path.glob("prepared/sodad/1*"))
     monkeypatch.setattr(windows, "encode", encode)
     assert call(raw, "--windows") == 0
     assert "1 of 2 images are cut already" in capsys.readouterr().out
-    assert kept.items() <= contents(tmp_path / "prepared").items()
+    assert kept.items() <= held(raw).items()
 
 
-def test_windows_of_other_annotations_are_not_mixed(raw, tmp_path, capsys):
-    assert call(raw, "--windows") == 0
-    shutil.rmtree(tmp_path / "prepared" / "sodad" / "1.0.0")
+def test_windows_of_other_annotations_are_not_mixed(raw, monkeypatch, capsys):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(
+            "data.coco.coco_dataset_builder.check_same_categories", mock.Mock(side_effect=KeyboardInterrupt)
+        )
+        call(raw, "--windows")
     content = json.loads((raw / "Annotations" / "train.json").read_text())
     content["annotations"].pop()
     (raw / "Annotations" / "train.json").write_text(json.dumps(content))
     assert call(raw, "--windows") == 2
-    assert "prepared/sodad/windows holds windows of other annotations: delete it" in capsys.readouterr().err
+    assert "prepared/sodad.unfinished/windows holds windows of other annotations: delete it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("images", [True, False])

@@ -47,7 +47,7 @@ def make(folder: Path, description: str = SPLITS + NAMES, labels: dict[str, str]
 
 
 def read(folder: Path) -> dict:
-    with Journal(epath.Path(folder) / "checked.jsonl") as journal:
+    with Journal(epath.Path(folder) / "unfinished") as journal:
         return read_yolo(epath.Path(folder), journal)
 
 
