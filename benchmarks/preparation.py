@@ -26,7 +26,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ml_collections import ConfigDict
+
 from benchmarks import tables
+from cfinet_jax.dataset import open_dataset
 from cfinet_jax.slicing import training_windows
 from data import prepare
 from data.sodad.windows import JPEG_QUALITY, OVERLAP, WINDOW
@@ -127,21 +130,21 @@ def main() -> None:
                 shutil.rmtree(source.parent / "prepared", ignore_errors=True)
                 times[side].append(seconds(function))
         peak = measure_memory(source)
-        files = list(Path(name).glob("large/prepared/sodad/windows/*/*.jpg"))
-        assert len(files) == sum(map(len, windows))
-        size = sum(file.stat().st_size for file in files)
+        settings = ConfigDict({"name": "sodad", "data_dir": f"{name}/large/prepared", "source": None})
+        cut = [len(record["image"]) for record in open_dataset(settings, "train_windows").source]
+        assert len(cut) == sum(map(len, windows))
         peaks = []
         for count in (small, 2 * small):
             draw(Path(name, str(count), "SODA-D"), count, SMALL)
             peaks.append(measure_memory(Path(name, str(count), "SODA-D")))
     median = {side: statistics.median(values[1:]) for side, values in times.items()}  # the first is to warm up
     row = {
-        "computation": f"{images} pictures of {HEIGHT} x {WIDTH}, {len(files)} windows",
+        "computation": f"{images} pictures of {HEIGHT} x {WIDTH}, {len(cut)} windows",
         "threads": os.cpu_count() or 1,
-        "windows/s prepared": len(files) / median["prepared"],
-        "windows/s bare": len(files) / median["bare"],
+        "windows/s prepared": len(cut) / median["prepared"],
+        "windows/s bare": len(cut) / median["bare"],
         "speed, prepared / bare": median["bare"] / median["prepared"],
-        "KiB per window": size / len(files) / 1024,
+        "KiB per window": sum(cut) / len(cut) / 1024,
         "peak MiB": peak,
         f"peak MiB, {small} and {2 * small} small pictures": " and ".join(f"{each:.0f}" for each in peaks),
         "more MiB per 1,000 pictures": (peaks[1] - peaks[0]) / small * 1000,

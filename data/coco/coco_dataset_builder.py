@@ -39,9 +39,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.unfinished = epath.Path(self.data_dir).parents[1] / f"{name}.unfinished"
 
     def download_and_prepare(self, **arguments: Any) -> None:
-        """As every TFDS builder does; what is whole has nothing to go on from."""
+        """As every TFDS builder does; then what was left to go on from is deleted, and what killed builds began."""
         super().download_and_prepare(**arguments)
-        self.unfinished.rmtree(missing_ok=True)
+        for leftover in (self.unfinished, *epath.Path(self.data_dir).parent.glob("incomplete.*")):
+            leftover.rmtree(missing_ok=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=FEATURES, metadata=tfds.core.MetadataDict())

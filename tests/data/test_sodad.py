@@ -194,7 +194,7 @@ def test_a_killed_preparation_goes_on(raw, tmp_path, capsys):
     assert len(cut(raw)) == 3 and list(tmp_path.glob("prepared/sodad.unfinished/windows/11.begun"))
     assert call(raw, "--windows") == 0
     assert held(raw) == held(whole) and len(held(raw)) == 7
-    assert not list(tmp_path.rglob("*.unfinished"))
+    assert not [*tmp_path.rglob("*.unfinished"), *tmp_path.rglob("incomplete.*")]
 
 
 def test_a_picture_is_decoded_once_to_check_and_cut_it(raw, monkeypatch):
