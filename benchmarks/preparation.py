@@ -25,7 +25,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-
 from ml_collections import ConfigDict
 
 from benchmarks import tables
