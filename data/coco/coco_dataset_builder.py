@@ -11,7 +11,7 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.own_data import state
 from data.coco.annotations import Split, summary
-from data.features import FEATURES
+from data.features import FEATURES, columns
 from data.journal import Journal
 
 
@@ -75,7 +75,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, content: Split) -> Iterator[tuple[int, dict[str, Any]]]:
         for record in content.records:
             own = {"image": epath.Path(record["path"]).read_bytes(), "path": ""} if content.held else {}
-            yield record["image_id"], record | own
+            yield record["image_id"], record | own | {"objects": columns(record["objects"])}
 
 
 def check_same_categories(splits: Mapping[str, Split]) -> dict[int, str]:

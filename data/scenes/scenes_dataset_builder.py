@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cfinet_jax.progress import track
-from data.features import FEATURES
+from data.features import FEATURES, columns
 from data.scenes.render import SIZE, Scene, render_scene
 from data.scenes.templates import CLASSES
 
@@ -51,12 +51,14 @@ def example(scene: Scene, index: int) -> dict:
         "file_name": f"{scene.scene_seed:07d}.jpg",
         "height": SIZE,
         "width": SIZE,
-        "objects": {
-            "bbox": scene.boxes,
-            "label": scene.labels,
-            "ignore": scene.ignore,
-            "iscrowd": scene.ignore,
-            "area": areas,
-            "id": np.arange(len(areas)) + 1,
-        },
+        "objects": columns(
+            {
+                "bbox": scene.boxes,
+                "label": scene.labels,
+                "ignore": scene.ignore,
+                "iscrowd": scene.ignore,
+                "area": areas,
+                "id": np.arange(len(areas)) + 1,
+            }
+        ),
     }

@@ -1,7 +1,7 @@
 """The windows that are trained on, cut once, while the images are checked; the data set holds them.
 
-Until it is whole they are files. The windows of an image go into a folder that gets its name when they are whole, so
-cutting that was broken off, even killed, goes on where it was (on a local disk, where a folder is renamed at once).
+Until it is whole they are files. Those of an image are written in order, and each gets its name when it is complete.
+Cutting that was broken off, even killed, goes on with the images whose last window is missing.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def cuts(annotations: epath.Path, folder: epath.Path, images: list[dict[str, Any
     tasks: dict[int, Task] = {
         image["image_id"]: partial(cut, image=image, origins=origins, folder=folder)
         for image, origins in with_windows
-        if not (folder / str(image["image_id"])).exists()
+        if not files_of(image, origins, folder)[-1].exists()
     }
     print(f"{len(with_windows) - len(tasks)} of {len(with_windows)} images are cut already, in {folder}")
     return tasks
@@ -82,10 +82,9 @@ def origins_in(image: dict[str, Any]) -> Int[np.ndarray, "windows 2"]:
     return training_windows((image["height"], image["width"]), *boxes_of(image), WINDOW, OVERLAP)
 
 
-def names_of(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"]) -> list[str]:
-    """The file names of an image's windows, as SODA's tool names them."""
-    stem = epath.Path(image["file_name"]).name.partition(".")[0]
-    return [f"{stem}_{number}.jpg" for number in range(len(origins))]
+def files_of(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path) -> list[epath.Path]:
+    """The files of an image's windows."""
+    return [folder / f"{image['image_id']}_{number}.jpg" for number in range(len(origins))]
 
 
 def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path) -> None:
@@ -97,11 +96,10 @@ def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "wi
     objects, regions = boxes_of(image)
     begun = folder / f"{image['image_id']}.begun"
     try:
-        begun.mkdir(exist_ok=True)
-        for origin, name in zip(origins, names_of(image, origins), strict=True):
+        for origin, file in zip(origins, files_of(image, origins, folder), strict=True):
             window, corner = cut_window(picture, origin, WINDOW, "constant")[0], np.tile(origin[::-1], 2)
-            (begun / name).write_bytes(encode(fill(window, regions - corner, objects - corner)))
-        begun.rename(folder / str(image["image_id"]))
+            begun.write_bytes(encode(fill(window, regions - corner, objects - corner)))
+            begun.replace(file)
     except OSError as error:
         raise UserError(
             f"{begun} cannot be written ({error.strerror}): make room and start again, what is cut stays"
@@ -120,12 +118,14 @@ def window_records(
     kept = [index for index, label in enumerate(image["objects"]["label"]) if label != ANY_CLASS]
     objects = [{key: values[index] for key, values in image["objects"].items()} for index in kept]
     boxes, _ = boxes_of(image)
-    for origin, name in zip(origins, names_of(image, origins), strict=True):
+    stem = epath.Path(image["file_name"]).name.partition(".")[0]
+    for number, (origin, file) in enumerate(zip(origins, files_of(image, origins, folder), strict=True)):
         columns = (column.tolist() for column in boxes_in_window(boxes, origin, WINDOW))
         inside = [
             entry | {"bbox": box, "area": entry["area"] * share, "ignore": entry["ignore"] or share <= CUT_OFF}
             for entry, box, share in zip(objects, *columns, strict=True)
             if share > 0
         ]
-        described = {"id": 0, "file_name": name, "height": WINDOW[0], "width": WINDOW[1]}
-        yield record(described, folder / str(image["image_id"]), inside)
+        named = {"id": 0, "file_name": f"{stem}_{number}.jpg"}  # as SODA's tool names them
+        described = named | {"height": WINDOW[0], "width": WINDOW[1]}
+        yield record(described, folder, inside) | {"path": str(file)}
