@@ -16,7 +16,7 @@ from cfinet_jax import mesh
 from cfinet_jax.collectives import Collective, collectives
 from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import make_detect
-from cfinet_jax.inputs import OPEN
+from cfinet_jax.inputs import OPEN, input_shape
 from cfinet_jax.run import build, check_batches, check_values
 from cfinet_jax.structures import Batch
 from cfinet_jax.tables import with_head
@@ -56,6 +56,7 @@ def compile(config: ConfigDict, topology: str | None, classes: int) -> None:
                 '--config.dataset.stored_size="(640, 640)" --config.dataset.max_objects=64.'
             )
     check_values(config)
+    input_shape(config.dataset)  # there is one
     # A program found in the cache would say nothing of the time to compile it.
     jax.config.update("jax_enable_compilation_cache", False)
     over = mesh.make_mesh(None if topology is None else devices_of(topology))

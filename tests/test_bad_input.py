@@ -235,7 +235,8 @@ class NotFinite:
     def compile(self):
         @jax.jit
         def step(state, batch, key):
-            return dataclasses.replace(state, step=state.step + 1), {"finite": jnp.array(False), "loss": jnp.nan}
+            metrics = {"finite": jnp.array(False), "loss": jnp.nan, "objects_dropped": 0.0}
+            return dataclasses.replace(state, step=state.step + 1), metrics
 
         return step
 
