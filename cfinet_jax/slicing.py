@@ -104,10 +104,12 @@ def cut_window(
 ) -> tuple[UInt8[np.ndarray, "rows columns 3"], tuple[int, int]]:
     """One window of a picture, extended right and below by its border or by black; and the size of what is picture.
 
-    It is written into `out` if that is given.
+    It is written into `out` if that is given; else it may be a part of the picture itself.
     """
     (row, column), (rows, columns) = origin.tolist(), window
     inside = picture[row : row + rows, column : column + columns]
     height, width = inside.shape[:2]
+    if out is None and (height, width) == tuple(window):
+        return inside, (height, width)
     kind = cv2.BORDER_REPLICATE if border == "edge" else cv2.BORDER_CONSTANT
     return cv2.copyMakeBorder(inside, 0, rows - height, 0, columns - width, kind, out), (height, width)

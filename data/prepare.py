@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from cfinet_jax.errors import Parser, UserError  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
+from data import record_files  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
 from data.coco.layout import read_found, read_named  # noqa: E402
@@ -99,7 +100,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         return
     tfds.disable_progress_bar()  # the builders show their own, with the time left
     try:
-        builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+        builder.download_and_prepare(file_format=record_files.FORMAT)
     except OSError as error:
         raise UserError(f"{builder.data_path} cannot be written ({error}): choose another --data_dir") from error
 
