@@ -53,7 +53,9 @@ def training_windows(
     ends = boxes[:, :2].astype(int) + np.round(boxes[:, 2:] - boxes[:, :2], 3).astype(int)
     annotated = np.minimum(size, ends.max(axis=0)[::-1] + MARGIN)
     origins = column_by_column(window_origins(tuple(annotated.tolist()), window, overlap))
-    return origins[[bool(np.any(boxes_in_window(objects, origin, window)[1] > 0)) for origin in origins]]
+    corners = np.flip(origins, axis=1)[:, None]
+    begin, end = np.maximum(objects[:, :2], corners), np.minimum(objects[:, 2:], corners + np.flip(window))
+    return origins[(begin < end).all(axis=2).any(axis=1)]
 
 
 def column_by_column(origins: Int[np.ndarray, "windows 2"]) -> Int[np.ndarray, "windows 2"]:
