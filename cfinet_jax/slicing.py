@@ -55,7 +55,7 @@ def training_windows(
     origins = column_by_column(window_origins(tuple(annotated.tolist()), window, overlap))
     corners = np.flip(origins, axis=1)[:, None]
     begin, end = np.maximum(objects[:, :2], corners), np.minimum(objects[:, 2:], corners + np.flip(window))
-    return origins[(begin < end).all(axis=2).any(axis=1)]
+    return origins[(begin < end).all(axis=-1).any(axis=-1)]
 
 
 def column_by_column(origins: Int[np.ndarray, "windows 2"]) -> Int[np.ndarray, "windows 2"]:
