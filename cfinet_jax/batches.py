@@ -167,7 +167,8 @@ def kept_pictures(windows: Windows, settings: ConfigDict, batch_size: int, group
     if settings.window_overlap is None:
         return 0
     windows_each = len(windows.owners) / len(np.unique(windows.owners))
-    return 2 * group + math.ceil(settings.read_threads * batch_size / windows_each)
+    batches = 3 * settings.read_threads  # that are read, or wait to be taken
+    return 2 * group + math.ceil(batches * batch_size / windows_each)
 
 
 def remember(prepared: Prepared, kept: int, threads: int, ahead: int = 0) -> Reader:

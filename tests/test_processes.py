@@ -12,6 +12,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 
 from cfinet_jax import mesh
@@ -37,6 +38,7 @@ def logged(workdir: Path) -> dict[int, dict[str, float]]:
     return {record["step"]: record for record in records if record.pop("kind") == "train"}
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     data_dir = tmp_path / "prepared"
     Builder(counts={"train": 16, "test": 13}, data_dir=data_dir).download_and_prepare(
