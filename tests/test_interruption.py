@@ -106,6 +106,7 @@ def test_a_signal_saves_and_ends(tiny_scenes, template, whole, tmp_path, monkeyp
     check_resumed(tiny_scenes, tmp_path, template, whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing_that_was_saved(tiny_scenes, template, whole, tmp_path):
     """It is killed while a checkpoint is being written."""
     program = "from cfinet_jax import main; main.main()"
