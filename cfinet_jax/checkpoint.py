@@ -10,6 +10,11 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.train_state import TrainState
 
+# Every device holds the whole state: one writes it. Otherwise each would write a slice of every array, small as it is.
+ARRAYS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+)
+
 
 def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) -> ocp.CheckpointManager:
     """The checkpoints of a run, newest `keep` of them, each complete or absent; `create` makes their folder."""
@@ -19,7 +24,7 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) ->
         cleanup_tmp_directories=create,  # what a killed run left half-written; nobody but a training owns the folder
         enable_async_checkpointing=False,  # the next step takes over the very buffers that are being written
     )
-    handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+    handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS), "data": ocp.JsonCheckpointHandler()}
     folder = workdir if "://" in str(workdir) else workdir.resolve()  # orbax refuses relative paths
     return ocp.CheckpointManager(folder / "checkpoints", options=options, item_handlers=handlers)
 
@@ -31,7 +36,7 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any)
       UserError: it cannot be written; the checkpoint before is still there.
     """
     step, last = int(state.step), checkpoints.latest_step()
-    parts = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(encode(data_state)))
+    parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(encode(data_state)))
     try:
         checkpoints.save(step, args=parts)
     except (OSError, ValueError) as error:
@@ -47,7 +52,8 @@ def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[T
     step = checkpoints.latest_step()
     if step is None:
         return None
-    parts = ocp.args.Composite(state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore())
+    placed = ocp.checkpoint_utils.construct_restore_args(template)
+    parts = ocp.args.Composite(state=ocp.args.PyTreeRestore(template, placed), data=ocp.args.JsonRestore())
     try:
         # First, because orbax finds another model out while it reads, and complains on stderr of what it left unread.
         saved, wanted = shapes(checkpoints.item_metadata(step).state.tree), shapes(template)
