@@ -16,20 +16,40 @@ from tests import tiny
 COMMAND = (f"--config={tiny.__file__}", "--mode=compile")
 
 
-@pytest.fixture
-def settings_stay(monkeypatch):
-    """This process' programs go on being kept, and its backend stays."""
+def keep_settings(patch):
+    """This process' programs go on being kept, and its backend stays; what would have been changed."""
     changed = {}
-    monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+    patch.setattr(jax.config, "update", changed.__setitem__)
     for name, value in compile.ELSEWHERE.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     return changed
 
 
-def test_both_steps_are_compiled_without_data_and_workdir(settings_stay):
-    status, output, errors = tiny.call_main(*COMMAND, "--classes=5")
+@pytest.fixture
+def settings_stay(monkeypatch):
+    keep_settings(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """What the command prints, and the costs that it prints by step."""
+    costs, of_step = {}, compile.cost
+
+    def recorded(name, step):
+        costs[name] = of_step(name, step)
+        return costs[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        changed = keep_settings(patch)
+        patch.setattr(compile, "cost", recorded)
+        status, output, errors = tiny.call_main(*COMMAND, "--classes=5")
     assert (status, errors) == (0, "")
-    assert settings_stay == {"jax_enable_compilation_cache": False}
+    assert changed["jax_enable_compilation_cache"] is False
+    return output, costs
+
+
+def test_both_steps_are_compiled_without_data_and_workdir(compiled):
+    output, _ = compiled
     assert "8 x cpu, 5 classes" in output
     _, training, prediction = output.split(" step | on one device |")
     for table in (training, prediction):
@@ -52,17 +72,14 @@ def test_a_collective_in_a_loop_stands_apart():
     assert "| 10^12 floating-point operations | 2.000 |" in text
 
 
-def test_devices_tell_each_other_divisors_gradients_and_exemplars():
-    config = tiny.tiny_config()
-    over = mesh.make_mesh()
-    step = compile.lower(config, 9, over)["training"]
-    found = compile.cost("training", step).collectives
+def test_devices_tell_each_other_divisors_gradients_and_exemplars(compiled):
+    config, found = tiny.tiny_config(), compiled[1]["training"].collectives
     assert {(each.kind, each.in_loop) for each in found} == {("all-reduce", False)}
-    detector, _ = build(config, 9)
-    params = jax.tree.leaves(compile.state_shapes(config, detector, over).params)
+    detector, _ = build(config, 5)
+    params = jax.tree.leaves(compile.state_shapes(config, detector, mesh.make_mesh()).params)
     learnt = sum(each.size for each in params) * 4
     offers = config.dataset.batch_size * config.detector.imitation.max_exemplars
-    exemplars = 9 * min(offers, config.detector.imitation.max_class_exemplars) * 7 * 7 * 16 * 4
+    exemplars = 5 * min(offers, config.detector.imitation.max_class_exemplars) * 7 * 7 * 16 * 4
     # Besides these there are divisors, statistics and what is offered; a parameter or two have no gradient.
     assert abs(sum(each.size for each in found) - learnt - exemplars) < 2000
 

@@ -14,7 +14,7 @@ from data.coco.coco_dataset_builder import Builder
 from data.coco.layout import read_named
 from data.scenes.render import render_scene
 
-SIDE = 128  # pixels of the corner of a scene
+SIDE = 96  # pixels of the corner of a scene
 
 
 @pytest.fixture(scope="module")

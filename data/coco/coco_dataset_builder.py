@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -15,8 +16,14 @@ from data.features import FEATURES, columns
 from data.journal import Journal
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-    """Records of boxes and image paths, and `account.json` on everything that was skipped or changed."""
+SHARD = 400  # records in a file; TFDS holds those of one file, which are up to 100 MiB of pictures
+
+
+class Builder(tfds.core.ShardBasedBuilder):
+    """Records of boxes and image paths, and `account.json` on everything that was skipped or changed.
+
+    They stay in order: who trains shuffles them anyway, and TFDS would hold or write them twice to do so.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -47,7 +54,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(features=FEATURES, metadata=tfds.core.MetadataDict())
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Callable[[], Iterator]]]:
         splits, record = self._read_recorded()
         categories = check_same_categories(splits)
         named = {"classes": list(categories.values()), "category_ids": list(categories)}
@@ -59,7 +68,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 f"{split}: {account['images_kept']} of {account['images']} images and {account['annotations_kept']} of "
                 f"{account['annotations']} annotations kept; {summary(account['problems'])}"
             )
-        return {split: self._generate_examples(content) for split, content in splits.items()}
+        return {split: shards(content) for split, content in splits.items()}
 
     def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, list]]:
         """Every split, and the record of the files that describe them: which, and in what state."""
@@ -72,10 +81,18 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             reason = " ".join(str(error.strerror or error).split())
             raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error
 
-    def _generate_examples(self, content: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-        for record in content.records:
-            own = {"image": epath.Path(record["path"]).read_bytes(), "path": ""} if content.held else {}
-            yield record["image_id"], record | own | {"objects": columns(record["objects"])}
+
+def shards(content: Split) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
+    """What yields the records of every file of a split, each with its key."""
+    starts = range(0, len(content.records), SHARD)
+    return [partial(keyed, content.records[start : start + SHARD], content.held) for start in starts]
+
+
+def keyed(records: Sequence[dict[str, Any]], held: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records as they are written, with their pictures if these are to be held."""
+    for record in records:
+        own = {"image": epath.Path(record["path"]).read_bytes(), "path": ""} if held else {}
+        yield record["image_id"], record | own | {"objects": columns(record["objects"])}
 
 
 def check_same_categories(splits: Mapping[str, Split]) -> dict[int, str]:
