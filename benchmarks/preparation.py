@@ -130,6 +130,7 @@ def main() -> None:
         for _ in range(1 + arguments.repeats):
             for side, function in sides.items():
                 shutil.rmtree(source.parent / "prepared", ignore_errors=True)
+                os.sync()  # or one side would wait for the disk with what the other wrote
                 times[side].append(seconds(function))
         peak = measure_memory(source)
         settings = ConfigDict({"name": "sodad", "data_dir": f"{name}/large/prepared", "source": None})

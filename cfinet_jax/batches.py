@@ -249,8 +249,7 @@ def _window(
     seen = objects_in_window(objects, origin, size)
     if settings.paint_regions:
         regions = seen.labels < 0
-        if regions.any():
-            image[:] = fill(image, seen.boxes[regions], seen.boxes[~regions])
+        fill(image, seen.boxes[regions], seen.boxes[~regions])
         seen = without_regions(seen)
     return size, seen
 

@@ -81,20 +81,17 @@ def fill(
     picture: UInt8[np.ndarray, "height width 3"],
     regions: Float[np.ndarray, "regions 4"],
     objects: Float[np.ndarray, "objects 4"],
-) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture, or a window of one, black where regions to ignore lie, but not in the boxes of objects.
+) -> None:
+    """Blackens a picture, or a window of one, where regions to ignore lie, but not in the boxes of objects.
 
     Boxes end before the pixel that holds their right and lower edge.
     """
-    if not len(regions):
-        return picture
-    filled = picture.copy()
     holes, kept = (np.maximum(boxes, 0).astype(int).tolist() for boxes in (regions, objects))
+    pixels = [picture[y1:y2, x1:x2].copy() for x1, y1, x2, y2 in kept]
     for x1, y1, x2, y2 in holes:
-        filled[y1:y2, x1:x2] = 0
-    for x1, y1, x2, y2 in kept:
-        filled[y1:y2, x1:x2] = picture[y1:y2, x1:x2]
-    return filled
+        picture[y1:y2, x1:x2] = 0
+    for (x1, y1, x2, y2), before in zip(kept, pixels, strict=True):
+        picture[y1:y2, x1:x2] = before
 
 
 def cut_window(

@@ -15,7 +15,7 @@ class Uncompressed(file_adapters.ArrayRecordFileAdapter):
 
     @classmethod
     def write_examples(cls, path: epath.PathLike, iterator: Iterable[tuple[int | bytes, bytes]]) -> None:
-        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed,max_parallelism:1")
         for _, example in iterator:
             writer.write(example)
         writer.close()

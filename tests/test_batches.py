@@ -233,7 +233,8 @@ def test_a_window_shows_its_part_of_the_picture(prepared, cut):
         scene, picture = render_scene("train", int(record["image_id"]) - 1), batches.read_picture(record)
         assert batch.image_ids[row] == record["image_id"]
         if cut.paint_regions:
-            picture = fill(picture, scene.boxes[scene.ignore], scene.boxes[~scene.ignore])
+            picture = picture.copy()
+            fill(picture, scene.boxes[scene.ignore], scene.boxes[~scene.ignore])
             painted += int(scene.ignore.sum())
         part = picture[origin[0] : origin[0] + 160, origin[1] : origin[1] + 192]
         height, width = batch.sizes[row].astype(int)

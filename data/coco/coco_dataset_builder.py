@@ -15,7 +15,6 @@ from data.coco.annotations import Split, summary
 from data.features import FEATURES, columns
 from data.journal import Journal
 
-
 SHARD = 400  # records in a file; TFDS holds those of one file, which are up to 100 MiB of pictures
 
 

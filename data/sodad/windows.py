@@ -88,17 +88,17 @@ def files_of(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folde
 
 
 def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path) -> None:
-    """Writes the windows of an image, whose picture is B G R, black where it is to be ignored.
+    """Blackens an image, whose picture is B G R, where it is to be ignored, and writes its windows.
 
     Raises:
       UserError: they cannot be written.
     """
     objects, regions = boxes_of(image)
+    fill(picture, regions, objects)
     begun = folder / f"{image['image_id']}.begun"
     try:
         for origin, file in zip(origins, files_of(image, origins, folder), strict=True):
-            window, corner = cut_window(picture, origin, WINDOW, "constant")[0], np.tile(origin[::-1], 2)
-            begun.write_bytes(encode(fill(window, regions - corner, objects - corner)))
+            begun.write_bytes(encode(cut_window(picture, origin, WINDOW, "constant")[0]))
             begun.replace(file)
     except OSError as error:
         raise UserError(
