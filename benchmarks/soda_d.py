@@ -9,6 +9,7 @@ with configs/sodad.py, of which only what follows -- is changed.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import shutil
@@ -117,6 +118,13 @@ def run(command: list[str], patience: float | None = None) -> float:
     return time.perf_counter() - started
 
 
+def records_in(data: Path) -> dict[str, str]:
+    """The digests of a data set's files of records, by name."""
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in data.rglob("*.array_record-*")}
+    assert files
+    return files
+
+
 def main() -> None:
     """Makes, prepares, trains, reports."""
     arguments = parser().parse_args()
@@ -138,12 +146,12 @@ def main() -> None:
     prepare = ["data/prepare.py", "sodad", f"--source={source}", *(["--windows"] if arguments.windows else [])]
     whole = timed("prepare", [*prepare, f"--data_dir={data}"])
     if arguments.kills:
-        first = {str(file.relative_to(data)): file.read_bytes() for file in data.rglob("*.jpg")}
+        first = records_in(data)
         shutil.rmtree(data)
         for number in range(1, arguments.kills + 1):
             timed(f"prepare, killed ({number})", [*prepare, f"--data_dir={data}"], whole / (arguments.kills + 1))
         timed("prepare, to the end", [*prepare, f"--data_dir={data}"])
-        assert first == {str(file.relative_to(data)): file.read_bytes() for file in data.rglob("*.jpg")}
+        assert first == records_in(data)
     main = ["-m", "cfinet_jax.main", "--config=configs/sodad.py", f"--workdir={workdir}"]
     main += [f"--config.dataset.data_dir={data}", *arguments.overrides]
     main += ["--config.dataset.train_split=train_windows"] if arguments.windows else []

@@ -1,4 +1,4 @@
-"""What a preparation that broke off, even killed, leaves to go on from: what it knows of the pictures it decoded.
+"""What a preparation that broke off, even killed, leaves to go on from: what it knows of, and made of, its pictures.
 
 It lies in `DATA_DIR/NAME.unfinished` with whatever else is not to be made twice; the folder goes when the data set is
 whole.
@@ -6,8 +6,9 @@ whole.
 
 import json
 import threading
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from etils import epath
 
@@ -18,7 +19,7 @@ Size = tuple[int, int] | None  # height and width; None: it cannot be decoded
 
 
 class Journal:
-    """The sizes of pictures by their states: what a file in `folder` holds, a JSON line each, and what is noted there.
+    """Sizes of pictures, and what was made of them, by their states: a JSON line each in a file in `folder`.
 
     A line that was half-written is passed over, and a picture that has changed since is not known.
 
@@ -29,7 +30,9 @@ class Journal:
     def __init__(self, folder: epath.Path) -> None:
         self.folder, self.file, self.lock = folder, folder / "checked.jsonl", threading.Lock()
         try:
-            self.sizes = read_sizes(self.file) if self.file.exists() else {}
+            known = dict(read_lines(self.file)) if self.file.exists() else {}
+            self.sizes = {state: size for state, (size, _) in known.items()}
+            self.made = {state: made for state, (_, made) in known.items()}
             folder.mkdir(parents=True, exist_ok=True)
             self.lines = self.file.open("a")
         except OSError as error:
@@ -37,12 +40,12 @@ class Journal:
         if self.sizes:
             print(f"{len(self.sizes):,} images were checked already, as {self.file} says")
 
-    def note(self, state: State, size: Size) -> None:
-        """Keeps the size of a picture: a line, and nothing less, outlives this process."""
+    def note(self, state: State, size: Size, made: Any) -> None:
+        """Keeps the size of a picture, and what JSON can hold of what was made of it: a line outlives this process."""
         with self.lock:
-            self.sizes[state] = size
+            self.sizes[state], self.made[state] = size, made
             try:
-                self.lines.write(f"\n{json.dumps([state, size])}")  # on a line of its own, whatever was there before
+                self.lines.write(f"\n{json.dumps([state, size, made])}")  # its own line, whatever was there before
                 self.lines.flush()
             except OSError as error:
                 raise self.unwritable(error) from error
@@ -59,16 +62,14 @@ class Journal:
             self.folder.rmtree()
 
 
-def read_sizes(file: epath.Path) -> dict[State, Size]:
+def read_lines(file: epath.Path) -> Iterator[tuple[State, tuple[Size, Any]]]:
     """The whole lines of a journal's file."""
-    sizes: dict[State, Size] = {}
     for line in file.read_bytes().splitlines():
         try:
-            state, size = json.loads(line)
+            state, size, made = json.loads(line)
         except ValueError:
             continue
-        sizes[tuple(state)] = size and tuple(size)
-    return sizes
+        yield tuple(state), (size and tuple(size), made)
 
 
 def state_of(picture: epath.Path) -> State:

@@ -23,7 +23,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # keys and their types
     "annotations": {"image_id": object},
     "categories": {"id": object, "name": str},
 }
-Task = Callable[[np.ndarray], None]  # what is done with a decoded picture, B G R
+Task = Callable[[np.ndarray], Any]  # what is made of a decoded picture, B G R, as the journal is to know it
 
 
 class Split(NamedTuple):
@@ -33,7 +33,7 @@ class Split(NamedTuple):
     categories: dict[int, str]  # in the order of the labels
     account: dict[str, Any]
     files: tuple[epath.Path, ...]  # that describe it; a folder stands for the label files in it
-    held: bool = False  # whether the data set is to hold the pictures, instead of referring to them
+    pictures: Callable[[int], bytes] | None = None  # of the record at an index, which then holds it, and has no path
 
 
 def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal) -> Split:
@@ -46,7 +46,7 @@ def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journa
 
 
 def no_tasks(images: list[dict[str, Any]]) -> dict[int, Task]:
-    """Nothing is done with decoded pictures but to look at their sizes."""
+    """Nothing is made of decoded pictures."""
     return {}
 
 
@@ -62,7 +62,7 @@ def check_split(
     """Check the content of a COCO file against the images in `folder`.
 
     `path` is where it was described, `label_files` those of the images where the objects stand in such. `tasks_of` says
-    what to do with the decoded pictures of records, by image id.
+    what to make of the decoded pictures of records, by image id.
 
     Raises:
       UserError: there is no class, or nothing is left to use; in `train`, no object.
@@ -167,9 +167,9 @@ def describe(entry: dict[str, Any], file_name: str) -> str:
 
 
 def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, Task]) -> str | None:
-    """Why the image of a record cannot be used, or None; what is to be done with a sound picture is done.
+    """Why the image of a record cannot be used, or None; what is to be made of a sound picture is made.
 
-    A picture that the journal knows is decoded only for such a task.
+    A picture that the journal knows is decoded only if that is still to be made.
     """
     path, stated = epath.Path(image["path"]), (image["height"], image["width"])
     task = tasks.get(image["image_id"])
@@ -177,16 +177,15 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
         if not path.exists():
             return "image missing, skipped"
         state = state_of(path)
-        known = state in journal.sizes and not (task and journal.sizes[state] == stated)
+        made = task is None or journal.made.get(state) is not None
+        known = state in journal.sizes and (made or journal.sizes[state] != stated)
         encoded = b"" if known else path.read_bytes()
     except (OSError, ValueError):  # a ValueError: no file can have this name
         return "image broken or cut short, skipped"
     if not known:
         picture = decode(encoded)
         size = None if picture is None else picture.shape[:2]
-        if task and size == stated:
-            task(picture)
-        journal.note(state, size)
+        journal.note(state, size, task(picture) if task and size == stated else None)
     if journal.sizes[state] is None:
         return "image broken or cut short, skipped"
     return None if journal.sizes[state] == stated else "image of another size than stated, skipped"

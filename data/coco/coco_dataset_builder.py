@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -83,14 +83,15 @@ class Builder(tfds.core.ShardBasedBuilder):
 
 def shards(content: Split) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
     """What yields the records of every file of a split, each with its key."""
-    starts = range(0, len(content.records), SHARD)
-    return [partial(keyed, content.records[start : start + SHARD], content.held) for start in starts]
+    count = len(content.records)
+    return [partial(keyed, content, range(start, min(start + SHARD, count))) for start in range(0, count, SHARD)]
 
 
-def keyed(records: Sequence[dict[str, Any]], held: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+def keyed(content: Split, indices: range) -> Iterator[tuple[int, dict[str, Any]]]:
     """Records as they are written, with their pictures if these are to be held."""
-    for record in records:
-        own = {"image": epath.Path(record["path"]).read_bytes(), "path": ""} if held else {}
+    for index in indices:
+        record = content.records[index]
+        own = {"image": content.pictures(index), "path": ""} if content.pictures else {}
         yield record["image_id"], record | own | {"objects": columns(record["objects"])}
 
 

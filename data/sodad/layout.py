@@ -12,7 +12,7 @@ from data.coco.annotations import Split, check_split, load_coco, no_tasks, summa
 from data.coco.layout import SPLITS, folder_of
 from data.journal import Journal
 from data.sodad.report import report
-from data.sodad.windows import cuts, split_of_windows
+from data.sodad.windows import Pile, cuts, split_of_windows
 
 PLACES = ("", "rawData", "divData")  # below the source; the authors' tools call them so
 ANNOTATIONS = ("Annotations/{split}.json", "Annotations/Annotations/{split}.json")
@@ -28,7 +28,7 @@ def read_sodad(source: epath.Path, cut: bool, journal: Journal) -> dict[str, Spl
     Raises:
       UserError: there is no annotation file, two for a split, or none of whole images to cut windows from.
     """
-    files, windows = list(annotation_files(source)), journal.folder / "windows"
+    files, pile = list(annotation_files(source)), Pile(journal.folder / "windows")
     if cut and files and all(split != "train" for _, split, _ in files):
         raise UserError(f"{source} holds no Annotations/train.json, of whose images --windows cuts windows")
     given = any(is_cut(load_coco(path)) for _, split, path in files if cut and split == "train")
@@ -43,7 +43,7 @@ def read_sodad(source: epath.Path, cut: bool, journal: Journal) -> dict[str, Spl
         if name in splits:
             raise UserError(f"both {splits[name].files[0]} and {path} describe '{name}': move one of them elsewhere")
         folder = folder_of(coco["images"], [place / images.format(split=split) for images in IMAGES])
-        tasks_of = partial(cuts, path, windows) if cut and name == "train" and not given else no_tasks
+        tasks_of = partial(cuts, path, pile, journal) if cut and name == "train" and not given else no_tasks
         splits[name] = check_split(name, coco, path, folder, journal, tasks_of=tasks_of)
         listed.setdefault(folder, set()).update(str(folder / image["file_name"]) for image in coco["images"])
     if not splits:
@@ -55,7 +55,7 @@ def read_sodad(source: epath.Path, cut: bool, journal: Journal) -> dict[str, Spl
     if WINDOWS in splits:
         print(f"{WINDOWS}: taken as {splits[WINDOWS].files[0]} describes them, none is cut")
     elif cut:
-        splits[WINDOWS] = split_of_windows(splits["train"], windows)
+        splits[WINDOWS] = split_of_windows(splits["train"], pile, journal)
     return splits
 
 

@@ -1,12 +1,16 @@
 """The windows that are trained on, cut once, while the images are checked; the data set holds them.
 
-Until it is whole they are files. Those of an image are written in order, and each gets its name when it is complete.
-Cutting that was broken off, even killed, goes on with the images whose last window is missing.
+Until it is whole they lie end to end in a file, and the journal knows where those of every image are. Cutting that was
+broken off, even killed, goes on with the images of which it knows none.
 """
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,31 +21,66 @@ from jaxtyping import Float, Int
 from cfinet_jax.errors import UserError
 from cfinet_jax.slicing import CUT_OFF, boxes_in_window, cut_window, fill, training_windows
 from data.coco.annotations import ANY_CLASS, Split, Task, record
+from data.journal import Journal, state_of
 
 WINDOW, OVERLAP = (800, 800), (150, 150)  # height, width in pixels
 JPEG_QUALITY = 95
 
 
-def cuts(annotations: epath.Path, folder: epath.Path, images: list[dict[str, Any]]) -> dict[int, Task]:
-    """What cuts the windows of pictures with objects, by image id; of those that are not in `folder` yet.
+class Pile:
+    """Encoded pictures, end to end in a file that is only appended to."""
+
+    def __init__(self, file: epath.Path) -> None:
+        self.file, self.lock = Path(file), threading.Lock()
+
+    def add(self, pictures: Iterable[bytes]) -> list[int]:
+        """Appends pictures; where each of them begins, and where the last one ends.
+
+        Raises:
+          UserError: they cannot be written.
+        """
+        ends = itertools.accumulate(map(len, pictures := list(pictures)), initial=0)
+        try:
+            with self.lock, self.file.open("ab", buffering=0) as file:
+                start, rest = file.tell(), memoryview(b"".join(pictures))
+                while rest:
+                    rest = rest[file.write(rest) :]
+        except OSError as error:
+            raise UserError(
+                f"{self.file} cannot be written ({error.strerror}): make room and start again, what is cut stays"
+            ) from error
+        return [start + end for end in ends]
+
+    def read(self, start: int, end: int) -> bytes:
+        """What lies between two places."""
+        with self.file.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+def cuts(annotations: epath.Path, pile: Pile, journal: Journal, images: list[dict[str, Any]]) -> dict[int, Task]:
+    """What cuts the windows of pictures with objects onto the pile, by image id.
 
     Raises:
-      UserError: the folder holds windows of other annotations, or cannot be written.
+      UserError: the pile is of other annotations, or cannot be written; two images share a file.
     """
-    check_state(annotations, folder)
+    check_state(annotations, pile)
     with_windows = [(image, origins) for image in images if len(origins := origins_in(image))]
-    tasks: dict[int, Task] = {
-        image["image_id"]: partial(cut, image=image, origins=origins, folder=folder)
-        for image, origins in with_windows
-        if not files_of(image, origins, folder)[-1].exists()
-    }
-    print(f"{len(with_windows) - len(tasks)} of {len(with_windows)} images are cut already, in {folder}")
-    return tasks
+    path, images_of = Counter(image["path"] for image, _ in with_windows).most_common(1)[0] if with_windows else ("", 0)
+    if images_of > 1:  # the journal knows what was made of a file
+        raise UserError(f"{annotations} names {path} for {images_of} images: make them one")
+    made = sum(places is not None for places in journal.made.values())
+    print(f"{made} of {len(with_windows)} images are cut already, in {pile.file}")
+    return {image["image_id"]: partial(cut, image=image, origins=origins, pile=pile) for image, origins in with_windows}
 
 
-def split_of_windows(train: Split, folder: epath.Path) -> Split:
-    """The windows of a split's images in which there are objects, all of which are in `folder`."""
-    records = [window for image in train.records for window in window_records(image, origins_in(image), folder)]
+def split_of_windows(train: Split, pile: Pile, journal: Journal) -> Split:
+    """The windows of a split's images in which there are objects, all of which are on the pile."""
+    records, places = [], []
+    for image in train.records:
+        if len(origins := origins_in(image)):
+            records += window_records(image, origins)
+            places += itertools.pairwise(journal.made[state_of(epath.Path(image["path"]))])
     for number, window in enumerate(records, start=1):
         window["image_id"] = number
     counts = [len(window["objects"]["id"]) for window in records]
@@ -54,21 +93,21 @@ def split_of_windows(train: Split, folder: epath.Path) -> Split:
         "most_objects": max(counts),
         "problems": {},
     }
-    return Split(records, train.categories, account, train.files, held=True)
+    return Split(records, train.categories, account, train.files, pictures=lambda index: pile.read(*places[index]))
 
 
-def check_state(annotations: epath.Path, folder: epath.Path) -> None:
-    """Windows in the folder are those of these annotations, or there are none yet."""
-    digest, file = hashlib.sha256(annotations.read_bytes()).hexdigest(), folder / "annotations.sha256"
+def check_state(annotations: epath.Path, pile: Pile) -> None:
+    """The pile is of these annotations, or there is none yet."""
+    digest, file = hashlib.sha256(annotations.read_bytes()).hexdigest(), pile.file.with_suffix(".sha256")
     if file.exists() and file.read_text() != digest:
         raise UserError(
-            f"{folder} holds windows of other annotations: delete it, or choose another --data_dir or --name"
+            f"{pile.file} holds windows of other annotations: delete {pile.file.parent}, or choose another --data_dir "
+            "or --name"
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file.write_text(digest)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another --data_dir") from error
+        raise UserError(f"{file} cannot be written ({error.strerror}): choose another --data_dir") from error
 
 
 def boxes_of(image: dict[str, Any]) -> tuple[Float[np.ndarray, "objects 4"], Float[np.ndarray, "regions 4"]]:
@@ -82,28 +121,11 @@ def origins_in(image: dict[str, Any]) -> Int[np.ndarray, "windows 2"]:
     return training_windows((image["height"], image["width"]), *boxes_of(image), WINDOW, OVERLAP)
 
 
-def files_of(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path) -> list[epath.Path]:
-    """The files of an image's windows."""
-    return [folder / f"{image['image_id']}_{number}.jpg" for number in range(len(origins))]
-
-
-def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path) -> None:
-    """Blackens an image, whose picture is B G R, where it is to be ignored, and writes its windows.
-
-    Raises:
-      UserError: they cannot be written.
-    """
+def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], pile: Pile) -> list[int]:
+    """Blackens an image, whose picture is B G R, where it is to be ignored; piles up its windows and says where."""
     objects, regions = boxes_of(image)
     fill(picture, regions, objects)
-    begun = folder / f"{image['image_id']}.begun"
-    try:
-        for origin, file in zip(origins, files_of(image, origins, folder), strict=True):
-            begun.write_bytes(encode(cut_window(picture, origin, WINDOW, "constant")[0]))
-            begun.replace(file)
-    except OSError as error:
-        raise UserError(
-            f"{begun} cannot be written ({error.strerror}): make room and start again, what is cut stays"
-        ) from error
+    return pile.add(encode(cut_window(picture, origin, WINDOW, "constant")[0]) for origin in origins)
 
 
 def encode(picture: np.ndarray) -> bytes:
@@ -111,15 +133,14 @@ def encode(picture: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
-def window_records(
-    image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], folder: epath.Path
-) -> Iterator[dict[str, Any]]:
-    """The windows of a record's image as records, without ids of their own."""
+def window_records(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"]) -> Iterator[dict[str, Any]]:
+    """The windows of a record's image as records, without ids and pictures of their own."""
     kept = [index for index, label in enumerate(image["objects"]["label"]) if label != ANY_CLASS]
     objects = [{key: values[index] for key, values in image["objects"].items()} for index in kept]
     boxes, _ = boxes_of(image)
-    stem = epath.Path(image["file_name"]).name.partition(".")[0]
-    for number, (origin, file) in enumerate(zip(origins, files_of(image, origins, folder), strict=True)):
+    path = epath.Path(image["path"])
+    stem = path.name.partition(".")[0]
+    for number, origin in enumerate(origins):
         columns = (column.tolist() for column in boxes_in_window(boxes, origin, WINDOW))
         inside = [
             entry | {"bbox": box, "area": entry["area"] * share, "ignore": entry["ignore"] or share <= CUT_OFF}
@@ -128,4 +149,4 @@ def window_records(
         ]
         named = {"id": 0, "file_name": f"{stem}_{number}.jpg"}  # as SODA's tool names them
         described = named | {"height": WINDOW[0], "width": WINDOW[1]}
-        yield record(described, folder, inside) | {"path": str(file)}
+        yield record(described, path.parent, inside)

@@ -23,7 +23,7 @@ from cfinet_jax.errors import UserError
 from configs import sodad
 from data import prepare
 from data.sodad import windows
-from tests.soda import IGNORE, IMAGES, SMALL, draw, make, make_cut
+from tests.soda import IGNORE, IMAGES, draw, make, make_cut
 
 
 @pytest.fixture
@@ -43,9 +43,12 @@ def open_split(source: Path, split: str) -> dataset.Prepared:
     return dataset.open_dataset(ConfigDict(settings), split)
 
 
-def cut(source: Path) -> dict[str, bytes]:
+def cut(source: Path) -> list[bytes]:
     """The windows that an unfinished preparation has cut."""
-    return {file.name: file.read_bytes() for file in source.parent.glob("prepared/sodad.unfinished/windows/*.jpg")}
+    folder = source.parent / "prepared" / "sodad.unfinished"
+    pile = (folder / "windows").read_bytes()
+    places = [place for *_, place in map(json.loads, (folder / "checked.jsonl").read_text().splitlines()[1:]) if place]
+    return [pile[start:end] for place in places for start, end in itertools.pairwise(place)]
 
 
 def held(source: Path) -> dict[str, bytes]:
@@ -176,12 +179,12 @@ import cv2
 from data import prepare
 
 encode, encoded = cv2.imencode, []
-def die_at_the_fourth(*arguments):
-    if len(encoded) == 3:
+def die_at_the_seventh(*arguments):
+    if len(encoded) == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     encoded.append(arguments)
     return encode(*arguments)
-with mock.patch("cv2.imencode", die_at_the_fourth), mock.patch("data.threads.MOST", 1):
+with mock.patch("cv2.imencode", die_at_the_seventh), mock.patch("data.threads.MOST", 1):
     prepare.main()
 """
 
@@ -191,8 +194,9 @@ def test_a_killed_preparation_goes_on(raw, tmp_path, capsys):
     assert call(whole, "--windows") == 0
     command = [sys.executable, "-c", KILLED, "sodad", f"--source={raw}", f"--data_dir={tmp_path / 'prepared'}"]
     assert subprocess.run([*command, "--windows"], cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
-    assert sorted(cut(raw)) == ["11_0.jpg", "11_1.jpg", "11_2.jpg"]
+    assert len(cut(raw)) == 6  # of the first picture, and none of the second
     assert call(raw, "--windows") == 0
+    assert "1 of 2 images are cut already" in capsys.readouterr().out
     assert held(raw) == held(whole) and len(held(raw)) == 7
     assert not [*tmp_path.rglob("*.unfinished"), *tmp_path.rglob("incomplete.*")]
 
@@ -219,25 +223,39 @@ def test_a_picture_is_decoded_once_to_check_and_cut_it(raw, monkeypatch):
 
 
 def test_a_full_disk_keeps_what_is_cut(raw, tmp_path, monkeypatch, capsys):
-    encode = windows.encode
+    """It is full in the middle of a window of the second picture."""
+    opened = windows.Path.open
 
-    def full(window: np.ndarray) -> bytes:
-        if not window[SMALL[0] :].any():  # of the small image, the last one
+    def full(path, mode, **options):
+        file = opened(path, mode, **options)
+        if mode == "ab" and path.exists() and path.stat().st_size:
+            file.write(b"the first bytes")
+            file.close()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return encode(window)
+        return file
 
     monkeypatch.setattr("data.threads.MOST", 1)
-    monkeypatch.setattr(windows, "encode", full)
-    assert call(raw, "--windows") == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(windows.Path, "open", full)
+        assert call(raw, "--windows") == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "windows/14.begun cannot be written (No space left on device): make room and start again" in error
+    assert "sodad.unfinished/windows cannot be written (No space left on device): make room and start again" in error
     kept = cut(raw)
     assert len(kept) == 6 and not list(tmp_path.glob("prepared/sodad/1*"))
-    monkeypatch.setattr(windows, "encode", encode)
     assert call(raw, "--windows") == 0
     assert "1 of 2 images are cut already" in capsys.readouterr().out
-    assert set(kept.values()) <= set(held(raw).values())
+    assert set(kept) <= set(held(raw).values()) and len(held(raw)) == 7
+    assert all(cv2.imdecode(np.frombuffer(image, np.uint8), 1) is not None for image in held(raw).values())
+
+
+def test_a_file_of_two_images_is_refused(raw, capsys):
+    content = json.loads((raw / "Annotations" / "train.json").read_text())
+    first, second = (next(image for image in content["images"] if image["id"] == number) for number in (11, 14))
+    second.update(file_name=first["file_name"], height=first["height"], width=first["width"])
+    (raw / "Annotations" / "train.json").write_text(json.dumps(content))
+    assert call(raw, "--windows") == 2
+    assert "Images/a.jpg for 2 images: make them one" in capsys.readouterr().err
 
 
 def test_windows_of_other_annotations_are_not_mixed(raw, monkeypatch, capsys):
@@ -250,7 +268,7 @@ def test_windows_of_other_annotations_are_not_mixed(raw, monkeypatch, capsys):
     content["annotations"].pop()
     (raw / "Annotations" / "train.json").write_text(json.dumps(content))
     assert call(raw, "--windows") == 2
-    assert "prepared/sodad.unfinished/windows holds windows of other annotations: delete it" in capsys.readouterr().err
+    assert "prepared/sodad.unfinished/windows holds windows of other annotations: delete " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("images", [True, False])
