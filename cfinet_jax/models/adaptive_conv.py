@@ -18,9 +18,13 @@ class AdaptiveConv(nn.Module):
     def __call__(
         self, features: Float[Array, "batch rows columns inputs"], boxes: Float[Array, "batch cells 4"], stride: int
     ) -> Array:
-        kernel = self.param("kernel", small_normal, (3, 3, features.shape[-1], self.channels)).astype(features.dtype)
+        kernel = self.param("kernel", small_normal, (3, 3, features.shape[-1], self.channels))
 
-        def of_image(features: Array, boxes: Array) -> Array:
-            return deformable.deformable_conv(features, kernel, deformable.tap_points(boxes, stride))
+        @jax.checkpoint  # the map in float32 is not kept for the backward pass
+        def of_image(image: tuple[Array, Array]) -> Array:
+            features, boxes = image
+            points = deformable.tap_points(boxes, stride)
+            return deformable.deformable_conv(features, kernel.astype(features.dtype), points)
 
-        return jax.vmap(of_image)(features, jax.lax.stop_gradient(boxes).astype(jnp.float32))
+        # One image after the other: what a tap needs in the backward pass is seven times its map, in float32.
+        return jax.lax.map(of_image, (features, jax.lax.stop_gradient(boxes).astype(jnp.float32)))
