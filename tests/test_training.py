@@ -77,6 +77,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_four_images_are_overfitted(corners, tmp_path, capsys):
     config = scenes.get_config()
     config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners, "training.images": 1000})
