@@ -68,8 +68,8 @@ case "${1:-}" in
         lint-imports --no-logo
         pyright
         say "running the tests"
-        # Two files of tests at a time: much of a test is tracing, which takes one core.
-        exec pytest --numprocesses=2 --dist=loadfile "${@:2}"
+        # Two files of tests at a time, as ordered by tests/conftest.py: much of a test is tracing, which takes one core.
+        exec pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "${@:2}"
         ;;
     "" | --*)
         enter "$extras"
