@@ -36,7 +36,7 @@ from tests import tiny
 
 EVERY = 3  # steps between checkpoints
 STEPS_EACH = 6  # at most, from a start to the next end
-DISK = 48  # MiB
+DISK = 24  # MiB
 MOST_GROWTH = 1.0  # MB per 1,000 steps
 PROGRAM = "from cfinet_jax import main; main.main()"
 
@@ -91,9 +91,9 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 
 def fill(disk: Path, left: int) -> Path:
-    """A file that leaves so many bytes of a disk."""
+    """A file that leaves so many bytes of a disk; it grows where something else went."""
     path = disk / "filler"
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(2**16)):
             pass
     os.truncate(path, max(path.stat().st_size - left, 0))
@@ -103,11 +103,12 @@ def fill(disk: Path, left: int) -> Path:
 def end(process: subprocess.Popen, kind: str, disk: Path, chance: random.Random) -> int:
     """Ends a training in one of three ways; returns its status."""
     if kind == "full disk":
-        filler = fill(disk, chance.randrange(2**21))
-        try:
-            return process.wait(timeout=300)
-        finally:
-            filler.unlink()
+        left = chance.randrange(2**20)  # less than a checkpoint
+        while process.poll() is None:  # until then old checkpoints may go
+            filler = fill(disk, left)
+            time.sleep(0.5)
+        filler.unlink()
+        return process.returncode
     process.send_signal(signal.SIGKILL if kind == "SIGKILL" else signal.SIGTERM)
     return process.wait(timeout=300)
 

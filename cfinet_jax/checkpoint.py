@@ -1,6 +1,11 @@
 """Checkpoints: the whole train state and the position in the data (the only module that knows orbax)."""
 
+import contextlib
 import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,13 +43,43 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any)
     step, last = int(state.step), checkpoints.latest_step()
     parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(encode(data_state)))
     try:
-        checkpoints.save(step, args=parts)
+        check_room(checkpoints.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        with only_raised():
+            checkpoints.save(step, args=parts)
     except (OSError, ValueError) as error:
         before = "the start" if last is None else f"checkpoint {last}"
         raise UserError(
             f"Checkpoint {step} cannot be written to {checkpoints.directory} ({first_line(error)}): make room, or see "
             f"to its rights; then the same command goes on from {before}."
         ) from error
+
+
+def check_room(folder: epath.Path, needed: int) -> None:
+    """There is room for so many bytes, as far as anybody can tell: of a bucket nobody can.
+
+    Raises:
+      OSError: there is not.
+    """
+    if "://" not in str(folder) and (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(f"{free / 1e6:,.1f} MB are free, {needed / 1e6:,.1f} MB are needed")
+
+
+@contextlib.contextmanager
+def only_raised() -> Iterator[None]:
+    """What goes wrong is raised; orbax would log it as well, and its threads print that nobody listens any more."""
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    except BaseException:
+        # What its tasks raised too, Python tells when they are collected.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, Any] | None:

@@ -1,6 +1,7 @@
 """A checkpoint gives back the whole state and the place in the data, or says why it cannot."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,14 @@ def test_what_is_saved_is_what_was_given_even_if_the_next_step_takes_it_over(tmp
         restored = checkpoint.restore(checkpoints, make_state(step=1))
     assert restored is not None
     jax.tree.map(np.testing.assert_array_equal, restored[0], expected)
+
+
+def test_a_checkpoint_is_not_begun_without_room_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000))
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        with pytest.raises(UserError, match=r"Checkpoint 7 .* \(0.0 MB are free, 0.0 MB are needed\): make room"):
+            checkpoint.save(checkpoints, make_state(), 0)
+        assert checkpoints.latest_step() is None and not [*checkpoints.directory.iterdir()]
 
 
 def test_a_fresh_workdir_holds_none(tmp_path):
