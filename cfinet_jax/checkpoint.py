@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,8 +75,9 @@ def only_raised() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # What its tasks raised too, Python tells when they are collected.
+        # When its tasks are collected, Python tells what they raised too, and which never began.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         raise
     finally:
         logger.setLevel(level)
