@@ -90,24 +90,22 @@ def small_disk(folder: Path) -> Iterator[bool]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill(disk: Path, left: int) -> Path:
-    """A file that leaves so many bytes of a disk; it grows where something else went."""
-    path = disk / "filler"
+def fill(path: Path, left: int) -> None:
+    """Lets a file grow until it leaves so many bytes of its disk."""
     with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(2**16)):
             pass
     os.truncate(path, max(path.stat().st_size - left, 0))
-    return path
 
 
 def end(process: subprocess.Popen, kind: str, disk: Path, chance: random.Random) -> int:
     """Ends a training in one of three ways; returns its status."""
     if kind == "full disk":
-        left = chance.randrange(2**20)  # less than a checkpoint
+        filler, left = disk / "filler", chance.randrange(2**20)  # less than a checkpoint
         while process.poll() is None:  # until then old checkpoints may go
-            filler = fill(disk, left)
+            fill(filler, left)
             time.sleep(0.5)
-        filler.unlink()
+        filler.unlink(missing_ok=True)
         return process.returncode
     process.send_signal(signal.SIGKILL if kind == "SIGKILL" else signal.SIGTERM)
     return process.wait(timeout=300)

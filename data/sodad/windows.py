@@ -66,9 +66,9 @@ def cuts(annotations: epath.Path, pile: Pile, journal: Journal, images: list[dic
     """
     check_state(annotations, pile)
     with_windows = [(image, origins) for image in images if len(origins := origins_in(image))]
-    path, images_of = Counter(image["path"] for image, _ in with_windows).most_common(1)[0] if with_windows else ("", 0)
-    if images_of > 1:  # the journal knows what was made of a file
-        raise UserError(f"{annotations} names {path} for {images_of} images: make them one")
+    for path, count in Counter(image["path"] for image, _ in with_windows).items():
+        if count > 1:  # the journal knows what was made of a file
+            raise UserError(f"{annotations} names {path} for {count} images: make them one")
     made = sum(places is not None for places in journal.made.values())
     print(f"{made} of {len(with_windows)} images are cut already, in {pile.file}")
     return {image["image_id"]: partial(cut, image=image, origins=origins, pile=pile) for image, origins in with_windows}
