@@ -28,6 +28,28 @@ def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([[iou(x, y) for y in b] for x in a], np.float32).reshape(len(a), len(b))
 
 
+def similarity(name: str, a: np.ndarray, b: np.ndarray, constants: dict[str, float]) -> float:
+    """A row of `SIMILARITIES` of two boxes, in float64; `b` is the object."""
+    a, b = np.float64(a), np.float64(b)
+    if name == "iou":
+        return iou(a, b)
+    centre = [(a[k] + a[k + 2] - b[k] - b[k + 2]) / 2 for k in (0, 1)]
+    sides = [(a[k + 2] - a[k], b[k + 2] - b[k]) for k in (0, 1)]
+    between_centres = centre[0] ** 2 + centre[1] ** 2
+    squared = between_centres + sum((x - y) ** 2 for x, y in sides) / 4
+    if name == "nwd":
+        return np.exp(-np.sqrt(squared) / constants["constant"])
+    if name == "dotd":
+        return np.exp(-np.sqrt(between_centres) / constants["mean_side"])
+    if name == "wasserstein":
+        return 1 / (1 + squared / constants["unit"] ** 2)
+    divergence = 0.0
+    for offset, (x, y) in zip(centre, sides, strict=True):
+        x, y = max(x, 1e-6), max(y, 1e-6)
+        divergence += (x**2 / y**2 + 4 * offset**2 / y**2 + np.log(y**2 / x**2) - 1) / 2
+    return 1 / (1 + divergence)
+
+
 def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
     """A map `[rows, columns, channels]` read at one point; cells outside it are zero."""
     rows, columns = feature.shape[:2]
