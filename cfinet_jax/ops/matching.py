@@ -1,4 +1,4 @@
-"""Which boxes stand for which object: max-IoU assignment and CRPN's dynamic threshold.
+"""Which boxes stand for which object: by the greatest similarity, and by CRPN's dynamic threshold.
 
 Similarities are streamed over chunks of objects: 120,000 anchors x 500 objects never exist as one matrix.
 """
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes.similarity import Pairwise
 from cfinet_jax.structures import GroundTruth
 
 CHUNK = 32  # objects compared at a time
@@ -18,7 +19,7 @@ CHUNK = 32  # objects compared at a time
 class Match(NamedTuple):
     """The best object of every box."""
 
-    overlaps: Float[Array, " boxes"]  # IoU with it; 0 where the image holds none
+    overlaps: Float[Array, " boxes"]  # similarity with it; 0 where the image holds none
     indices: Int[Array, " boxes"]  # its index; the lowest among equals
     forced: Int[Array, " boxes"]  # the last object that has no better box than this one; -1: none
 
@@ -32,19 +33,28 @@ class Assignment(NamedTuple):
     overlaps: Float[Array, " boxes"]
 
 
-def best_match(boxes: Float[Array, "boxes 4"], truth: GroundTruth, min_forced: float = 2.0) -> Match:
-    """The best object of every box, and which boxes are an object's best (`forced`, IoU >= `min_forced`)."""
+def in_chunks(truth: GroundTruth) -> tuple[Array, Array, Array]:
+    """Boxes of the entries, which are objects, and the index of the first, `CHUNK` at a time for a scan."""
     count = truth.labels.shape[0]
     chunks = -(-count // CHUNK)
     padding = chunks * CHUNK - count
     objects = jnp.pad(truth.boxes, ((0, padding), (0, 0))).reshape(chunks, CHUNK, 4)
     real = jnp.pad(truth.is_object, (0, padding)).reshape(chunks, CHUNK)
-    first = jnp.arange(chunks, dtype=jnp.int32) * CHUNK
+    return objects, real, jnp.arange(chunks, dtype=jnp.int32) * CHUNK
+
+
+def best_match(
+    boxes: Float[Array, "boxes 4"],
+    truth: GroundTruth,
+    min_forced: float = 2.0,
+    similarity: Pairwise = horizontal.iou,
+) -> Match:
+    """The best object of every box, and which boxes are an object's best (`forced`, from `min_forced` on)."""
 
     def step(match: Match, chunk: tuple[Array, Array, Array]) -> tuple[Match, None]:
         objects, real, first = chunk
         # Behind the barrier every use sees the same bits: an object's best box is found by equality.
-        overlaps = jax.lax.optimization_barrier(jnp.where(real, horizontal.iou(boxes, objects), -1.0))
+        overlaps = jax.lax.optimization_barrier(jnp.where(real, similarity(boxes, objects), -1.0))
         best, index = overlaps.max(1), first + jnp.argmax(overlaps, 1).astype(jnp.int32)
         of_object = overlaps.max(0)
         is_best = (overlaps == of_object) & (of_object >= min_forced) & real
@@ -58,7 +68,7 @@ def best_match(boxes: Float[Array, "boxes 4"], truth: GroundTruth, min_forced: f
 
     nothing = jnp.zeros(boxes.shape[0], jnp.int32)
     start = Match(jnp.full(boxes.shape[0], -1.0), nothing, nothing - 1)
-    match, _ = jax.lax.scan(step, start, (objects, real, first))
+    match, _ = jax.lax.scan(step, start, in_chunks(truth))
     return match._replace(overlaps=jnp.maximum(match.overlaps, 0.0))
 
 
@@ -76,13 +86,14 @@ def match_max_iou(
     negative: float,
     min_positive: float | None,
     ignore_overlap: float,
+    similarity: Pairwise = horizontal.iou,
 ) -> Assignment:
     """Positive from IoU `positive` on, negative below `negative`; each object also gets its best boxes.
 
     The latter if they reach `min_positive`, ties included, the later object winning; None: never.
-    Boxes inside ignore regions are neither.
+    Boxes inside ignore regions are neither. `similarity` may take the place of IoU.
     """
-    match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive)
+    match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive, similarity)
     forced = match.forced >= 0
     is_positive = (match.overlaps >= positive) | forced
     silent = inside_region(boxes, truth, ignore_overlap)
