@@ -81,6 +81,30 @@ def get_config(variant: str = "") -> ConfigDict:
     config.detector = ConfigDict(
         {
             "precision": "bfloat16",
+            # How alike two boxes are. Constants are in pixels of the stored picture, and of AI-TOD, as published.
+            "similarities": {
+                "iou": {},
+                "nwd": {"constant": 12.7},  # mean side of an object
+                "dotd": {"mean_side": 12.7},  # root of the mean area
+                "kl": {},
+                "wasserstein": {"unit": 1.0},  # the released code: pixels of the network
+            },
+            # Rules by which a proposal network's `assigner` may say which anchors learn to be which object.
+            "assigners": {
+                "max_iou": {"rule": "threshold", "similarity": "iou"},
+                "nwd": {"rule": "threshold", "similarity": "nwd"},
+                "dotd": {"rule": "threshold", "similarity": "dotd"},
+                "rka": {"rule": "ranking", "similarity": "nwd", "most": 2, "negative": 0.3},
+                "rfla": {
+                    "rule": "receptive_field",
+                    "similarity": "kl",
+                    "receptive_fields": (35.0, 91.0, 267.0, 427.0, 555.0),  # of P2-P6 of ResNet-50, in network pixels
+                    "effective": 0.5,  # share of it that a feature sees: a prior's side
+                    "most": (3, 1),
+                    "shrink": 0.9,
+                    "negative": 0.8,
+                },
+            },
             "ignore_overlap": 0.5,  # share of an anchor or RoI inside an ignore region that silences it
             "backbone": {
                 "depth": 50,
@@ -108,15 +132,18 @@ def get_config(variant: str = "") -> ConfigDict:
                     },
                     "base_size": 12.0,
                     "anchors_per_positive": 200.0,
+                    "assigner": "max_iou",
                     "positive_overlap": 0.7,
                     "negative_overlap": 0.7,
                     "min_positive_overlap": 0.3,
                     "samples": 256,
                     "positive_fraction": 0.5,
                     "objectness_weight": 0.9,
+                    "box_loss": "iou",
                     "box_weight": 9.0,
                     "proposals": {
                         "max_proposals": 300,
+                        "nms_similarity": "iou",  # in which nms_overlap is measured; NWD's published one is 0.85
                         "train": {"candidates": 2000, "nms_overlap": 0.8},
                         "test": {"candidates": 1000, "nms_overlap": 0.5},
                     },
@@ -126,15 +153,18 @@ def get_config(variant: str = "") -> ConfigDict:
                     "anchor_scale": 2.0,
                     "aspect_ratios": (0.5, 1.0, 2.0),
                     "stds": (1.0, 1.0, 1.0, 1.0),
+                    "assigner": "max_iou",
                     "positive_overlap": 0.7,
                     "negative_overlap": 0.3,
                     "min_positive_overlap": 0.3,
                     "samples": 256,
                     "positive_fraction": 0.5,
                     "objectness_weight": 1.0,
+                    "box_loss": "l1",
                     "box_weight": 1.0,
                     "proposals": {
                         "max_proposals": 1000,
+                        "nms_similarity": "iou",
                         "train": {"candidates": 2000, "nms_overlap": 0.7},
                         "test": {"candidates": 1000, "nms_overlap": 0.7},
                     },

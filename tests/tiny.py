@@ -27,6 +27,11 @@ SHAPE, OBJECTS = (64, 64), 6
 SCENES = {"train": 16, "val": 2, "test": 8}  # images of each split
 
 
+COMMON = {  # what every proposal network is given besides its own section
+    key: sodad.get_config().detector.to_dict()[key] for key in ("ignore_overlap", "similarities", "assigners")
+}
+
+
 def settings(variant: str = "") -> Any:
     """The section `detector` of the paper's configuration, every width reduced."""
     detector = sodad.get_config(variant).detector

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from cfinet_jax.boxes.similarity import SIMILARITIES
 from cfinet_jax.errors import UserError
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.fpn import FPN
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
+from cfinet_jax.models.proposals.assigners import RULES
 from cfinet_jax.models.resnet import ResNet
 from cfinet_jax.models.roi_head import RoiHead
 from cfinet_jax.ops import exemplar_memory
@@ -20,6 +22,7 @@ from cfinet_jax.ops.imitation import QUALITIES
 from cfinet_jax.structures import Batch, Detections, ExemplarMemory, Exemplars, Priorities, Proposals, Term
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+TABLES = ("similarities", "assigners")  # of constants, from which a proposal network takes rows by name
 PARTS = {"backbone", "neck", "proposal_network", "roi_head", "imitation"}
 
 
@@ -41,7 +44,7 @@ class Detector(nn.Module):
         # Stage one: where might an object be?
         outputs = self.proposal_network(pyramid, batch.sizes)
         first = self.proposal_network.losses(outputs, batch, priorities)
-        proposals = self.proposal_network.choose(outputs, batch.sizes, "train")
+        proposals = self.proposal_network.choose(outputs, batch.sizes, batch.scales, "train")
         # Stage two: what is it, and where exactly?
         samples = self.roi_head.sample(proposals, batch.ground_truth, priorities.rois)
         regions, compressed = self.regions(pyramid, samples.boxes)
@@ -64,7 +67,7 @@ class Detector(nn.Module):
         """What is found in every image, and the proposals it is found among, in network pixels."""
         pyramid = self.pyramid(batch.images)
         outputs = self.proposal_network(pyramid, batch.sizes)
-        proposals = self.proposal_network.choose(outputs, batch.sizes, "test")
+        proposals = self.proposal_network.choose(outputs, batch.sizes, batch.scales, "test")
         regions, _ = self.regions(pyramid, proposals.boxes, detecting=True)
         return self.roi_head.detect(self.roi_head(regions), proposals, batch.sizes), proposals
 
@@ -121,24 +124,40 @@ def build_detector(settings: Any, classes: int) -> Detector:
     Raises `UserError` for a key that no part knows, one that is missing, and a choice that does not exist.
     """
     settings = settings.to_dict()
-    check_keys("detector", settings, {"precision", "ignore_overlap"} | PARTS)
+    check_keys("detector", settings, {"precision", "ignore_overlap", *TABLES} | PARTS)
     network, imitation = settings["proposal_network"], settings["imitation"]
     name, enabled = network["name"], imitation.pop("enabled")
     check_choice("detector.precision", settings["precision"], PRECISIONS)
     check_choice("detector.proposal_network.name", name, PROPOSAL_NETWORKS)
     if "assign" in network[name]:
         check_choice(f"detector.proposal_network.{name}.assign", network[name]["assign"], network[name]["assign_modes"])
+    check_rows(name, network[name], settings)
     if enabled:
         check_choice("detector.imitation.quality", imitation.get("quality"), QUALITIES)
     common = {"ignore_overlap": settings["ignore_overlap"]}
+    tables = {table: settings[table] for table in TABLES}
     return Detector(
         backbone=build(ResNet, "backbone", settings["backbone"]),
         neck=build(FPN, "neck", settings["neck"]),
-        proposal_network=build(PROPOSAL_NETWORKS[name], f"proposal_network.{name}", network[name], **common),
+        proposal_network=build(PROPOSAL_NETWORKS[name], f"proposal_network.{name}", network[name], **common, **tables),
         roi_head=build(RoiHead, "roi_head", settings["roi_head"], classes=classes, **common),
         imitation=build(FeatureImitation, "imitation", imitation) if enabled else None,
         precision=settings["precision"],
     )
+
+
+def check_rows(name: str, network: dict[str, Any], settings: dict[str, Any]) -> None:
+    """The tables have the rows that the network `name` takes, and their rules and similarities exist."""
+    similarities, assigners = (settings[table] for table in TABLES)
+    for row in similarities:
+        check_choice("A row of detector.similarities", row, SIMILARITIES)
+    for row, constants in assigners.items():
+        check_choice(f"detector.assigners.{row}.rule", constants.get("rule"), RULES)
+        check_choice(f"detector.assigners.{row}.similarity", constants.get("similarity"), similarities)
+    section = f"detector.proposal_network.{name}"
+    if "assigner" in network:
+        check_choice(f"{section}.assigner", network["assigner"], assigners)
+    check_choice(f"{section}.proposals.nms_similarity", network["proposals"].get("nms_similarity"), similarities)
 
 
 def build(part: type[nn.Module], section: str, settings: dict[str, Any], **others: Any) -> Any:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes import horizontal, similarity
 
 
 def binary_cross_entropy(logits: Float[Array, "*n"], targets: Bool[Array, "*n"]) -> Float[Array, "*n"]:
@@ -21,6 +21,11 @@ def cross_entropy(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) 
 def iou_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """1 - IoU, without a gradient below an IoU of 1e-6 (linear as in the released code, not -log)."""
     return 1 - jnp.maximum(horizontal.paired_iou(boxes, targets), 1e-6)
+
+
+def nwd_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], constant: float | Array) -> Float[Array, "*n"]:
+    """1 - NWD (Wang et al. 2021); `constant` in the pixels of the boxes."""
+    return 1 - similarity.paired_nwd(boxes, targets, constant)
 
 
 def contrastive(

@@ -21,7 +21,7 @@ ANCHORS = sum(rows * columns for rows, columns in SIDES)
 
 
 def network(**changed) -> CoarseToFineRPN:
-    return CoarseToFineRPN(**SETTINGS | {"ignore_overlap": 0.5} | changed)
+    return CoarseToFineRPN(**SETTINGS | tiny.COMMON | changed)
 
 
 apply = jax.jit(network().apply)
@@ -214,12 +214,12 @@ def test_the_fine_stage_sends_no_gradient_through_the_coarse_boxes(pyramid, vari
 
 @pytest.mark.parametrize("phase", ["train", "test"])
 def test_proposals_equal_the_plain_statement(rng, pyramid, variables, phase):
-    limits = {"max_proposals": 25, "train": {"candidates": 30, "nms_overlap": 0.6},
+    limits = {"max_proposals": 25, "nms_similarity": "iou", "train": {"candidates": 30, "nms_overlap": 0.6},
               "test": {"candidates": 12, "nms_overlap": 0.2}}  # fmt: skip
     sizes = jnp.array([[64.0, 64.0], [40.0, 52.0]])
     outputs = random_outputs(rng, pyramid, variables)
     outputs = outputs._replace(logits=(outputs.logits[0], outputs.logits[1].at[:, :40].add(3), *outputs.logits[2:]))
-    choose = jax.jit(lambda o: network(proposals=limits).apply({}, o, sizes, phase, method="choose"))
+    choose = jax.jit(lambda o: network(proposals=limits).apply({}, o, sizes, jnp.ones(2), phase, method="choose"))
     found = jax.tree.map(np.asarray, choose(outputs))
     for image, (height, width) in enumerate(sizes.tolist()):
         kept = []
@@ -241,12 +241,12 @@ def test_proposals_equal_the_plain_statement(rng, pyramid, variables, phase):
 
 
 def test_fewer_boxes_than_wanted_leave_invalid_proposals_without_gradient(pyramid, variables):
-    limits = {"max_proposals": 400, "test": {"candidates": 400, "nms_overlap": 0.5}}
+    limits = {"max_proposals": 400, "nms_similarity": "iou", "test": {"candidates": 400, "nms_overlap": 0.5}}
     chooser, sizes = network(proposals=limits), jnp.full((2, 2), 64.0)
     outputs = apply(variables, pyramid, sizes)
 
     def total(outputs):
-        found = chooser.apply({}, outputs, sizes, "test", method="choose")
+        found = chooser.apply({}, outputs, sizes, jnp.ones(2), "test", method="choose")
         return found.boxes.sum() + found.scores.sum(), found
 
     gradient, found = jax.jit(jax.grad(total, has_aux=True, allow_int=True))(outputs)

@@ -11,7 +11,7 @@ from tests import plain, tiny
 
 SETTINGS = tiny.settings().proposal_network.rpn.to_dict()
 SIDES = ((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
-NETWORK = RPN(**SETTINGS, ignore_overlap=0.5)
+NETWORK = RPN(**SETTINGS, **tiny.COMMON)
 SIZES = jnp.full((2, 2), 64.0)
 
 
@@ -79,10 +79,10 @@ def test_the_anchors_of_a_cell_are_its_ratios_in_order(pyramid, variables):
 
 
 def test_proposals_of_both_phases_lie_in_the_picture(pyramid, variables):
-    sizes = jnp.array([[64.0, 64.0], [40.0, 52.0]])
+    scales, sizes = jnp.ones(2), jnp.array([[64.0, 64.0], [40.0, 52.0]])
     outputs = jax.jit(NETWORK.apply)(variables, pyramid, sizes)
     for phase in ("train", "test"):
-        found = jax.jit(lambda o, p=phase: NETWORK.apply({}, o, sizes, p, method="choose"))(outputs)
+        found = jax.jit(lambda o, p=phase: NETWORK.apply({}, o, sizes, scales, p, method="choose"))(outputs)
         assert found.valid.any()
         limit = np.asarray(sizes)[:, None, ::-1]
         assert (found.boxes >= 0).all() and (found.boxes[..., 2:] <= limit).all()

@@ -44,7 +44,7 @@ def observer(name: str):
                 "compressed": compressed,
                 "weighted": weighted,
                 "of_fixed": model.roi_head(weighted),
-                "train_proposals": model.proposal_network.choose(outputs, batch.sizes, "train"),
+                "train_proposals": model.proposal_network.choose(outputs, batch.sizes, batch.scales, "train"),
             }
 
         return detector.apply(variables, method=others) | {

@@ -1,7 +1,7 @@
 """The coarse-to-fine RPN of the paper (section 3.1): regress every anchor, align the features, regress again."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,9 @@ from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.adaptive_conv import AdaptiveConv
 from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.models.layers import Conv, small_normal
-from cfinet_jax.models.proposals import proposal_network
+from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
-from cfinet_jax.ops import losses, matching
+from cfinet_jax.ops import matching
 from cfinet_jax.structures import Batch, Priorities, Proposals, Term
 
 
@@ -31,7 +31,8 @@ class Outputs(NamedTuple):
 class CoarseToFineRPN(nn.Module):
     """One square anchor per cell of P2..P5, refined twice; only the fine stage classifies.
 
-    `assign` names the row of `assign_modes` (constants of the threshold) by which the coarse stage picks positives.
+    `assign` names the row of `assign_modes` (constants of the threshold) by which the coarse stage picks positives,
+    `assigner` the row of `assigners` by which the fine stage does.
     """
 
     channels: int
@@ -43,15 +44,19 @@ class CoarseToFineRPN(nn.Module):
     assign_modes: Mapping[str, Mapping[str, float]]
     base_size: float
     anchors_per_positive: float
+    assigner: str
     positive_overlap: float
     negative_overlap: float
     min_positive_overlap: float
     samples: int
     positive_fraction: float
     objectness_weight: float
+    box_loss: Literal["l1", "iou", "nwd"]
     box_weight: float
     proposals: Mapping[str, Any]
     ignore_overlap: float
+    similarities: Mapping[str, Mapping[str, float]]
+    assigners: Mapping[str, Mapping[str, Any]]
 
     def setup(self) -> None:
         def head(features: int) -> Conv:
@@ -83,12 +88,12 @@ class CoarseToFineRPN(nn.Module):
 
     def losses(self, outputs: Outputs, batch: Batch, priorities: Priorities) -> tuple[dict, dict]:
         """Losses (Eq. 2) and statistics as terms per image `[batch]`."""
-        anchors = jnp.concatenate(outputs.anchors)
+        anchors, levels = jnp.concatenate(outputs.anchors), proposal_network.levels_of(outputs.anchors)
         coarse_deltas, coarse_boxes, logits, deltas = (jnp.concatenate(x, 1) for x in outputs[1:])
 
         def of_image(truth, scale, coarse_deltas, coarse_boxes, logits, deltas, priorities):
             coarse, statistics = self.coarse_loss(anchors, coarse_deltas, truth, scale)
-            objectness, box = self.fine_losses(coarse_boxes, logits, deltas, truth, priorities)
+            objectness, box = self.fine_losses(coarse_boxes, levels, logits, deltas, truth, scale, priorities)
             return {"coarse_box": coarse, "objectness": objectness, "box": box}, statistics
 
         return jax.vmap(of_image)(
@@ -96,21 +101,22 @@ class CoarseToFineRPN(nn.Module):
         )
 
     def coarse_loss(self, anchors, deltas, truth, scale) -> tuple[Term, dict[str, Term]]:
-        """IoU loss of every positive anchor of one image, divided by an assumed number of positives."""
+        """Box loss of every positive anchor of one image, divided by an assumed number of positives."""
         mode = self.assign_modes[self.assign]
         thresholds = matching.dynamic_thresholds(truth.boxes, scale, base_size=self.base_size, **mode)
         assignment = matching.match_dynamic(anchors, truth, thresholds, ignore_overlap=self.ignore_overlap)
-        boxes = horizontal.decode(anchors, deltas, self.coarse_stds)
-        loss = losses.iou_loss(boxes, truth.boxes[assignment.indices])
+        matched = truth.boxes[assignment.indices]
+        loss = proposal_network.box_losses(self, anchors, deltas, matched, self.coarse_stds, scale)
         total = self.box_weight * jnp.where(assignment.positive, loss, 0.0).sum()
         count = jnp.float32(anchors.shape[0] / self.anchors_per_positive)
         return Term(total, count), proposal_network.recall_statistics(assignment, truth)
 
-    def fine_losses(self, anchors, logits, deltas, truth, priorities) -> tuple[Term, Term]:
-        """Objectness and IoU loss of the sampled refined anchors of one image."""
-        objectness, sample, assignment = proposal_network.objectness_loss(self, anchors, logits, truth, priorities)
-        boxes = horizontal.decode(anchors[sample.indices], deltas[sample.indices], self.fine_stds)
-        loss = losses.iou_loss(boxes, truth.boxes[assignment.indices[sample.indices]])
+    def fine_losses(self, anchors, levels, logits, deltas, truth, scale, priorities) -> tuple[Term, Term]:
+        """Objectness and box loss of the sampled refined anchors of one image."""
+        assignment = assigners.assign(self, anchors, levels, truth, scale)
+        objectness, sample = proposal_network.objectness_loss(self, logits, assignment, priorities)
+        anchors, deltas, objects = (x[sample.indices] for x in (anchors, deltas, assignment.indices))
+        loss = proposal_network.box_losses(self, anchors, deltas, truth.boxes[objects], self.fine_stds, scale)
         total = self.box_weight * jnp.where(sample.positive, loss, 0.0).sum()
         return objectness, Term(total, objectness.count)
 
@@ -118,10 +124,10 @@ class CoarseToFineRPN(nn.Module):
         """Anchors of an input of `shape` (height, width)."""
         return proposal_network.count_cells(shape, levels)
 
-    def choose(self, outputs: Outputs, sizes: Array, phase: str) -> Proposals:
+    def choose(self, outputs: Outputs, sizes: Array, scales: Array, phase: str) -> Proposals:
         """The proposals of every image; `phase` is train or test."""
         boxes = tuple(
             horizontal.decode(anchors, deltas, self.fine_stds)
             for anchors, deltas in zip(outputs.coarse_boxes, outputs.deltas, strict=True)
         )
-        return proposal_network.choose_proposals(boxes, outputs.logits, sizes, self.proposals, phase)
+        return proposal_network.choose_proposals(self, boxes, outputs.logits, sizes, scales, phase)

@@ -1,7 +1,7 @@
 """The plain region proposal network (Ren et al. 2015), as the baselines of the paper use it."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.layers import Conv, small_normal
-from cfinet_jax.models.proposals import proposal_network
+from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
 from cfinet_jax.structures import Batch, Priorities, Proposals, Term
 
@@ -24,21 +24,25 @@ class Outputs(NamedTuple):
 
 
 class RPN(nn.Module):
-    """Anchors of several ratios per cell, classified and regressed once."""
+    """Anchors of several ratios per cell, classified and regressed once; `assigner` says which are positive."""
 
     channels: int
     anchor_scale: float
     aspect_ratios: tuple[float, ...]
     stds: tuple[float, ...]
+    assigner: str
     positive_overlap: float
     negative_overlap: float
     min_positive_overlap: float
     samples: int
     positive_fraction: float
     objectness_weight: float
+    box_loss: Literal["l1", "iou", "nwd"]
     box_weight: float
     proposals: Mapping[str, Any]
     ignore_overlap: float
+    similarities: Mapping[str, Mapping[str, float]]
+    assigners: Mapping[str, Mapping[str, Any]]
 
     def setup(self) -> None:
         ratios = len(self.aspect_ratios)
@@ -57,28 +61,30 @@ class RPN(nn.Module):
 
     def losses(self, outputs: Outputs, batch: Batch, priorities: Priorities) -> tuple[dict, dict]:
         """Losses and statistics as terms per image `[batch]`."""
-        anchors = jnp.concatenate(outputs.anchors)
+        anchors, levels = jnp.concatenate(outputs.anchors), proposal_network.levels_of(outputs.anchors)
         logits, deltas = jnp.concatenate(outputs.logits, 1), jnp.concatenate(outputs.deltas, 1)
 
-        def of_image(truth, logits, deltas, priorities):
-            objectness, sample, assignment = proposal_network.objectness_loss(self, anchors, logits, truth, priorities)
+        def of_image(truth, scale, logits, deltas, priorities):
+            assignment = assigners.assign(self, anchors, levels, truth, scale)
+            objectness, sample = proposal_network.objectness_loss(self, logits, assignment, priorities)
             matched = truth.boxes[assignment.indices[sample.indices]]
-            targets = horizontal.encode(anchors[sample.indices], matched, self.stds)
-            distance = jnp.abs(deltas[sample.indices] - targets).sum(-1)
-            box = self.box_weight * jnp.where(sample.positive, distance, 0.0).sum()
+            loss = proposal_network.box_losses(
+                self, anchors[sample.indices], deltas[sample.indices], matched, self.stds, scale
+            )
+            box = self.box_weight * jnp.where(sample.positive, loss, 0.0).sum()
             terms = {"objectness": objectness, "box": Term(box, objectness.count)}
             return terms, proposal_network.recall_statistics(assignment, truth)
 
-        return jax.vmap(of_image)(batch.ground_truth, logits, deltas, priorities.anchors)
+        return jax.vmap(of_image)(batch.ground_truth, batch.scales, logits, deltas, priorities.anchors)
 
     def count_anchors(self, shape: tuple[int, int], levels: int) -> int:
         """Anchors of an input of `shape` (height, width)."""
         return len(self.aspect_ratios) * proposal_network.count_cells(shape, levels)
 
-    def choose(self, outputs: Outputs, sizes: Array, phase: str) -> Proposals:
+    def choose(self, outputs: Outputs, sizes: Array, scales: Array, phase: str) -> Proposals:
         """The proposals of every image; `phase` is train or test."""
         boxes = tuple(
             horizontal.decode(anchors, deltas, self.stds)
             for anchors, deltas in zip(outputs.anchors, outputs.deltas, strict=True)
         )
-        return proposal_network.choose_proposals(boxes, outputs.logits, sizes, self.proposals, phase)
+        return proposal_network.choose_proposals(self, boxes, outputs.logits, sizes, scales, phase)

@@ -1,0 +1,83 @@
+"""Which anchors stand for which object: the rules of which a row of `detector.assigners` names one.
+
+A rule gets the proposal network, the anchors of one image with their levels, its ground truth, network pixels per
+stored pixel, and the constants of the row.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from cfinet_jax.boxes.similarity import SIMILARITIES, Pairwise, in_pixels
+from cfinet_jax.ops import matching, ranking
+from cfinet_jax.ops.matching import Assignment
+from cfinet_jax.structures import GroundTruth
+
+
+def similarity_of(table: Mapping[str, Mapping[str, float]], name: str, scale: Array | float) -> Pairwise:
+    """A row of the config's table `similarities`, whose constants are in stored pixels, for boxes of the network."""
+    return partial(SIMILARITIES[name], **in_pixels(table[name], scale))
+
+
+def by_threshold(
+    network: Any, anchors: Array, levels: Array, truth: GroundTruth, scale: Array, *, similarity: str
+) -> Assignment:
+    """Max-IoU assignment with the network's thresholds, by any similarity."""
+    return matching.match_max_iou(
+        anchors,
+        truth,
+        positive=network.positive_overlap,
+        negative=network.negative_overlap,
+        min_positive=network.min_positive_overlap,
+        ignore_overlap=network.ignore_overlap,
+        similarity=similarity_of(network.similarities, similarity, scale),
+    )
+
+
+def by_ranking(
+    network: Any, anchors: Array, levels: Array, truth: GroundTruth, scale: Array, *, similarity: str, **constants: Any
+) -> Assignment:
+    """NWD's ranking-based assignment."""
+    measure = similarity_of(network.similarities, similarity, scale)
+    return ranking.match_ranking(anchors, truth, measure, ignore_overlap=network.ignore_overlap, **constants)
+
+
+def by_receptive_field(
+    network: Any,
+    anchors: Array,
+    levels: Array,
+    truth: GroundTruth,
+    scale: Array,
+    *,
+    similarity: str,
+    receptive_fields: tuple[float, ...],
+    effective: float,
+    **constants: Any,
+) -> Assignment:
+    """RFLA; `receptive_fields` of P2, P3, ... are in network pixels, of which features see a share of `effective`."""
+    return ranking.match_receptive_field(
+        anchors,
+        effective * jnp.asarray(receptive_fields, jnp.float32)[levels],
+        truth,
+        similarity_of(network.similarities, similarity, scale),
+        ignore_overlap=network.ignore_overlap,
+        **constants,
+    )
+
+
+RULES = {"threshold": by_threshold, "ranking": by_ranking, "receptive_field": by_receptive_field}
+
+
+def assign(
+    network: Any,
+    anchors: Float[Array, "anchors 4"],
+    levels: Int[Array, " anchors"],
+    truth: GroundTruth,
+    scale: Float[Array, ""],
+) -> Assignment:
+    """What the anchors of one image are to learn, by the row of `network.assigners` that `network.assigner` names."""
+    constants = dict(network.assigners[network.assigner])
+    return RULES[constants.pop("rule")](network, anchors, levels, truth, scale, **constants)

@@ -1,0 +1,208 @@
+"""Which anchors learn what, by every rule of the configuration: refused names, units, a compiled step of each."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfinet_jax.boxes import horizontal, similarity
+from cfinet_jax.errors import UserError
+from cfinet_jax.models.detector import build_detector
+from cfinet_jax.models.proposals import PROPOSAL_NETWORKS, assigners, proposal_network
+from cfinet_jax.ops import matching, nms, ranking
+from cfinet_jax.train_state import empty_batch
+from configs.sodad import get_config
+from tests import plain, tiny
+
+SETTINGS = get_config().detector
+ROWS = SETTINGS.assigners.to_dict()
+CASES = (  # assigner, similarity in NMS, box loss
+    ("max_iou", "dotd", "l1"),
+    ("nwd", "nwd", "nwd"),
+    ("dotd", "iou", "iou"),
+    ("rka", "nwd", "iou"),
+    ("rfla", "iou", "nwd"),
+)
+
+
+def changed_settings(network: str, assigner: str, nms_similarity: str, box_loss: str):
+    """A tiny detector of other choices."""
+    settings = tiny.settings()
+    settings.imitation.enabled, settings.proposal_network.name = False, network
+    section = settings.proposal_network[network]
+    section.update(assigner=assigner, box_loss=box_loss)
+    section.proposals.nms_similarity = nms_similarity
+    return settings
+
+
+def test_every_rule_is_tried():
+    assert {assigner for assigner, _, _ in CASES} == set(ROWS)
+    assert {row["rule"] for row in ROWS.values()} == set(assigners.RULES)
+
+
+@pytest.mark.parametrize("network", PROPOSAL_NETWORKS)
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_a_step_has_finite_losses_and_gradients(network, case):
+    detector = build_detector(changed_settings(network, *case), 9)
+    key, batch = jax.random.key(0), dataclasses.replace(tiny.batch(), scales=jnp.array([1.5, 1.0]))
+    pyramid = tuple(jax.random.normal(key, (2, side, side, 16)) for side in (16, 8, 4, 2))
+    part = detector.proposal_network
+    chances = detector.draw_priorities(key, batch.index, tiny.SHAPE, tiny.OBJECTS)
+    params = jax.jit(part.init)(key, pyramid, batch.sizes)
+
+    @jax.jit
+    def step(params, batch):
+        def total(params):
+            outputs = part.apply(params, pyramid, batch.sizes)
+            terms, statistics = part.apply(params, outputs, batch, chances, method="losses")
+            found = part.apply(params, outputs, batch.sizes, batch.scales, "train", method="choose")
+            return sum(term.total.sum() for term in terms.values()), (terms, statistics, found)
+
+        return jax.value_and_grad(total, has_aux=True)(params)
+
+    (_, (terms, statistics, found)), gradients = step(params, batch)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((terms, statistics, gradients)))
+    assert all((np.asarray(term.total) > 0).all() for term in terms.values())
+    assert (statistics["positive_anchors"].total > 0).all() and found.valid.any()
+    regions = tiny.batch(0, regions=[[-100.0, -100.0, 200.0, 200.0]])  # nothing is learnt, without a NaN
+    (_, (terms, _, _)), gradients = step(params, regions)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_a_whole_detector_takes_a_step():
+    """From pictures to gradients."""
+    detector = build_detector(changed_settings("rpn", "rfla", "nwd", "nwd"), 9)
+
+    def create(key):
+        batch = empty_batch(1, tiny.SHAPE, tiny.OBJECTS)
+        chances = detector.draw_priorities(key, batch.index, tiny.SHAPE, tiny.OBJECTS)
+        return detector.init(key, batch, None, chances, method="losses")
+
+    def total(params, others, batch):
+        chances = detector.draw_priorities(jax.random.key(1), batch.index, tiny.SHAPE, tiny.OBJECTS)
+        losses, _, _ = detector.apply(others | {"params": params}, batch, None, chances, method="losses")
+        return sum(term.total.sum() / term.count.sum() for term in losses.values())
+
+    variables = jax.jit(create)(jax.random.key(0))
+    value, gradients = jax.jit(jax.value_and_grad(total))(variables.pop("params"), variables, tiny.batch())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradients)))
+
+
+# What a rule gets
+
+
+def network(assigner: str, **others) -> SimpleNamespace:
+    """As much of a proposal network as a rule asks for."""
+    common = {name: SETTINGS.to_dict()[name] for name in ("similarities", "assigners", "ignore_overlap")}
+    thresholds = {"positive_overlap": 0.6, "negative_overlap": 0.3, "min_positive_overlap": 0.2}
+    return SimpleNamespace(**common, **thresholds, assigner=assigner, **others)
+
+
+def assert_equal(ours, expected) -> None:
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def test_rules_are_those_of_ops_with_constants_in_network_pixels(rng):
+    boxes = jnp.asarray(plain.some_boxes(rng, 40))
+    truth, scale = plain.ground_truth(plain.some_boxes(rng, 6), size=9), jnp.array(1.5)
+    levels = jnp.repeat(jnp.array([0, 1]), 20)
+
+    def nwd(a, b):
+        return similarity.nwd(a, b, jnp.float32(1.5) * 12.7)
+
+    def dotd(a, b):
+        return similarity.dotd(a, b, jnp.float32(1.5) * 12.7)
+
+    bounds = {"positive": 0.6, "negative": 0.3, "min_positive": 0.2, "ignore_overlap": 0.5}
+    fields = jnp.repeat(jnp.array([17.5, 45.5]), 20)
+    hierarchy = {"most": (3, 1), "shrink": 0.9, "negative": 0.8, "ignore_overlap": 0.5}
+    expected = {
+        "max_iou": matching.match_max_iou(boxes, truth, **bounds),
+        "nwd": matching.match_max_iou(boxes, truth, **bounds, similarity=nwd),
+        "dotd": matching.match_max_iou(boxes, truth, **bounds, similarity=dotd),
+        "rka": ranking.match_ranking(boxes, truth, nwd, most=2, negative=0.3, ignore_overlap=0.5),
+        "rfla": ranking.match_receptive_field(boxes, fields, truth, similarity.kl, **hierarchy),
+    }
+    for name, assignment in expected.items():
+        assert_equal(assigners.assign(network(name), boxes, levels, truth, scale), assignment)
+    positives = {name: np.asarray(assignment.positive).tolist() for name, assignment in expected.items()}
+    assert len({tuple(of_rule) for of_rule in positives.values()}) > 3
+
+
+def test_the_levels_of_anchors_are_counted_from_the_finest():
+    grids = tuple(jnp.zeros((count, 4)) for count in (3, 2, 1))
+    assert proposal_network.levels_of(grids).tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_proposals_are_suppressed_by_the_similarity_of_the_configuration(rng):
+    """Its constant counts stored pixels: in an enlarged picture it is larger."""
+    boxes = jnp.sort(jnp.asarray(rng.uniform(0, 60, (1, 30, 2, 2)), jnp.float32), 2).reshape(1, 30, 4)
+    logits = -jnp.arange(30.0)[None]
+    kept = {}
+    for name, scale in (("iou", 1.0), ("nwd", 1.0), ("nwd", 3.0)):
+        proposals = {"max_proposals": 30, "nms_similarity": name, "test": {"candidates": 30, "nms_overlap": 0.5}}
+        part = network("max_iou", proposals=proposals)
+        found = proposal_network.choose_proposals(
+            part, (boxes,), (logits,), jnp.full((1, 2), 64.0), jnp.array([scale]), "test"
+        )
+        constants = {} if name == "iou" else {"constant": 12.7 * scale}
+        overlaps = np.array([[plain.similarity(name, a, b, constants) for b in boxes[0]] for a in boxes[0]])
+        keep = nms.suppress(boxes[0], jnp.ones(30, bool), 0.5, lambda a, b, o=overlaps: jnp.asarray(o, jnp.float32))
+        kept[name, scale] = int(keep.sum())
+        assert found.valid.sum() == keep.sum()
+        np.testing.assert_array_equal(found.boxes[0, : int(keep.sum())], boxes[0][np.asarray(keep)])
+    assert len(set(kept.values())) == 3
+
+
+@pytest.mark.parametrize("name", ["l1", "iou", "nwd"])
+def test_box_losses_equal_the_loop(rng, name):
+    anchors, boxes = plain.some_boxes(rng, 12), plain.some_boxes(rng, 12)
+    anchors[:, 2:] += 3
+    boxes[:, 2:] += 3
+    deltas, stds = rng.normal(size=(12, 4)).astype(np.float32) / 4, (0.5, 0.5, 1.0, 1.0)
+    part = network("max_iou", box_loss=name)
+    given = (jnp.asarray(x) for x in (anchors, deltas, boxes))
+    anchors_, deltas_, boxes_ = given
+    ours = proposal_network.box_losses(part, anchors_, deltas_, boxes_, stds, jnp.array(1.5))
+    decoded = np.asarray(horizontal.decode(anchors_, deltas_, stds))
+    if name == "l1":
+        expected = np.abs(deltas - np.asarray(horizontal.encode(anchors_, boxes_, stds))).sum(1)
+    else:
+        pairs = zip(decoded, boxes, strict=True)
+        expected = [1 - plain.similarity(name, a, b, {"constant": 1.5 * 12.7}) for a, b in pairs]
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "proposal_network.coarse_to_fine.assigner",
+            "best",
+            "assigner is 'best': choose one of dotd, max_iou, nwd, rfla, rka",
+        ),
+        ("proposal_network.coarse_to_fine.box_loss", "l2", "box_loss is 'l2': choose one of l1, iou, nwd"),
+        ("proposal_network.coarse_to_fine.proposals.nms_similarity", "giou", "nms_similarity is 'giou': choose one of"),
+        ("assigners.rka.rule", "rank", "detector.assigners.rka.rule is 'rank': choose one of threshold, ranking"),
+        ("assigners.nwd.similarity", "giou", "detector.assigners.nwd.similarity is 'giou': choose one of dotd, iou"),
+    ],
+)
+def test_unknown_choices_are_refused(path, value, message):
+    settings = tiny.settings()
+    settings.update_from_flattened_dict({path: value})
+    with pytest.raises(UserError, match=message):
+        build_detector(settings, 9)
+
+
+def test_a_similarity_that_has_no_function_is_refused():
+    settings = tiny.settings()
+    with settings.unlocked():
+        settings.similarities.giou = {}
+    with pytest.raises(UserError, match="similarities is 'giou': choose one of"):
+        build_detector(settings, 9)
