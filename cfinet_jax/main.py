@@ -23,6 +23,7 @@ MODES = {  # and the module of each, which has a function of the name
     "export": "export",
     "predict": "predict",
     "analyse": "analyse",
+    "rules": "analyse.rules",
     "compile": "compile",
 }
 OF_A_RUN = ("evaluate", "export", "predict")  # without --config, with that of the run in the workdir
