@@ -208,6 +208,6 @@ def test_the_smaller_priors_add_a_box_where_another_level_has_become_the_best():
     boxes[[0, 1, 2, 24]] = [40, 40, 60, 60]
     truth = plain.ground_truth([[35, 35, 65, 65]])
     assert np.flatnonzero(RULES["rfla"](boxes, truth).positive).tolist() == [0, 1, 2, 24]
-    ours = by_receptive_field(boxes, truth, most=(3, 0))
+    ours = jax.jit(partial(by_receptive_field, most=(3, 0)))(boxes, truth)
     assert np.flatnonzero(ours.positive).tolist() == [0, 1, 2]
     assert not ours.positive[24] and ours.negative.sum() == 36
