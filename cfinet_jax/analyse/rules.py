@@ -131,7 +131,7 @@ What is left of a similarity when a box moves away from an object, of equal size
 
 def draw_rules(grid: Grid, known: dict[str, Callable], path: epath.Path) -> None:
     """A panel per rule: the object and its positive anchors."""
-    half = grid.scale * DRAWN / 2
+    half = float(grid.scale) * DRAWN / 2
     x, y = CENTRE
     truth = alone(jnp.array([x - half, y - half, x + half, y + half], jnp.float32))
     rows = -(-len(known) // PANELS)
@@ -187,7 +187,8 @@ def draw_similarities(constants: Any, path: epath.Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             of_constant = "".join(f", constant {length:g} px" for length in constants[name].values())
             axes.set_title(f"{title}{of_constant}" if row == 0 else "", fontsize=10)
-        panels[row][0].set_ylabel(f"similarity, box {label}")
+        panels[row][0].set_ylabel(f"box {label}")
     figure.supxlabel("shift along x, stored pixels", fontsize=10)
+    figure.supylabel("similarity", fontsize=10)
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     save(figure, path)

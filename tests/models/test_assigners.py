@@ -185,7 +185,7 @@ def test_box_losses_equal_the_loop(rng, name):
         (
             "proposal_network.coarse_to_fine.assigner",
             "best",
-            "assigner is 'best': choose one of dotd, max_iou, nwd, rfla, rka",
+            "assigner is 'best': choose one of dotd, max_iou, nwd",
         ),
         ("proposal_network.coarse_to_fine.box_loss", "l2", "box_loss is 'l2': choose one of l1, iou, nwd"),
         ("proposal_network.coarse_to_fine.proposals.nms_similarity", "giou", "nms_similarity is 'giou': choose one of"),
