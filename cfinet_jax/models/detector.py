@@ -157,7 +157,8 @@ def check_rows(name: str, network: dict[str, Any], settings: dict[str, Any]) -> 
     section = f"detector.proposal_network.{name}"
     if "assigner" in network:
         check_choice(f"{section}.assigner", network["assigner"], assigners)
-    check_choice(f"{section}.proposals.nms_similarity", network["proposals"].get("nms_similarity"), similarities)
+    if "proposals" in network:
+        check_choice(f"{section}.proposals.nms_similarity", network["proposals"].get("nms_similarity"), similarities)
 
 
 def build(part: type[nn.Module], section: str, settings: dict[str, Any], **others: Any) -> Any:
