@@ -51,26 +51,33 @@ def test_convolution_at_arbitrary_points_equals_the_loop(rng):
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def compare_with_the_reference(data: dict, prefix: str, points: np.ndarray) -> None:
-    """Values and gradients of all images at `points` `[images, 9, cells, 2]`."""
-    x = data[f"{prefix}_x"].transpose(0, 2, 3, 1)
-    kernel = data[f"{prefix}_weight"].transpose(2, 3, 1, 0)
+def compare_with_the_reference(data: dict, prefix: str, points: np.ndarray, of_offset: np.ndarray) -> None:
+    """Values and gradients of all images at `points` `[images, 9, cells, 2]`; of the points it is `of_offset`."""
+    x = jnp.asarray(data[f"{prefix}_x"].transpose(0, 2, 3, 1))
+    kernel = jnp.asarray(data[f"{prefix}_weight"].transpose(2, 3, 1, 0))
     y, pull = jax.vjp(jax.vmap(deformable_conv, (0, None, 0)), x, kernel, jnp.asarray(points, jnp.float32))
     close = {"rtol": 1e-4, "atol": 1e-4}
     np.testing.assert_allclose(y, data[f"{prefix}_y"].transpose(0, 2, 3, 1), **close)
-    of_x, of_kernel, _ = pull(jnp.asarray(data[f"{prefix}_gy"].transpose(0, 2, 3, 1)))
+    of_x, of_kernel, of_points = pull(jnp.asarray(data[f"{prefix}_gy"].transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(of_x, data[f"{prefix}_gx"].transpose(0, 2, 3, 1), **close)
     np.testing.assert_allclose(of_kernel, data[f"{prefix}_gweight"].transpose(2, 3, 1, 0), **close)
+    limit = np.array(x.shape[1:3])
+    bend = ((points == -1) | (points == limit)).any(-1, keepdims=True)  # there the reference takes it for outside
+    np.testing.assert_allclose(np.where(bend, 0, of_points), np.where(bend, 0, of_offset), **close)
 
 
 def test_adaptive_convolution_and_its_gradients_agree_with_the_reference(golden):
     data = golden("deform_conv")
     points = [tap_points(jnp.asarray(boxes), int(data["a_stride"])) for boxes in data["a_boxes"]]
-    compare_with_the_reference(data, "a", np.stack(points))
+    cells = points[0].shape[1]
+    of_offset = data["a_goffset"].reshape(2, cells, 9, 2).transpose(0, 2, 1, 3)
+    compare_with_the_reference(data, "a", np.stack(points), of_offset)
 
 
 def test_convolution_with_given_offsets_agrees_with_the_reference(golden):
     data = golden("deform_conv")
     rows, columns = data["c_x"].shape[2:]
-    offsets = data["c_offset"].reshape(2, 9, 2, rows * columns).transpose(0, 1, 3, 2)
-    compare_with_the_reference(data, "c", grid_of(rows, columns) + np.array(TAPS)[:, None] + offsets)
+    offsets, of_offset = (
+        data[f"c_{name}"].reshape(2, 9, 2, rows * columns).transpose(0, 1, 3, 2) for name in ("offset", "goffset")
+    )
+    compare_with_the_reference(data, "c", grid_of(rows, columns) + np.array(TAPS)[:, None] + offsets, of_offset)
