@@ -208,7 +208,7 @@ def test_the_mode_leaves_trace_and_table(tiny_scenes, tmp_path, monkeypatch):
     changed = {}
     monkeypatch.setattr(jax.config, "update", changed.__setitem__)  # so that the program of other tests is found
     monkeypatch.setattr(profile, "WARM_UP", 1)
-    monkeypatch.setattr(profile, "STEPS", 2)
+    monkeypatch.setattr(profile, "STEPS", 1)
     monkeypatch.setattr(peaks, "SIZE", 256)
     monkeypatch.setattr(peaks, "COPIED", 2**20)
     status, output, errors = tiny.call_main(*tiny.arguments(tiny_scenes, tmp_path), "--mode=profile")
@@ -225,10 +225,10 @@ def test_the_mode_leaves_trace_and_table(tiny_scenes, tmp_path, monkeypatch):
     for part in ("backbone", "FPN", "proposals", "adaptive convolution", "RoIAlign", "heads", "feature imitation"):
         assert min(of[part]["forward_seconds"], of[part]["backward_seconds"], of[part]["bytes"]) > 0
     assert min(of[part]["forward_seconds"] for part in ("NMS", "targets", "collectives")) > 0
-    # Besides the model's operations there are what is computed again, and resizing.
-    model = numbers["model_flops"]
-    assert model <= sum(part["flops"] for part in of.values()) < 1.5 * model
-    assert numbers["model_flops_by_part"]["heads"] == pytest.approx(of["heads"]["flops"])
+    model = numbers["model_flops_by_part"]
+    executed = sum(of[name]["flops"] for name in model)
+    assert executed == pytest.approx(sum(model.values()), rel=0.1)  # no product is computed twice, a few become sums
+    assert model["backbone"] == pytest.approx(of["backbone"]["flops"], rel=0.02)
 
 
 def test_a_workdir_that_cannot_be_written_is_one_line(tiny_scenes, tmp_path):

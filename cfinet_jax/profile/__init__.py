@@ -32,12 +32,12 @@ def profile(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     """
     workdir = epath.Path(workdir)
     config = discover_sizes(config, workdir)
-    run = create_run(config)
     folder = workdir / "profile"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+    run = create_run(config)
     compiled, model, times = traced(config, run, folder)
 
     text = compiled.as_text()

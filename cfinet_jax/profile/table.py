@@ -90,10 +90,11 @@ def page(numbers: dict[str, Any], title: str) -> str:
 
 NOTE = """Seconds are those of the clock: what runs at the same time, in threads or on devices that the processor plays,
 shares them equally, so that the rows add up to the step. The time of a loop in which none of its instructions runs is
-its part's. Backward holds what is computed again for it. FLOP are those of dots and convolutions as executed, bytes
-those that instructions read and write, as if nothing stayed in a cache: a part may pass its roofline. Fused
-instructions count to the part of their last one. The model's FLOP are those of the detector and its gradient (forward,
-and twice that where both input and weights learn), without what is computed again, padding of images included."""
+its part's; collectives wait for the slowest device. Backward holds what is computed again for it. FLOP are those of
+dots and convolutions as executed, bytes those that instructions read and write, as if nothing stayed in a cache: a part
+may pass its roofline. An instruction fused of several parts counts to one of them. The model's FLOP are those of the
+detector and its gradient (forward, and twice that where both input and weights learn), padding of images included,
+without what is computed again."""
 
 
 def milliseconds(seconds: float) -> str:
