@@ -68,6 +68,7 @@ def inside_region(boxes: Float[Array, "boxes 4"], truth: GroundTruth, share: flo
     return covered.max(1) > share
 
 
+@jax.named_scope("targets")
 def match_max_iou(
     boxes: Float[Array, "boxes 4"],
     truth: GroundTruth,
@@ -113,6 +114,7 @@ def dynamic_thresholds(
     return jnp.clip(base + slope * jnp.log2(side / base_size), low, cap)
 
 
+@jax.named_scope("targets")
 def match_dynamic(
     boxes: Float[Array, "boxes 4"],
     truth: GroundTruth,
