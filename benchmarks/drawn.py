@@ -20,8 +20,11 @@ def boxes(rng: np.random.Generator, shape: tuple[int, ...], extent: float) -> Fl
 
 
 def batch(settings: Any, objects: int = OBJECTS) -> Batch:
-    """Noise with objects in it, as the host ships it to a training step; `settings` is the section `dataset`."""
-    rng, count = np.random.default_rng(0), settings.batch_size
+    """Noise with objects, if there is room for them, as the host ships it to a training step.
+
+    `settings` is the section `dataset`.
+    """
+    rng, count, objects = np.random.default_rng(0), settings.batch_size, min(objects, settings.max_objects)
     empty = jax.tree.map(np.array, empty_batch(count, settings.stored_size, settings.max_objects))
     truth = empty.ground_truth
     truth.boxes[:, :objects] = boxes(rng, (count, objects), min(settings.stored_size))
