@@ -135,20 +135,28 @@ def matching_case(size: int, dtype: Any) -> list[Case]:
     return [Case(name, matching.best_match, naive.best_match, "best_match", arguments, constants)]
 
 
-def embedding_case(size: int, dtype: Any) -> list[Case]:
-    """Compressing a full memory."""
+def embedding_cases(size: int, dtype: Any) -> list[Case]:
+    """Compressing a full memory, which has no gradient, and the regions that one picture trains on."""
     rng, settings = np.random.default_rng(0), sodad.get_config().detector
-    side, count = settings.roi_head.pool_size, drawn.CLASSES * settings.imitation.slots
-    regions = maps(rng, (count, side, side, settings.neck.channels), dtype)
+    shape = (settings.roi_head.pool_size, settings.roi_head.pool_size, settings.neck.channels)
+    memory = maps(rng, (drawn.CLASSES, settings.imitation.slots, *shape), dtype)
+    regions = maps(rng, (settings.roi_head.samples, *shape), dtype)
     imitation: Any = build_detector(settings, drawn.CLASSES).imitation
     parameters = imitation.init(jax.random.key(0), regions[:1], method="compress")["params"]
 
-    def compress(parameters: Any, regions: Any, groups: int) -> Any:
-        return imitation.apply({"params": parameters}, regions, method="compress")
+    def ours(parameters: Any, regions: Any, groups: int) -> Any:
+        method = "compress" if regions.ndim == 4 else "compress_memory"
+        return imitation.apply({"params": parameters}, regions, method=method)
 
-    name = f"embedding, {count} exemplars of {side} x {side} x {settings.neck.channels}"
-    constants = {"groups": settings.imitation.groups}
-    return [Case(name, compress, naive.compress, "compress", (parameters, regions), constants, 2)]
+    def plain(parameters: Any, regions: Any, groups: int) -> Any:
+        return naive.compress(parameters, regions.reshape(-1, *shape), groups)
+
+    constants, of = {"groups": settings.imitation.groups}, f"of {' x '.join(map(str, shape))}"
+    return [
+        Case(f"compressing {drawn.CLASSES * settings.imitation.slots:,} exemplars {of}", ours, plain, "compress",
+             (parameters, memory), constants),
+        Case(f"compressing {len(regions)} regions {of}", ours, plain, "compress", (parameters, regions), constants, 2),
+    ]  # fmt: skip
 
 
 PARTS = {
@@ -156,7 +164,7 @@ PARTS = {
     "nms": suppression_cases,
     "adaptive_conv": convolution_case,
     "matching": matching_case,
-    "embedding": embedding_case,
+    "embedding": embedding_cases,
 }
 
 

@@ -164,7 +164,7 @@ def compress(parameters: Mapping[str, Any], regions: Array, groups: int) -> Prog
     for _, part in sorted(parameters.items()):
         norm = [(tensor(part["norm"][name]).requires_grad_(), as_it_is) for name in ("bias", "scale")]
         parts.append([of_kernel(part["kernel"]), *norm])
-    images = tensor(regions).permute(0, 3, 1, 2).requires_grad_()  # a view: channels are last in memory
+    images = tensor(regions).flatten(0, -4).permute(0, 3, 1, 2).requires_grad_()  # a view: channels are last in memory
 
     def function() -> torch.Tensor:
         x = images
