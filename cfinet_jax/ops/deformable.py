@@ -1,4 +1,6 @@
-"""CRPN's adaptive convolution: a 3x3 kernel whose nine taps sit on a box instead of on the grid."""
+"""Deformable convolution: a 3x3 kernel whose nine taps sit on a box, or where offsets say, instead of on the grid."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -84,3 +86,27 @@ def corners(points: Float[Array, "cells 2"], rows: int, columns: int) -> tuple[A
     """The four rows of the table around each point, and their weights."""
     cells, weights = bilinear.corners(points, jnp.array([rows, columns], jnp.int32))
     return cells[..., 0] * columns + cells[..., 1], weights
+
+
+def offset_points(
+    offsets: Float[Array, "rows columns numbers"], groups: int
+) -> Float[Array, "{groups} 9 rows*columns 2"]:
+    """Where the taps of each group read (y, x in cells): their place on the grid, moved by `offsets`.
+
+    The numbers of a cell are y and x of every tap, row by row, group after group, as in the released code.
+    """
+    rows, columns, _ = offsets.shape
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+    regular = grid + jnp.asarray(TAPS)[:, None]
+    return regular.astype(offsets.dtype) + offsets.reshape(rows * columns, groups, 9, 2).transpose(1, 2, 0, 3)
+
+
+def grouped_conv(
+    features: Float[Array, "rows columns inputs"],
+    kernel: Float[Array, "3 3 inputs outputs"],
+    points: Float[Array, "groups 9 cells 2"],
+) -> Float[Array, "rows columns outputs"]:
+    """`deformable_conv` in which the inputs, cut into equal groups, are read at points of their own."""
+    groups = len(points)
+    parts = zip(jnp.split(features, groups, -1), jnp.split(kernel, groups, 2), points, strict=True)
+    return functools.reduce(jnp.add, [deformable_conv(*part) for part in parts])

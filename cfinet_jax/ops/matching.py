@@ -3,6 +3,8 @@
 Similarities are streamed over chunks of objects: 120,000 anchors x 500 objects never exist as one matrix.
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,19 +34,28 @@ class Assignment(NamedTuple):
     overlaps: Float[Array, " boxes"]
 
 
-def best_match(boxes: Float[Array, "boxes 4"], truth: GroundTruth, min_forced: float = 2.0) -> Match:
-    """The best object of every box, and which boxes are an object's best (`forced`, IoU >= `min_forced`)."""
+def chunks_of(truth: GroundTruth) -> tuple[Array, Array, Array]:
+    """The entries of an image in chunks: boxes `[chunks, CHUNK, 4]`, which are objects, the index of the first."""
     count = truth.labels.shape[0]
     chunks = -(-count // CHUNK)
     padding = chunks * CHUNK - count
     objects = jnp.pad(truth.boxes, ((0, padding), (0, 0))).reshape(chunks, CHUNK, 4)
     real = jnp.pad(truth.is_object, (0, padding)).reshape(chunks, CHUNK)
-    first = jnp.arange(chunks, dtype=jnp.int32) * CHUNK
+    return objects, real, jnp.arange(chunks, dtype=jnp.int32) * CHUNK
+
+
+def best_match(
+    boxes: Float[Array, "boxes 4"],
+    truth: GroundTruth,
+    min_forced: float = 2.0,
+    overlap: Callable[[Array, Array], Array] = horizontal.iou,
+) -> Match:
+    """The best object of every box, and which boxes are an object's best (`forced`, IoU >= `min_forced`)."""
 
     def step(match: Match, chunk: tuple[Array, Array, Array]) -> tuple[Match, None]:
         objects, real, first = chunk
         # Behind the barrier every use sees the same bits: an object's best box is found by equality.
-        overlaps = jax.lax.optimization_barrier(jnp.where(real, horizontal.iou(boxes, objects), -1.0))
+        overlaps = jax.lax.optimization_barrier(jnp.where(real, overlap(boxes, objects), -1.0))
         best, index = overlaps.max(1), first + jnp.argmax(overlaps, 1).astype(jnp.int32)
         of_object = overlaps.max(0)
         is_best = (overlaps == of_object) & (of_object >= min_forced) & real
@@ -58,8 +69,19 @@ def best_match(boxes: Float[Array, "boxes 4"], truth: GroundTruth, min_forced: f
 
     nothing = jnp.zeros(boxes.shape[0], jnp.int32)
     start = Match(jnp.full(boxes.shape[0], -1.0), nothing, nothing - 1)
-    match, _ = jax.lax.scan(step, start, (objects, real, first))
+    match, _ = jax.lax.scan(step, start, chunks_of(truth))
     return match._replace(overlaps=jnp.maximum(match.overlaps, 0.0))
+
+
+def iou_of_shapes(factors: Sequence[tuple[float, float]]) -> Callable[[Array, Array], Array]:
+    """The IoU that boxes reach in the best of several shapes: width and height times each of `factors`."""
+
+    def overlap(boxes: Float[Array, "m 4"], objects: Float[Array, "n 4"]) -> Float[Array, "m n"]:
+        return functools.reduce(
+            jnp.maximum, [horizontal.iou(horizontal.stretch(boxes, each), objects) for each in factors]
+        )
+
+    return overlap
 
 
 def inside_region(boxes: Float[Array, "boxes 4"], truth: GroundTruth, share: float) -> Bool[Array, " boxes"]:
@@ -77,13 +99,14 @@ def match_max_iou(
     negative: float,
     min_positive: float | None,
     ignore_overlap: float,
+    overlap: Callable[[Array, Array], Array] = horizontal.iou,
 ) -> Assignment:
     """Positive from IoU `positive` on, negative below `negative`; each object also gets its best boxes.
 
     The latter if they reach `min_positive`, ties included, the later object winning; None: never.
-    Boxes inside ignore regions are neither.
+    Boxes inside ignore regions are neither. `overlap` takes the place of the IoU.
     """
-    match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive)
+    match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive, overlap)
     forced = match.forced >= 0
     is_positive = (match.overlaps >= positive) | forced
     silent = inside_region(boxes, truth, ignore_overlap)

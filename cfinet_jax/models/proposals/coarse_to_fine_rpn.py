@@ -15,7 +15,7 @@ from cfinet_jax.models.layers import Conv, small_normal
 from cfinet_jax.models.proposals import proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
 from cfinet_jax.ops import losses, matching
-from cfinet_jax.structures import Batch, Priorities, Proposals, Term
+from cfinet_jax.structures import Batch, GroundTruth, Priorities, Proposals, Term
 
 
 class Outputs(NamedTuple):
@@ -28,10 +28,10 @@ class Outputs(NamedTuple):
     deltas: PerLevel  # [batch, n, 4]
 
 
-class CoarseToFineRPN(nn.Module):
-    """One square anchor per cell of P2..P5, refined twice; only the fine stage classifies.
+class TwoStageRPN(nn.Module):
+    """One square anchor per cell, refined twice; only the fine stage classifies.
 
-    `assign` names the row of `assign_modes` (constants of the threshold) by which the coarse stage picks positives.
+    Which anchors the coarse stage learns from is the choice of each network: `coarse_match`.
     """
 
     channels: int
@@ -39,9 +39,6 @@ class CoarseToFineRPN(nn.Module):
     dilation: int
     coarse_stds: tuple[float, ...]
     fine_stds: tuple[float, ...]
-    assign: str
-    assign_modes: Mapping[str, Mapping[str, float]]
-    base_size: float
     anchors_per_positive: float
     positive_overlap: float
     negative_overlap: float
@@ -83,11 +80,10 @@ class CoarseToFineRPN(nn.Module):
 
     def losses(self, outputs: Outputs, batch: Batch, priorities: Priorities) -> tuple[dict, dict]:
         """Losses (Eq. 2) and statistics as terms per image `[batch]`."""
-        anchors = jnp.concatenate(outputs.anchors)
         coarse_deltas, coarse_boxes, logits, deltas = (jnp.concatenate(x, 1) for x in outputs[1:])
 
         def of_image(truth, scale, coarse_deltas, coarse_boxes, logits, deltas, priorities):
-            coarse, statistics = self.coarse_loss(anchors, coarse_deltas, truth, scale)
+            coarse, statistics = self.coarse_loss(outputs.anchors, coarse_deltas, truth, scale)
             objectness, box = self.fine_losses(coarse_boxes, logits, deltas, truth, priorities)
             return {"coarse_box": coarse, "objectness": objectness, "box": box}, statistics
 
@@ -95,16 +91,22 @@ class CoarseToFineRPN(nn.Module):
             batch.ground_truth, batch.scales, coarse_deltas, coarse_boxes, logits, deltas, priorities.anchors
         )
 
-    def coarse_loss(self, anchors, deltas, truth, scale) -> tuple[Term, dict[str, Term]]:
+    def coarse_match(self, grids: PerLevel, truth: GroundTruth, scale: Array) -> tuple[Array, Array]:
+        """Which anchors of one image, `grids` per level, are positive, and the index of the object of each.
+
+        `scale` is network pixels per stored pixel.
+        """
+        raise NotImplementedError
+
+    def coarse_loss(self, grids, deltas, truth, scale) -> tuple[Term, dict[str, Term]]:
         """IoU loss of every positive anchor of one image, divided by an assumed number of positives."""
-        mode = self.assign_modes[self.assign]
-        thresholds = matching.dynamic_thresholds(truth.boxes, scale, base_size=self.base_size, **mode)
-        assignment = matching.match_dynamic(anchors, truth, thresholds, ignore_overlap=self.ignore_overlap)
+        positive, indices = self.coarse_match(grids, truth, scale)
+        anchors = jnp.concatenate(grids)
         boxes = horizontal.decode(anchors, deltas, self.coarse_stds)
-        loss = losses.iou_loss(boxes, truth.boxes[assignment.indices])
-        total = self.box_weight * jnp.where(assignment.positive, loss, 0.0).sum()
+        loss = losses.iou_loss(boxes, truth.boxes[indices])
+        total = self.box_weight * jnp.where(positive, loss, 0.0).sum()
         count = jnp.float32(anchors.shape[0] / self.anchors_per_positive)
-        return Term(total, count), proposal_network.recall_statistics(assignment, truth)
+        return Term(total, count), proposal_network.recall_statistics(positive, indices, truth)
 
     def fine_losses(self, anchors, logits, deltas, truth, priorities) -> tuple[Term, Term]:
         """Objectness and IoU loss of the sampled refined anchors of one image."""
@@ -125,3 +127,22 @@ class CoarseToFineRPN(nn.Module):
             for anchors, deltas in zip(outputs.coarse_boxes, outputs.deltas, strict=True)
         )
         return proposal_network.choose_proposals(boxes, outputs.logits, sizes, self.proposals, phase)
+
+
+class CoarseToFineRPN(TwoStageRPN):
+    """The paper's, on P2..P5: an anchor is positive from an IoU on that depends on the size of its object.
+
+    `assign` names the row of `assign_modes` (constants of the threshold) by which the coarse stage picks positives.
+    """
+
+    assign: str
+    assign_modes: Mapping[str, Mapping[str, float]]
+    base_size: float
+
+    def coarse_match(self, grids: PerLevel, truth: GroundTruth, scale: Array) -> tuple[Array, Array]:
+        """By the dynamic threshold (Eq. 1)."""
+        mode = self.assign_modes[self.assign]
+        thresholds = matching.dynamic_thresholds(truth.boxes, scale, base_size=self.base_size, **mode)
+        anchors = jnp.concatenate(grids)
+        assignment = matching.match_dynamic(anchors, truth, thresholds, ignore_overlap=self.ignore_overlap)
+        return assignment.positive, assignment.indices

@@ -12,7 +12,8 @@ from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.layers import Conv, small_normal
 from cfinet_jax.models.proposals import proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
-from cfinet_jax.structures import Batch, Priorities, Proposals, Term
+from cfinet_jax.ops import losses
+from cfinet_jax.structures import Batch, Priorities, Proposals
 
 
 class Outputs(NamedTuple):
@@ -61,13 +62,7 @@ class RPN(nn.Module):
         logits, deltas = jnp.concatenate(outputs.logits, 1), jnp.concatenate(outputs.deltas, 1)
 
         def of_image(truth, logits, deltas, priorities):
-            objectness, sample, assignment = proposal_network.objectness_loss(self, anchors, logits, truth, priorities)
-            matched = truth.boxes[assignment.indices[sample.indices]]
-            targets = horizontal.encode(anchors[sample.indices], matched, self.stds)
-            distance = jnp.abs(deltas[sample.indices] - targets).sum(-1)
-            box = self.box_weight * jnp.where(sample.positive, distance, 0.0).sum()
-            terms = {"objectness": objectness, "box": Term(box, objectness.count)}
-            return terms, proposal_network.recall_statistics(assignment, truth)
+            return proposal_network.delta_losses(self, losses.l1, anchors, logits, deltas, truth, priorities)
 
         return jax.vmap(of_image)(batch.ground_truth, logits, deltas, priorities.anchors)
 
