@@ -9,10 +9,8 @@ one that is not, so that what is read ahead counts neither way.
 
 import argparse
 import itertools
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -23,7 +21,7 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import preparation, tables
+from benchmarks import preparation, tables, timing
 from cfinet_jax import batches
 from cfinet_jax.dataset import Prepared, open_dataset
 from configs import sodad
@@ -76,23 +74,13 @@ def bare(prepared: Prepared, threads: int) -> None:
         pool.map(lambda path: cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape, paths, chunksize=1)
 
 
-def seconds(function: Callable[[], Any], repeats: int) -> float:
-    """The median time of calls after a first one."""
-    times = []
-    for _ in range(1 + repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
 def compare(name: str, epochs: Iterator[int], prepared: Prepared, settings: ConfigDict, repeats: int) -> dict[str, Any]:
     """Both sides, and how often the loader decodes a picture in an epoch."""
     with mock.patch.object(batches, "read_picture", mock.Mock(wraps=batches.read_picture)) as decoding:
         windows = next(epochs)
-        ours = len(prepared) / seconds(partial(next, epochs), repeats)
+        ours = len(prepared) / timing.median(partial(next, epochs), repeats)
         decoded = decoding.call_count / len(prepared) / (2 + repeats)
-    theirs = len(prepared) / seconds(partial(bare, prepared, settings.read_threads), repeats)
+    theirs = len(prepared) / timing.median(partial(bare, prepared, settings.read_threads), repeats)
     return {
         "computation": f"{name}: {len(prepared)} pictures, {windows} windows",
         "threads": settings.read_threads,

@@ -7,8 +7,6 @@ temporary results in the compiled program, on the CPU.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import tables
-from cfinet_jax.boxes import anchors, horizontal
-from cfinet_jax.ops import bilinear, matching
+from benchmarks import naive, tables, timing
+from cfinet_jax.boxes import anchors
+from cfinet_jax.ops import matching
 from cfinet_jax.ops.deformable import deformable_conv, tap_points
 from cfinet_jax.structures import GroundTruth
 
@@ -35,28 +33,6 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def match_at_once(boxes: jax.Array, truth: GroundTruth) -> matching.Match:
-    """`matching.best_match` on the whole matrix."""
-    overlaps = jnp.where(truth.is_object, horizontal.iou(boxes, truth.boxes), -1.0)
-    of_object = overlaps.max(0)
-    is_best = (overlaps == of_object) & (of_object >= MIN_FORCED) & truth.is_object
-    last = overlaps.shape[1] - 1 - jnp.argmax(is_best[:, ::-1], 1)
-    best = jnp.maximum(overlaps.max(1), 0.0)
-    return matching.Match(best, jnp.argmax(overlaps, 1), jnp.where(is_best.any(1), last, -1))
-
-
-def convolve_at_once(features: jax.Array, kernel: jax.Array, points: jax.Array) -> jax.Array:
-    """`deformable_conv` with all nine taps read before the product."""
-    rows, columns, channels = features.shape
-
-    def read(points: jax.Array) -> jax.Array:
-        cells, weights = bilinear.corners(points, jnp.array([rows, columns]))
-        return bilinear.read(features.reshape(-1, channels), cells[..., 0] * columns + cells[..., 1], weights)
-
-    taps = jax.vmap(read)(points)
-    return jnp.einsum("tci,tio->co", taps, kernel.reshape(9, channels, -1)).reshape(rows, columns, -1)
-
-
 def with_gradients(convolve: Callable[..., jax.Array]) -> Callable[..., Any]:
     """Those to features and kernel."""
     return jax.grad(lambda *arguments: jnp.square(convolve(*arguments)).mean(), argnums=(0, 1))
@@ -65,13 +41,9 @@ def with_gradients(convolve: Callable[..., jax.Array]) -> Callable[..., Any]:
 def measure(function: Callable[..., Any], arguments: tuple, repeats: int) -> tuple[Any, float, float]:
     """Result, temporary memory in MiB and median seconds."""
     compiled = jax.jit(function).lower(*arguments).compile()
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        result = jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - started)
+    seconds = timing.median(lambda: jax.block_until_ready(compiled(*arguments)), repeats)
     analysis: Any = compiled.memory_analysis()
-    return result, analysis.temp_size_in_bytes / 2**20, statistics.median(seconds[1:])
+    return compiled(*arguments), analysis.temp_size_in_bytes / 2**20, seconds
 
 
 def cases() -> list[tuple[str, Callable[..., Any], Callable[..., Any], tuple]]:
@@ -87,16 +59,21 @@ def cases() -> list[tuple[str, Callable[..., Any], Callable[..., Any], tuple]]:
     convolution = (features, kernel, tap_points(moved, STRIDE))
     name = f"adaptive convolution, {ROWS} x {ROWS} x {CHANNELS}"
 
-    match = partial(matching.best_match, min_forced=MIN_FORCED)
+    match, at_once = (partial(f, min_forced=MIN_FORCED) for f in (matching.best_match, naive.best_match))
     return [
         (
             f"matcher, {sum(map(len, grids)):,} anchors x {OBJECTS} objects",
             match,
-            match_at_once,
+            at_once,
             (jnp.concatenate(grids), truth),
         ),
-        (f"{name}, forward", deformable_conv, convolve_at_once, convolution),
-        (f"{name}, with gradients", with_gradients(deformable_conv), with_gradients(convolve_at_once), convolution),
+        (f"{name}, forward", deformable_conv, naive.deformable_conv, convolution),
+        (
+            f"{name}, with gradients",
+            with_gradients(deformable_conv),
+            with_gradients(naive.deformable_conv),
+            convolution,
+        ),
     ]
 
 

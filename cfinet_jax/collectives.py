@@ -1,13 +1,12 @@
 """What devices tell each other in a compiled program, read from its text."""
 
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
+from cfinet_jax.hlo import computations_of, size_in_bytes
+
 KINDS = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
-HEAD = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")  # of a computation; its instructions are indented
 COLLECTIVE = re.compile(rf"= (.+?) ({KINDS})(?:-done)?\(")  # of an asynchronous one the end, whose type is the result
-SHAPE = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")  # f32[9,16], pred[]
 CALLS = re.compile(r"\w+=\{?((?:%[\w.-]+(?:, )?)+)")  # to_apply=%a, branch_computations={%a, %b}
 LOOP = re.compile(r"(?:body|condition)=%([\w.-]+)")
 
@@ -35,25 +34,6 @@ def collectives(text: str) -> list[Collective]:
     ]
 
 
-def computations_of(text: str) -> Iterator[tuple[str, list[str]]]:
-    """The name and the instructions of every computation."""
-    for block in re.split(r"^(?=\S)", text, flags=re.MULTILINE):
-        head, *lines = block.splitlines() or [""]
-        if found := HEAD.match(head):
-            yield found[1], lines
-
-
 def names(pattern: re.Pattern[str], lines: list[str]) -> set[str]:
     """What a pattern finds in the lines, each name of a list by itself."""
     return {name.lstrip("%") for line in lines for found in pattern.findall(line) for name in found.split(", ")}
-
-
-def size_in_bytes(type_: str) -> int:
-    """Of a type as XLA writes it, or of a tuple of them."""
-    total = 0
-    for _, bits, sides in SHAPE.findall(type_):
-        count = 1
-        for side in filter(None, sides.split(",")):
-            count *= int(side)
-        total += count * max(int(bits or 8) // 8, 1)  # pred has no number and takes a byte
-    return total

@@ -25,6 +25,7 @@ MODES = {  # and the module of each, which has a function of the name
     "analyse": "analyse",
     "rules": "analyse.rules",
     "compile": "compile",
+    "profile": "profile",
 }
 OF_A_RUN = ("evaluate", "export", "predict")  # without --config, with that of the run in the workdir
 OF_SEVERAL = ("train", "evaluate")  # on the devices of several processes, if there are any

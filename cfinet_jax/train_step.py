@@ -37,8 +37,9 @@ def train_step(
     flip_key, priority_key = jax.random.split(jax.random.fold_in(key, state.step))
 
     def forward(params: Any, batch: Batch) -> tuple[dict, dict, Exemplars | None]:
-        flips = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(flip_key, index), flip))(batch.index)
-        batch = prepare(batch, flips)
+        with jax.named_scope("preprocess"):
+            flips = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(flip_key, index), flip))(batch.index)
+            batch = prepare(batch, flips)
         height, width = batch.images.shape[1:3]
         objects = batch.ground_truth.labels.shape[1]
         priorities = detector.draw_priorities(priority_key, batch.index, (height, width), objects)
@@ -56,15 +57,18 @@ def train_step(
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     metrics["finite"] = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
 
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    updated = dataclasses.replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updated = dataclasses.replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
     if detector.imitation is not None and state.memory is not None and exemplars is not None:
         classes, most = detector.roi_head.classes, detector.imitation.max_class_exemplars
-        offered = exchange(exemplars, batch.index, classes, most)
-        memory = exemplar_memory.push(state.memory, offered)
+        with jax.named_scope("memory"):
+            offered = exchange(exemplars, batch.index, classes, most)
+            memory = exemplar_memory.push(state.memory, offered)
         updated = dataclasses.replace(updated, memory=memory)
         metrics |= memory_metrics(memory, offered)
-    state = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), updated, state)
+    with jax.named_scope("optimizer"):
+        state = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), updated, state)
     return dataclasses.replace(state, step=state.step + 1), metrics
 
 

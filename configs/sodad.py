@@ -5,6 +5,9 @@ Data:      python data/prepare.py sodad --source=SODA-D --data_dir=prepared
 Command:   python -m cfinet_jax.main --config=configs/sodad.py --workdir=runs/sodad
 Variants:  sodad.py:released      the six choices in which the released code leaves the paper
            sodad.py:faster_rcnn   the baseline: RPN with three anchors on P2-P6, no imitation
+           sodad.py:rpn_0.5       the baseline, its anchors positive from an IoU of 0.5 on (Table 4)
+           sodad.py:cascade       the baseline with Cascade RPN (Tables 1, 2 and 4)
+           sodad.py:guided_anchor the baseline with GA-RPN (Table 4)
            sodad.py:pod           64 images a step on windows cut beforehand (--windows), for 1 to 64 TPU chips; for 256
                                   add --config.dataset.batch_size=256
 Hardware:  one RTX 3090 in the paper (batch 4, 12 epochs)
@@ -38,6 +41,10 @@ FASTER_RCNN = {
     "detector.roi_head.max_detections": 200,
 }
 
+RPN_HALF = FASTER_RCNN | {"detector.proposal_network.rpn.positive_overlap": 0.5}
+CASCADE = FASTER_RCNN | {"detector.proposal_network.name": "cascade"}
+GUIDED_ANCHOR = FASTER_RCNN | {"detector.proposal_network.name": "guided_anchor"}
+
 POD = {
     "dataset.train_split": "train_windows",
     "dataset.batch_size": 64,
@@ -47,7 +54,15 @@ POD = {
     "training.checkpoint_every_images": 58_023,
 }
 
-VARIANTS = {"": {}, "released": RELEASED, "faster_rcnn": FASTER_RCNN, "pod": POD}
+VARIANTS = {
+    "": {},
+    "released": RELEASED,
+    "faster_rcnn": FASTER_RCNN,
+    "rpn_0.5": RPN_HALF,
+    "cascade": CASCADE,
+    "guided_anchor": GUIDED_ANCHOR,
+    "pod": POD,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -146,6 +161,66 @@ def get_config(variant: str = "") -> ConfigDict:
                         "nms_similarity": "iou",  # in which nms_overlap is measured; NWD's published one is 0.85
                         "train": {"candidates": 2000, "nms_overlap": 0.8},
                         "test": {"candidates": 1000, "nms_overlap": 0.5},
+                    },
+                },
+                "cascade": {
+                    "channels": 256,
+                    "anchor_scale": 2.0,
+                    "dilation": 3,
+                    "coarse_stds": (0.1, 0.1, 0.5, 0.5),
+                    "fine_stds": (0.05, 0.05, 0.1, 0.1),
+                    "centre_ratio": 0.2,  # of an object's sides: there the coarse stage learns; 0.5, 0.8 in Table 1
+                    "ignore_ratio": 0.5,  # around it, where an object ends the claims of earlier ones; 0.8, 1.0
+                    "anchors_per_positive": 200.0,
+                    "assigner": "max_iou",
+                    "positive_overlap": 0.7,
+                    "negative_overlap": 0.7,
+                    "min_positive_overlap": 0.3,
+                    "samples": 256,
+                    "positive_fraction": 0.5,
+                    "objectness_weight": 0.7,
+                    "box_loss": "iou",
+                    "box_weight": 7.0,
+                    "proposals": {
+                        "max_proposals": 300,
+                        "nms_similarity": "iou",
+                        "train": {"candidates": 1000, "nms_overlap": 0.8},  # as in testing
+                        "test": {"candidates": 1000, "nms_overlap": 0.8},
+                    },
+                },
+                "guided_anchor": {
+                    "channels": 256,
+                    "anchor_scale": 2.0,
+                    "scales_per_octave": 3,  # with the ratios: boxes that stand for the shapes an anchor may take
+                    "aspect_ratios": (0.5, 1.0, 2.0),
+                    "offset_groups": 4,  # parts of the channels with offsets of their own
+                    "shape_stds": (0.14, 0.14),
+                    "stds": (0.07, 0.07, 0.11, 0.11),
+                    "centre_ratio": 0.2,  # of an object's sides: the middle, where it is to be located
+                    "ignore_ratio": 0.5,  # around it, and on the next levels, nothing is learnt
+                    "location_prior": 0.01,  # probability of a middle before anything is learnt
+                    "focal_gamma": 2.0,
+                    "focal_alpha": 0.25,
+                    "background_weight": 0.1,  # of a cell apart from objects in the loss of locations
+                    "anchors_per_positive": 200.0,
+                    "bounded_beta": 0.2,
+                    "smooth_beta": 1.0,  # where smooth_l1 turns from quadratic to linear
+                    "assigner": "max_iou",  # of the guided anchors; shapes are learnt by IoU
+                    "positive_overlap": 0.7,
+                    "negative_overlap": 0.3,
+                    "min_positive_overlap": 0.3,
+                    "samples": 256,
+                    "positive_fraction": 0.5,
+                    "location_weight": 1.0,
+                    "shape_weight": 1.0,
+                    "objectness_weight": 1.0,
+                    "box_loss": "smooth_l1",
+                    "box_weight": 1.0,
+                    "proposals": {
+                        "max_proposals": 300,
+                        "nms_similarity": "iou",
+                        "train": {"candidates": 2000, "nms_overlap": 0.7, "min_location": 0.0},
+                        "test": {"candidates": 1000, "nms_overlap": 0.7, "min_location": 0.01},
                     },
                 },
                 "rpn": {

@@ -50,6 +50,33 @@ def similarity(name: str, a: np.ndarray, b: np.ndarray, constants: dict[str, flo
     return 1 / (1 + divergence)
 
 
+def paint_middles(
+    boxes: np.ndarray, sides: tuple, strides: tuple, scale: float, centre: float, ignore: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Object after object, its regions painted onto the map of its level, and what its neighbours would be told.
+
+    Of maps of `sides` (rows, columns), concatenated: 0, -1 where ignored or the number of the object from 1 on; and
+    whether the cell is in the ignore region of an object of the level below or above.
+    """
+    maps, nearby = [np.zeros(side, int) for side in sides], [np.zeros(side, bool) for side in sides]
+
+    def region(box: np.ndarray, level: int, ratio: float) -> tuple[slice, slice]:
+        x1, y1, x2, y2 = np.float32(box) / strides[level]
+        edge = (1 - ratio) / 2
+        columns, rows = ((round((1 - edge) * a + edge * b), round(edge * a + (1 - edge) * b)) for a, b in
+                         ((float(x1), float(x2)), (float(y1), float(y2))))  # fmt: skip
+        return slice(max(rows[0], 0), max(rows[1], 0) + 1), slice(max(columns[0], 0), max(columns[1], 0) + 1)
+
+    for number, box in enumerate(boxes, 1):
+        size = np.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+        level = int(np.clip(np.floor(np.log2(size / (scale * strides[0])) + 0.5), 0, len(strides) - 1))
+        maps[level][region(box, level, ignore)] = -1
+        maps[level][region(box, level, centre)] = number
+        for other in {level - 1, level + 1} & set(range(len(strides))):
+            nearby[other][region(box, other, ignore)] = True
+    return np.concatenate([x.ravel() for x in maps]), np.concatenate([x.ravel() for x in nearby])
+
+
 def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
     """A map `[rows, columns, channels]` read at one point; cells outside it are zero."""
     rows, columns = feature.shape[:2]

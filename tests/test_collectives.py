@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cfinet_jax import mesh
-from cfinet_jax.collectives import Collective, collectives, size_in_bytes
+from cfinet_jax.collectives import Collective, collectives
 
 
 def test_sums_inside_and_outside_of_loops_are_told_apart():
@@ -74,8 +74,3 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 
 def test_a_program_of_one_device_has_none():
     assert collectives(jax.jit(jnp.sin).lower(1.0).compile().as_text()) == []
-
-
-def test_sizes_of_types():
-    assert size_in_bytes("f32[9,16,7]{2,1,0}") == 9 * 16 * 7 * 4
-    assert size_in_bytes("(f8e4m3fn[3], u64[], token[])") == 3 + 8 + 1

@@ -37,6 +37,18 @@ def test_positive_anchors_are_counted_in_network_pixels():
     assert (counts["rka"] == 2).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "of_a_cell"), [("coarse_to_fine", 1), ("cascade", 1), ("guided_anchor", 1), ("rpn", 3)]
+)
+def test_a_cell_has_as_many_anchors_as_the_network_gives_it(name, of_a_cell):
+    settings = tiny.settings()
+    settings.proposal_network.name = name
+    network = build_detector(settings, 1).proposal_network
+    grid = rules.grid_of(network, 2, 1.5)
+    assert len(grid.boxes) == of_a_cell * (48**2 + 24**2)
+    assert (rules.count_positives(grid, {"rka": rules.rules_of(network)["rka"]})["rka"] == 2).all()
+
+
 def test_a_page_with_pictures_is_left(tmp_path):
     status, output, errors = tiny.call_main(
         f"--config={tiny.__file__}", f"--workdir={tmp_path / 'rules'}", "--mode=rules"

@@ -44,7 +44,8 @@ def shrink(detector: Any) -> None:
     detector.precision = "float32"
     detector.backbone.update(depth=18, width=8)
     detector.neck.channels = 16
-    for network in (detector.proposal_network.coarse_to_fine, detector.proposal_network.rpn):
+    for name in set(detector.proposal_network) - {"name"}:
+        network = detector.proposal_network[name]
         network.update(channels=16, samples=32)
         network.proposals.max_proposals = 40
         for phase in ("train", "test"):

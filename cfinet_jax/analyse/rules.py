@@ -20,6 +20,7 @@ from cfinet_jax.inputs import scales_of
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.models.proposals import assigners
+from cfinet_jax.models.proposals.rpn import RPN
 from cfinet_jax.ops import matching
 from cfinet_jax.report.plots import COLOURS, GREY, INK, WIDTH, save
 from cfinet_jax.run import discover_sizes
@@ -61,8 +62,8 @@ def rules(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def grid_of(network: Any, levels: int, scale: float) -> Grid:
-    """The anchors of a proposal network; without `aspect_ratios` square ones alone."""
-    ratios = getattr(network, "aspect_ratios", (1.0,))
+    """The anchors of a proposal network: square ones alone, but for the plain RPN."""
+    ratios = network.aspect_ratios if isinstance(network, RPN) else (1.0,)
     grids = [
         anchor_grid((CANVAS // stride, CANVAS // stride), stride, network.anchor_scale, ratios)
         for stride in strides_of(levels)
@@ -72,7 +73,7 @@ def grid_of(network: Any, levels: int, scale: float) -> Grid:
 
 
 def rules_of(network: Any) -> dict[str, Callable[[Grid, GroundTruth], matching.Assignment]]:
-    """Those of the coarse stage, if the network has one, and every row of `assigners`."""
+    """Those of the coarse stage, if the network has `assign_modes`, and every row of `assigners`."""
 
     def coarse(row: str, grid: Grid, truth: GroundTruth) -> matching.Assignment:
         constants = network.assign_modes[row]

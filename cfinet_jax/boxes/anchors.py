@@ -25,6 +25,12 @@ def half_sides(stride: int, scale: float, ratios: Sequence[float]) -> Float[np.n
     return np.stack([1 / roots, roots], -1) * np.float32(scale * stride / 2)
 
 
+def octave_shapes(scales: int, ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """What width and height of a square are multiplied by: `scales` sizes within an octave, each in every ratio."""
+    shapes = [half_sides(2, 2 ** (k / scales), ratios) for k in range(scales)]  # half of a square of side 2 is 1
+    return tuple((float(width), float(height)) for width, height in np.concatenate(shapes))
+
+
 def best_overlap(
     boxes: Float[np.ndarray, "n 4"], shape: tuple[int, int], stride: int, scale: float, ratios: Sequence[float]
 ) -> Float[np.ndarray, "n"]:

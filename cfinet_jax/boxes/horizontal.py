@@ -31,6 +31,13 @@ def flip(boxes: Float[Array, "*n 4"], width: Float[Array, ""]) -> Float[Array, "
     return jnp.stack([width - x2, y1, width - x1, y2], -1)
 
 
+def stretch(boxes: Float[Array, "*n 4"], factors: tuple[float, float]) -> Float[Array, "*n 4"]:
+    """Boxes whose width and height are multiplied, about their centres."""
+    centre, size = centre_size(boxes)
+    half = size * jnp.asarray(factors, boxes.dtype) / 2
+    return jnp.concatenate([centre - half, centre + half], -1)
+
+
 def intersection(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
     """Area shared by boxes of equal (broadcast) position."""
     sides = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])

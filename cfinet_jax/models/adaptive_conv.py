@@ -20,11 +20,10 @@ class AdaptiveConv(nn.Module):
     ) -> Array:
         kernel = self.param("kernel", small_normal, (3, 3, features.shape[-1], self.channels))
 
-        @jax.checkpoint  # the map in float32 is not kept for the backward pass
         def of_image(image: tuple[Array, Array]) -> Array:
             features, boxes = image
             points = deformable.tap_points(boxes, stride)
             return deformable.deformable_conv(features, kernel.astype(features.dtype), points)
 
-        # One image after the other: what a tap needs in the backward pass is seven times its map, in float32.
+        # One image after the other: what a tap needs in the backward pass is several times its map, in float32.
         return jax.lax.map(of_image, (features, jax.lax.stop_gradient(boxes).astype(jnp.float32)))

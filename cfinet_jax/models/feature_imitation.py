@@ -91,6 +91,17 @@ class FeatureImitation(nn.Module):
             x = convolution(x)
         return x.reshape(*regions.shape[:-3], -1)
 
+    def compress_memory(self, features: Float[Array, "classes slots size size channels"]) -> Array:
+        """One vector per slot `[classes * slots, channels]`, class by class: all at once would be slower."""
+
+        def of_class(self: "FeatureImitation", _: None, regions: Array) -> tuple[None, Array]:
+            return None, self.compress(regions)
+
+        _, compressed = nn.scan(of_class, variable_broadcast="params", split_rngs={"params": False})(
+            self, None, features
+        )
+        return compressed.reshape(-1, compressed.shape[-1])
+
     def emphasise(self, regions: Array, compressed: Array) -> Array:
         """Regions with channels weighted by 1 + softmax of the compressed vector, as in the released code."""
         weights = 1 + jax.nn.softmax(compressed.astype(jnp.float32))
@@ -160,8 +171,7 @@ class FeatureImitation(nn.Module):
     ) -> tuple[dict, dict]:
         """The contrastive loss (Eq. 6) and statistics as terms per image `[batch]`."""
         filled = exemplar_memory.filled(memory)
-        stored = memory.features.reshape(-1, *memory.features.shape[2:]).astype(compressed.dtype)
-        remembered = self.embed(jax.lax.stop_gradient(self.compress(stored)))
+        remembered = self.embed(jax.lax.stop_gradient(self.compress_memory(memory.features.astype(compressed.dtype))))
         regions = self.embed(compressed)
         own = self.embed(jax.lax.stop_gradient(self.compress(jittered)))
 

@@ -23,6 +23,7 @@ class Conv(nn.Module):
     padding: int | None = None
     use_bias: bool = False
     kernel_init: Initializer = he_normal
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch rows columns inputs"]) -> Array:
@@ -41,7 +42,7 @@ class Conv(nn.Module):
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            y += self.param("bias", self.bias_init, (self.features,)).astype(x.dtype)
         return y
 
 

@@ -93,7 +93,6 @@ class RoiHead(nn.Module):
         """RoI features `[batch, regions, size, size, channels]`."""
         pyramid = pyramid[:POOLED_LEVELS]
 
-        @jax.checkpoint  # the pyramid in float32 is not kept for the backward pass
         def of_image(pyramid: tuple[Array, ...], boxes: Array) -> Array:
             levels = roi_align.levels_of(boxes, self.finest_scale, len(pyramid))
             return roi_align.roi_align(

@@ -25,3 +25,18 @@ def read(table: Float[Array, "cells channels"], rows: Int[Array, "n 4"], weights
     """Weighted sums of four rows of a table, `[n, channels]`."""
     # Four gathers of whole rows: XLA fuses each with its product, while one gather of [n, 4, channels] would not fit.
     return functools.reduce(jnp.add, [weights[:, k, None] * table[rows[:, k]] for k in range(4)])
+
+
+def spread(
+    table: Float[Array, "cells channels"],
+    rows: Int[Array, "n 4"],
+    weights: Float[Array, "n 4"],
+    values: Float[Array, "n channels"],
+) -> Array:
+    """The table with weighted values added to four rows each: the transpose of `read`.
+
+    Its derivative in a loop would be a table of zeros per step and corner, and a sum of them all.
+    """
+    for k in range(4):
+        table = table.at[rows[:, k]].add(weights[:, k, None] * values)
+    return table

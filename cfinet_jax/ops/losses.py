@@ -6,6 +6,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import horizontal, similarity
 
+BOUNDED_EPSILON = 1e-3  # pixels; keeps the bounded IoU of empty boxes finite, as in the released code
+
 
 def binary_cross_entropy(logits: Float[Array, "*n"], targets: Bool[Array, "*n"]) -> Float[Array, "*n"]:
     """Of the sigmoid of `logits`."""
@@ -26,6 +28,43 @@ def iou_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Floa
 def nwd_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], constant: float | Array) -> Float[Array, "*n"]:
     """1 - NWD (Wang et al. 2021); `constant` in the pixels of the boxes."""
     return 1 - similarity.paired_nwd(boxes, targets, constant)
+
+
+def focal(logits: Float[Array, "*n"], targets: Bool[Array, "*n"], *, gamma: float, alpha: float) -> Float[Array, "*n"]:
+    """Binary cross-entropy times (share that is wrong)^gamma, positives weighing `alpha`, negatives the rest of 1.
+
+    Lin et al. 2017.
+    """
+    wrong = jax.nn.sigmoid(jnp.where(targets, -logits, logits))
+    return jnp.where(targets, alpha, 1 - alpha) * wrong**gamma * binary_cross_entropy(logits, targets)
+
+
+def l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"]) -> Float[Array, "*n"]:
+    """Sum of the distances of k numbers."""
+    return jnp.abs(predictions - targets).sum(-1)
+
+
+def smooth_l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"], beta: float) -> Float[Array, "*n"]:
+    """`l1`, quadratic where a distance is below `beta` and less by beta / 2 from there on."""
+    return smooth(jnp.abs(predictions - targets), beta).sum(-1)
+
+
+def smooth(distances: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
+    """Distances (>= 0) made quadratic below `beta`."""
+    return jnp.where(distances < beta, distances**2 / (2 * beta), distances - beta / 2)
+
+
+def bounded_iou(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], beta: float) -> Float[Array, "*n"]:
+    """Sum of 1 - r over centre x, centre y, width and height, smoothed below `beta`; finite for empty boxes.
+
+    r bounds the IoU by that error alone: (w - 2 dx) / (w + 2 dx), not below 0, for a centre off by dx from that of an
+    object w wide; the smaller over the greater for sides (Tychsen-Smith & Petersson 2018).
+    """
+    (centre, size), (goal, extent) = horizontal.centre_size(boxes), horizontal.centre_size(targets)
+    moved = 2 * jnp.abs(goal - centre)
+    of_centre = 1 - jnp.maximum((extent - moved) / (extent + moved + BOUNDED_EPSILON), 0.0)
+    of_size = 1 - jnp.minimum(extent / (size + BOUNDED_EPSILON), size / (extent + BOUNDED_EPSILON))
+    return smooth(jnp.concatenate([of_centre, of_size], -1), beta).sum(-1)
 
 
 def contrastive(

@@ -3,6 +3,8 @@
 Similarities are streamed over chunks of objects: 120,000 anchors x 500 objects never exist as one matrix.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,8 +35,8 @@ class Assignment(NamedTuple):
     overlaps: Float[Array, " boxes"]
 
 
-def in_chunks(truth: GroundTruth) -> tuple[Array, Array, Array]:
-    """Boxes of the entries, which are objects, and the index of the first, `CHUNK` at a time for a scan."""
+def chunks_of(truth: GroundTruth) -> tuple[Array, Array, Array]:
+    """The entries of an image in chunks: boxes `[chunks, CHUNK, 4]`, which are objects, the index of the first."""
     count = truth.labels.shape[0]
     chunks = -(-count // CHUNK)
     padding = chunks * CHUNK - count
@@ -68,8 +70,19 @@ def best_match(
 
     nothing = jnp.zeros(boxes.shape[0], jnp.int32)
     start = Match(jnp.full(boxes.shape[0], -1.0), nothing, nothing - 1)
-    match, _ = jax.lax.scan(step, start, in_chunks(truth))
+    match, _ = jax.lax.scan(step, start, chunks_of(truth))
     return match._replace(overlaps=jnp.maximum(match.overlaps, 0.0))
+
+
+def iou_of_shapes(factors: Sequence[tuple[float, float]]) -> Pairwise:
+    """The IoU that boxes reach in the best of several shapes: width and height times each of `factors`."""
+
+    def similarity(boxes: Float[Array, "m 4"], objects: Float[Array, "n 4"]) -> Float[Array, "m n"]:
+        return functools.reduce(
+            jnp.maximum, [horizontal.iou(horizontal.stretch(boxes, each), objects) for each in factors]
+        )
+
+    return similarity
 
 
 def inside_region(boxes: Float[Array, "boxes 4"], truth: GroundTruth, share: float) -> Bool[Array, " boxes"]:
@@ -78,6 +91,7 @@ def inside_region(boxes: Float[Array, "boxes 4"], truth: GroundTruth, share: flo
     return covered.max(1) > share
 
 
+@jax.named_scope("targets")
 def match_max_iou(
     boxes: Float[Array, "boxes 4"],
     truth: GroundTruth,
@@ -91,7 +105,7 @@ def match_max_iou(
     """Positive from IoU `positive` on, negative below `negative`; each object also gets its best boxes.
 
     The latter if they reach `min_positive`, ties included, the later object winning; None: never.
-    Boxes inside ignore regions are neither. `similarity` may take the place of IoU.
+    Boxes inside ignore regions are neither. `similarity` takes the place of the IoU.
     """
     match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive, similarity)
     forced = match.forced >= 0
@@ -124,6 +138,7 @@ def dynamic_thresholds(
     return jnp.clip(base + slope * jnp.log2(side / base_size), low, cap)
 
 
+@jax.named_scope("targets")
 def match_dynamic(
     boxes: Float[Array, "boxes 4"],
     truth: GroundTruth,

@@ -1,12 +1,11 @@
 """Exact greedy non-maximum suppression at every threshold."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes.similarity import Pairwise
 from cfinet_jax.structures import Detections
 
 
@@ -14,7 +13,7 @@ def suppress(
     boxes: Float[Array, "n 4"],
     valid: Bool[Array, " n"],
     max_overlap: float,
-    overlap: Callable[[Array, Array], Array] = horizontal.iou,
+    similarity: Pairwise = horizontal.iou,
 ) -> Bool[Array, " n"]:
     """Marks the boxes, sorted best first, that no better kept box overlaps by more than `max_overlap`.
 
@@ -23,7 +22,7 @@ def suppress(
     """
     count = boxes.shape[0]
     better = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
-    suppresses = (overlap(boxes, boxes) > max_overlap) & better & valid[None, :]
+    suppresses = (similarity(boxes, boxes) > max_overlap) & better & valid[None, :]
 
     def refine(state: tuple[Array, Array]) -> tuple[Array, Array]:
         keep, _ = state

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.boxes.similarity import Pairwise
-from cfinet_jax.ops.matching import CHUNK, Assignment, in_chunks, inside_region
+from cfinet_jax.ops.matching import CHUNK, Assignment, chunks_of, inside_region
 from cfinet_jax.structures import GroundTruth
 
 
@@ -45,7 +45,7 @@ def rank(boxes: Float[Array, "boxes 4"], truth: GroundTruth, most: int, similari
         ), None
 
     nothing, none = jnp.zeros(count, jnp.int32), jnp.full(count, -1.0)
-    ranking, _ = jax.lax.scan(step, Ranking(none, nothing, none, nothing), in_chunks(truth))
+    ranking, _ = jax.lax.scan(step, Ranking(none, nothing, none, nothing), chunks_of(truth))
     return ranking._replace(overlaps=jnp.maximum(ranking.overlaps, 0.0))
 
 

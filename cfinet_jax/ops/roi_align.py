@@ -51,8 +51,8 @@ def roi_align(
 ) -> Float[Array, "regions size size channels"]:
     """Features of `size` x `size` bins of each box, read from the map of its level (half-pixel aligned).
 
-    Samples are visited one (row, column) at a time and recomputed in the backward pass, so that nothing larger
-    than the result is kept. Boxes get no gradient.
+    Samples are visited one (row, column) at a time, so that nothing much larger than the result exists. Boxes get no
+    gradient.
     """
     channels = pyramid[0].shape[-1]
     table = jnp.concatenate([features.reshape(-1, channels) for features in pyramid]).astype(jnp.float32)
@@ -65,8 +65,7 @@ def roi_align(
     extent = jnp.maximum(extent, 0.0)
     length = shape.astype(jnp.float32)
 
-    @jax.checkpoint
-    def add_sample(total: Array, index: Array) -> tuple[Array, None]:
+    def read_by(index: Array) -> tuple[Array, Array]:
         axes = [
             sample_axis(start[:, k], extent[:, k], length[:, k], index[k], size=size, max_grid=max_grid) for k in (0, 1)
         ]
@@ -78,8 +77,38 @@ def roi_align(
         cells, corner_weights = bilinear.corners(points, jnp.repeat(shape, bins, axis=0))
         columns = jnp.repeat(shape[:, 1], bins)[:, None]
         rows = jnp.repeat(first, bins)[:, None] + cells[..., 0] * columns + cells[..., 1]
-        return total + bilinear.read(table, rows, weights * corner_weights), None
+        return rows, weights * corner_weights
 
     samples = jnp.stack(jnp.meshgrid(jnp.arange(max_grid), jnp.arange(max_grid), indexing="ij"), -1).reshape(-1, 2)
-    total, _ = jax.lax.scan(add_sample, jnp.zeros((boxes.shape[0] * size * size, channels)), samples)
+    total = sum_of_reads(table, *jax.lax.map(read_by, samples))
     return total.reshape(-1, size, size, channels).astype(pyramid[0].dtype)
+
+
+@jax.custom_vjp
+def sum_of_reads(
+    table: Float[Array, "cells channels"], rows: Int[Array, "samples n 4"], weights: Float[Array, "samples n 4"]
+) -> Float[Array, "n channels"]:
+    """The sum over samples of what each reads; only the table has a gradient, which does not depend on it."""
+
+    def add_sample(total: Array, sample: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + bilinear.read(table, *sample), None
+
+    return jax.lax.scan(add_sample, jnp.zeros((rows.shape[1], table.shape[1])), (rows, weights))[0]
+
+
+def forward(table: Array, rows: Array, weights: Array) -> tuple[Array, tuple]:
+    """The backward pass needs where the samples lie, and the number of cells."""
+    return sum_of_reads(table, rows, weights), (jnp.zeros((len(table), 0)), rows, weights)
+
+
+def backward(given: tuple, gradient: Array) -> tuple[Array, None, None]:
+    """The gradient spread over the cells that were read."""
+    cells, *samples = given
+
+    def add_sample(total: Array, sample: tuple[Array, Array]) -> tuple[Array, None]:
+        return bilinear.spread(total, *sample, gradient), None
+
+    return jax.lax.scan(add_sample, jnp.zeros((len(cells), gradient.shape[1])), tuple(samples))[0], None, None
+
+
+sum_of_reads.defvjp(forward, backward)

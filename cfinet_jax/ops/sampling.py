@@ -29,6 +29,7 @@ def choose(
     return jnp.put_along_axis(marks, indices, drawn, axis=-1, inplace=False)
 
 
+@jax.named_scope("targets")
 def sample_balanced(
     priorities: Float[Array, " candidates"],
     positive: Bool[Array, " candidates"],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cfinet_jax.boxes import horizontal
-from cfinet_jax.boxes.anchors import anchor_grid, best_overlap
+from cfinet_jax.boxes.anchors import anchor_grid, best_overlap, octave_shapes
 
 
 def test_grid_agrees_with_the_reference(golden):
@@ -52,3 +52,14 @@ def test_an_object_that_is_an_anchor_overlaps_it_wholly():
     grid = anchor_grid((3, 5), 8, 2.0, (0.5, 2.0))
     np.testing.assert_allclose(best_overlap(grid, (3, 5), 8, 2.0, (0.5, 2.0)), 1, rtol=1e-5)
     assert best_overlap(np.zeros((0, 4)), (3, 5), 8, 2.0, (1.0,)).shape == (0,)
+
+
+def test_shapes_of_an_octave_stretch_a_square_to_every_size_and_ratio():
+    square = jnp.array([[2.0, 2.0, 10.0, 10.0]])
+    shapes = octave_shapes(3, (0.5, 1.0, 2.0))
+    expected = [(size / ratio**0.5, size * ratio**0.5) for size in (8, 8 * 2 ** (1 / 3), 8 * 2 ** (2 / 3))
+                for ratio in (0.5, 1, 2)]  # fmt: skip
+    for shape, sides in zip(shapes, expected, strict=True):
+        centre, size = horizontal.centre_size(horizontal.stretch(square, shape))
+        np.testing.assert_allclose(centre, [[6, 6]], rtol=1e-6)
+        np.testing.assert_allclose(size, [sides], rtol=1e-5)

@@ -157,19 +157,22 @@ def test_proposals_are_suppressed_by_the_similarity_of_the_configuration(rng):
     assert len(set(kept.values())) == 3
 
 
-@pytest.mark.parametrize("name", ["l1", "iou", "nwd"])
+@pytest.mark.parametrize("name", ["l1", "smooth_l1", "iou", "nwd"])
 def test_box_losses_equal_the_loop(rng, name):
     anchors, boxes = plain.some_boxes(rng, 12), plain.some_boxes(rng, 12)
     anchors[:, 2:] += 3
     boxes[:, 2:] += 3
     deltas, stds = rng.normal(size=(12, 4)).astype(np.float32) / 4, (0.5, 0.5, 1.0, 1.0)
-    part = network("max_iou", box_loss=name)
+    part = network("max_iou", box_loss=name, smooth_beta=0.5)
     given = (jnp.asarray(x) for x in (anchors, deltas, boxes))
     anchors_, deltas_, boxes_ = given
-    ours = proposal_network.box_losses(part, anchors_, deltas_, boxes_, stds, jnp.array(1.5))
+    ours = proposal_network.box_losses(part, stds, anchors_, deltas_, boxes_, jnp.array(1.5))
     decoded = np.asarray(horizontal.decode(anchors_, deltas_, stds))
+    distances = np.abs(deltas - np.asarray(horizontal.encode(anchors_, boxes_, stds)))
     if name == "l1":
-        expected = np.abs(deltas - np.asarray(horizontal.encode(anchors_, boxes_, stds))).sum(1)
+        expected = distances.sum(1)
+    elif name == "smooth_l1":
+        expected = np.where(distances < 0.5, distances**2, distances - 0.25).sum(1)
     else:
         pairs = zip(decoded, boxes, strict=True)
         expected = [1 - plain.similarity(name, a, b, {"constant": 1.5 * 12.7}) for a, b in pairs]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfinet_jax.boxes.anchors import anchor_grid
-from cfinet_jax.ops.deformable import deformable_conv, tap_points
+from cfinet_jax.ops.deformable import deformable_conv, grouped_conv, offset_points, tap_points
 from tests import plain
 
 TAPS = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
@@ -51,26 +51,68 @@ def test_convolution_at_arbitrary_points_equals_the_loop(rng):
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def compare_with_the_reference(data: dict, prefix: str, points: np.ndarray) -> None:
-    """Values and gradients of all images at `points` `[images, 9, cells, 2]`."""
-    x = data[f"{prefix}_x"].transpose(0, 2, 3, 1)
-    kernel = data[f"{prefix}_weight"].transpose(2, 3, 1, 0)
+def compare_with_the_reference(data: dict, prefix: str, points: np.ndarray, of_offset: np.ndarray) -> None:
+    """Values and gradients of all images at `points` `[images, 9, cells, 2]`; of the points it is `of_offset`."""
+    x = jnp.asarray(data[f"{prefix}_x"].transpose(0, 2, 3, 1))
+    kernel = jnp.asarray(data[f"{prefix}_weight"].transpose(2, 3, 1, 0))
     y, pull = jax.vjp(jax.vmap(deformable_conv, (0, None, 0)), x, kernel, jnp.asarray(points, jnp.float32))
     close = {"rtol": 1e-4, "atol": 1e-4}
     np.testing.assert_allclose(y, data[f"{prefix}_y"].transpose(0, 2, 3, 1), **close)
-    of_x, of_kernel, _ = pull(jnp.asarray(data[f"{prefix}_gy"].transpose(0, 2, 3, 1)))
+    of_x, of_kernel, of_points = pull(jnp.asarray(data[f"{prefix}_gy"].transpose(0, 2, 3, 1)))
     np.testing.assert_allclose(of_x, data[f"{prefix}_gx"].transpose(0, 2, 3, 1), **close)
     np.testing.assert_allclose(of_kernel, data[f"{prefix}_gweight"].transpose(2, 3, 1, 0), **close)
+    limit = np.array(x.shape[1:3])
+    bend = ((points == -1) | (points == limit)).any(-1, keepdims=True)  # there the reference takes it for outside
+    np.testing.assert_allclose(np.where(bend, 0, of_points), np.where(bend, 0, of_offset), **close)
 
 
 def test_adaptive_convolution_and_its_gradients_agree_with_the_reference(golden):
     data = golden("deform_conv")
     points = [tap_points(jnp.asarray(boxes), int(data["a_stride"])) for boxes in data["a_boxes"]]
-    compare_with_the_reference(data, "a", np.stack(points))
+    cells = points[0].shape[1]
+    of_offset = data["a_goffset"].reshape(2, cells, 9, 2).transpose(0, 2, 1, 3)
+    compare_with_the_reference(data, "a", np.stack(points), of_offset)
 
 
 def test_convolution_with_given_offsets_agrees_with_the_reference(golden):
     data = golden("deform_conv")
     rows, columns = data["c_x"].shape[2:]
-    offsets = data["c_offset"].reshape(2, 9, 2, rows * columns).transpose(0, 1, 3, 2)
-    compare_with_the_reference(data, "c", grid_of(rows, columns) + np.array(TAPS)[:, None] + offsets)
+    offsets, of_offset = (
+        data[f"c_{name}"].reshape(2, 9, 2, rows * columns).transpose(0, 1, 3, 2) for name in ("offset", "goffset")
+    )
+    compare_with_the_reference(data, "c", grid_of(rows, columns) + np.array(TAPS)[:, None] + offsets, of_offset)
+
+
+def test_learnt_offsets_and_their_gradients_agree_with_the_reference(golden):
+    data = golden("deform_conv")
+    x, offsets = (data[f"c_{name}"].transpose(0, 2, 3, 1) for name in ("x", "offset"))
+    kernel = jnp.asarray(data["c_weight"].transpose(2, 3, 1, 0))
+
+    def convolve(x, offsets):
+        return grouped_conv(x, kernel, offset_points(offsets, 1))
+
+    y, pull = jax.vjp(jax.vmap(convolve), jnp.asarray(x), jnp.asarray(offsets))
+    of_x, of_offsets = pull(jnp.asarray(data["c_gy"].transpose(0, 2, 3, 1)))
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    np.testing.assert_allclose(y, data["c_y"].transpose(0, 2, 3, 1), **close)
+    np.testing.assert_allclose(of_x, data["c_gx"].transpose(0, 2, 3, 1), **close)
+    expected = data["c_goffset"].transpose(0, 2, 3, 1)
+    points = np.asarray(jax.vmap(lambda each: offset_points(each, 1)[0])(offsets))  # image, tap, cell, y and x
+    on_the_edge = (points == -1).any(-1).transpose(0, 2, 1).repeat(2, -1).reshape(expected.shape)
+    assert 0 < on_the_edge.sum() < 30  # there the value has a kink, and the reference takes the slope outside
+    np.testing.assert_allclose(np.where(on_the_edge, 0, of_offsets), np.where(on_the_edge, 0, expected), **close)
+
+
+def test_groups_of_channels_have_offsets_of_their_own(rng):
+    x, kernel = rng.normal(size=(3, 4, 6)).astype(np.float32), rng.normal(size=(3, 3, 6, 2)).astype(np.float32)
+    offsets = rng.normal(size=(3, 4, 3 * 18)).astype(np.float32)
+    expected = np.zeros((3, 4, 2))
+    for row, column in grid_of(3, 4):
+        for channel in range(6):
+            group = channel // 2
+            for tap, (down, right) in enumerate(TAPS):
+                moved = offsets[row, column, 18 * group + 2 * tap :][:2]
+                read = plain.bilinear(x[..., channel, None], row + down + moved[0], column + right + moved[1])
+                expected[row, column] += read @ kernel[tap // 3, tap % 3, channel, None]
+    ours = jax.jit(lambda *a: grouped_conv(a[0], a[1], offset_points(a[2], 3)))(x, kernel, offsets)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)

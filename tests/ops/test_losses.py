@@ -32,6 +32,67 @@ def test_cross_entropy_equals_the_formula(rng):
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_focal_loss_equals_the_formula(rng):
+    logits, targets = rng.normal(0, 3, 50).astype(np.float32), rng.random(50) < 0.5
+    right = np.where(targets, 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(logits)))
+    expected = -np.where(targets, 0.25, 0.75) * (1 - right) ** 2 * np.log(right)
+    ours = losses.focal(jnp.asarray(logits), jnp.asarray(targets), gamma=2.0, alpha=0.25)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_focal_loss_of_certain_logits_has_a_finite_gradient():
+    logits, targets = jnp.array([1e4, -1e4, 1e4, -1e4]), jnp.array([True, False, False, True])
+    value, gradient = jax.vmap(jax.value_and_grad(lambda x, t: losses.focal(x, t, gamma=2.0, alpha=0.25)))(
+        logits, targets
+    )
+    np.testing.assert_allclose(value, [0, 0, 7.5e3, 2.5e3])
+    np.testing.assert_allclose(gradient, [0, 0, 0.75, -0.25])
+
+
+def test_distances_of_deltas_equal_the_formula(rng):
+    a, b = rng.normal(size=(20, 4)).astype(np.float32), rng.normal(size=(20, 4)).astype(np.float32)
+    distance = np.abs(a - b)
+    np.testing.assert_allclose(losses.l1(jnp.asarray(a), jnp.asarray(b)), distance.sum(1), rtol=1e-5)
+    for beta in (0.2, 1.0):
+        expected = np.where(distance < beta, 0.5 * distance**2 / beta, distance - 0.5 * beta).sum(1)
+        np.testing.assert_allclose(losses.smooth_l1(jnp.asarray(a), jnp.asarray(b), beta), expected, rtol=1e-4)
+
+
+def bounded_iou_loop(box, target, beta):
+    """Centre and side along x, then along y."""
+    total = 0.0
+    for low, high in ((0, 2), (1, 3)):
+        size, extent = box[high] - box[low], target[high] - target[low]
+        away = abs(box[low] + box[high] - target[low] - target[high]) / 2
+        of_centre = 1 - max((extent - 2 * away) / (extent + 2 * away + 1e-3), 0)
+        of_size = 1 - min(extent / (size + 1e-3), size / (extent + 1e-3))
+        for loss in (of_centre, of_size):
+            total += 0.5 * loss**2 / beta if loss < beta else loss - 0.5 * beta
+    return total
+
+
+def test_bounded_iou_loss_equals_the_plain_statement(rng):
+    boxes, targets = plain.some_boxes(rng, 40, 32.0), plain.some_boxes(rng, 40, 32.0)
+    boxes[:10] = targets[:10] + rng.normal(0, 0.3, (10, 4))
+    expected = [bounded_iou_loop(*pair, 0.2) for pair in zip(boxes, targets, strict=True)]
+    ours = losses.bounded_iou(jnp.asarray(boxes), jnp.asarray(targets), 0.2)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_bounded_iou_loss_of_one_error_by_hand():
+    """A box of the right size a quarter of it off along x, and one of the right centre, twice as wide."""
+    target = jnp.array([[0.0, 0.0, 20.0, 20.0]])
+    for box, expected in (([5.0, 0.0, 25.0, 20.0], 2 / 3 - 0.1), ([-10.0, 0.0, 30.0, 20.0], 1 / 2 - 0.1)):
+        np.testing.assert_allclose(losses.bounded_iou(jnp.array([box]), target, 0.2), [expected], atol=1e-3)
+
+
+def test_bounded_iou_loss_of_empty_boxes_is_finite():
+    empty, box = jnp.full((1, 4), 3.0), jnp.array([[0.0, 0.0, 5.0, 5.0]])
+    for pair in ((empty, box), (box, empty), (empty, empty), (box, box)):
+        value, gradient = jax.value_and_grad(lambda a, b: losses.bounded_iou(a, b, 0.2).sum())(*pair)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
 def test_iou_loss_is_one_minus_iou(rng):
     a, b = plain.some_boxes(rng, 30, 32.0), plain.some_boxes(rng, 30, 32.0)
     expected = [1 - max(plain.iou(x, y), 1e-6) for x, y in zip(a, b, strict=True)]

@@ -160,6 +160,22 @@ def test_max_iou_assignment_equals_the_plain_statement(seed):
 
 
 @given(seeds)
+def test_shapes_are_matched_by_the_best_of_them(seed):
+    rng = np.random.default_rng(seed)
+    squares, objects = whole_boxes(rng, 40), whole_boxes(rng, 9)
+    factors = ((1.0, 1.0), (2.0, 1.0), (1.0, 0.5))
+    truth = plain.ground_truth(objects)
+    ours = matching.best_match(jnp.asarray(squares), truth, 0.3, matching.iou_of_shapes(factors))
+    centre, size = (squares[:, :2] + squares[:, 2:]) / 2, squares[:, 2:] - squares[:, :2]
+    overlaps = np.max([
+        plain.ious(np.concatenate([centre - size * each / 2, centre + size * each / 2], 1), objects)
+        for each in np.array(factors)
+    ], axis=0)  # fmt: skip
+    np.testing.assert_allclose(ours.overlaps, overlaps.max(1), rtol=1e-5)
+    np.testing.assert_array_equal(ours.indices, overlaps.argmax(1))
+
+
+@given(seeds)
 def test_dynamic_assignment_equals_the_plain_statement(seed):
     rng = np.random.default_rng(seed)
     boxes, objects = whole_boxes(rng, 40), whole_boxes(rng, 9)

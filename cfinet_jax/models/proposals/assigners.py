@@ -22,10 +22,8 @@ def similarity_of(table: Mapping[str, Mapping[str, float]], name: str, scale: Ar
     return partial(SIMILARITIES[name], **in_pixels(table[name], scale))
 
 
-def by_threshold(
-    network: Any, anchors: Array, levels: Array, truth: GroundTruth, scale: Array, *, similarity: str
-) -> Assignment:
-    """Max-IoU assignment with the network's thresholds, by any similarity."""
+def match_anchors(network: Any, anchors: Array, truth: GroundTruth, similarity: Pairwise) -> Assignment:
+    """Max-IoU assignment by the thresholds of `network`; `similarity` takes the place of the IoU."""
     return matching.match_max_iou(
         anchors,
         truth,
@@ -33,8 +31,15 @@ def by_threshold(
         negative=network.negative_overlap,
         min_positive=network.min_positive_overlap,
         ignore_overlap=network.ignore_overlap,
-        similarity=similarity_of(network.similarities, similarity, scale),
+        similarity=similarity,
     )
+
+
+def by_threshold(
+    network: Any, anchors: Array, levels: Array, truth: GroundTruth, scale: Array, *, similarity: str
+) -> Assignment:
+    """Max-IoU assignment with the network's thresholds, by any similarity."""
+    return match_anchors(network, anchors, truth, similarity_of(network.similarities, similarity, scale))
 
 
 def by_ranking(

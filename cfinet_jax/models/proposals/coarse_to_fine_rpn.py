@@ -15,7 +15,7 @@ from cfinet_jax.models.layers import Conv, small_normal
 from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
 from cfinet_jax.ops import matching
-from cfinet_jax.structures import Batch, Priorities, Proposals, Term
+from cfinet_jax.structures import Batch, GroundTruth, Priorities, Proposals, Term
 
 
 class Outputs(NamedTuple):
@@ -28,11 +28,11 @@ class Outputs(NamedTuple):
     deltas: PerLevel  # [batch, n, 4]
 
 
-class CoarseToFineRPN(nn.Module):
-    """One square anchor per cell of P2..P5, refined twice; only the fine stage classifies.
+class TwoStageRPN(nn.Module):
+    """One square anchor per cell, refined twice; only the fine stage classifies.
 
-    `assign` names the row of `assign_modes` (constants of the threshold) by which the coarse stage picks positives,
-    `assigner` the row of `assigners` by which the fine stage does.
+    Which anchors the coarse stage learns from is the choice of each network: `coarse_match`. `assigner` says it of the
+    fine stage, and `box_loss` is that of both.
     """
 
     channels: int
@@ -40,9 +40,6 @@ class CoarseToFineRPN(nn.Module):
     dilation: int
     coarse_stds: tuple[float, ...]
     fine_stds: tuple[float, ...]
-    assign: str
-    assign_modes: Mapping[str, Mapping[str, float]]
-    base_size: float
     anchors_per_positive: float
     assigner: str
     positive_overlap: float
@@ -88,37 +85,36 @@ class CoarseToFineRPN(nn.Module):
 
     def losses(self, outputs: Outputs, batch: Batch, priorities: Priorities) -> tuple[dict, dict]:
         """Losses (Eq. 2) and statistics as terms per image `[batch]`."""
-        anchors, levels = jnp.concatenate(outputs.anchors), proposal_network.levels_of(outputs.anchors)
+        levels = proposal_network.levels_of(outputs.anchors)
         coarse_deltas, coarse_boxes, logits, deltas = (jnp.concatenate(x, 1) for x in outputs[1:])
 
         def of_image(truth, scale, coarse_deltas, coarse_boxes, logits, deltas, priorities):
-            coarse, statistics = self.coarse_loss(anchors, coarse_deltas, truth, scale)
-            objectness, box = self.fine_losses(coarse_boxes, levels, logits, deltas, truth, scale, priorities)
-            return {"coarse_box": coarse, "objectness": objectness, "box": box}, statistics
+            coarse, statistics = self.coarse_loss(outputs.anchors, coarse_deltas, truth, scale)
+            assignment = assigners.assign(self, coarse_boxes, levels, truth, scale)
+            fine = proposal_network.anchor_losses(
+                self, self.fine_stds, coarse_boxes, logits, deltas, assignment, truth, scale, priorities
+            )
+            return {"coarse_box": coarse} | fine, statistics
 
         return jax.vmap(of_image)(
             batch.ground_truth, batch.scales, coarse_deltas, coarse_boxes, logits, deltas, priorities.anchors
         )
 
-    def coarse_loss(self, anchors, deltas, truth, scale) -> tuple[Term, dict[str, Term]]:
-        """Box loss of every positive anchor of one image, divided by an assumed number of positives."""
-        mode = self.assign_modes[self.assign]
-        thresholds = matching.dynamic_thresholds(truth.boxes, scale, base_size=self.base_size, **mode)
-        assignment = matching.match_dynamic(anchors, truth, thresholds, ignore_overlap=self.ignore_overlap)
-        matched = truth.boxes[assignment.indices]
-        loss = proposal_network.box_losses(self, anchors, deltas, matched, self.coarse_stds, scale)
-        total = self.box_weight * jnp.where(assignment.positive, loss, 0.0).sum()
-        count = jnp.float32(anchors.shape[0] / self.anchors_per_positive)
-        return Term(total, count), proposal_network.recall_statistics(assignment, truth)
+    def coarse_match(self, grids: PerLevel, truth: GroundTruth, scale: Array) -> tuple[Array, Array]:
+        """Which anchors of one image, `grids` per level, are positive, and the index of the object of each.
 
-    def fine_losses(self, anchors, levels, logits, deltas, truth, scale, priorities) -> tuple[Term, Term]:
-        """Objectness and box loss of the sampled refined anchors of one image."""
-        assignment = assigners.assign(self, anchors, levels, truth, scale)
-        objectness, sample = proposal_network.objectness_loss(self, logits, assignment, priorities)
-        anchors, deltas, objects = (x[sample.indices] for x in (anchors, deltas, assignment.indices))
-        loss = proposal_network.box_losses(self, anchors, deltas, truth.boxes[objects], self.fine_stds, scale)
-        total = self.box_weight * jnp.where(sample.positive, loss, 0.0).sum()
-        return objectness, Term(total, objectness.count)
+        `scale` is network pixels per stored pixel.
+        """
+        raise NotImplementedError
+
+    def coarse_loss(self, grids, deltas, truth, scale) -> tuple[Term, dict[str, Term]]:
+        """Box loss of every positive anchor of one image, divided by an assumed number of positives."""
+        positive, indices = self.coarse_match(grids, truth, scale)
+        anchors = jnp.concatenate(grids)
+        loss = proposal_network.box_losses(self, self.coarse_stds, anchors, deltas, truth.boxes[indices], scale)
+        total = self.box_weight * jnp.where(positive, loss, 0.0).sum()
+        count = jnp.float32(anchors.shape[0] / self.anchors_per_positive)
+        return Term(total, count), proposal_network.recall_statistics(positive, indices, truth)
 
     def count_anchors(self, shape: tuple[int, int], levels: int) -> int:
         """Anchors of an input of `shape` (height, width)."""
@@ -131,3 +127,22 @@ class CoarseToFineRPN(nn.Module):
             for anchors, deltas in zip(outputs.coarse_boxes, outputs.deltas, strict=True)
         )
         return proposal_network.choose_proposals(self, boxes, outputs.logits, sizes, scales, phase)
+
+
+class CoarseToFineRPN(TwoStageRPN):
+    """The paper's, on P2..P5: an anchor is positive from an IoU on that depends on the size of its object.
+
+    `assign` names the row of `assign_modes` (constants of the threshold) by which the coarse stage picks positives.
+    """
+
+    assign: str
+    assign_modes: Mapping[str, Mapping[str, float]]
+    base_size: float
+
+    def coarse_match(self, grids: PerLevel, truth: GroundTruth, scale: Array) -> tuple[Array, Array]:
+        """By the dynamic threshold (Eq. 1)."""
+        mode = self.assign_modes[self.assign]
+        thresholds = matching.dynamic_thresholds(truth.boxes, scale, base_size=self.base_size, **mode)
+        anchors = jnp.concatenate(grids)
+        assignment = matching.match_dynamic(anchors, truth, thresholds, ignore_overlap=self.ignore_overlap)
+        return assignment.positive, assignment.indices

@@ -1,7 +1,8 @@
 """What every proposal network offers, and what they share.
 
 A network has `__call__(pyramid, sizes) -> outputs`, `losses(outputs, batch, priorities) -> (losses, statistics)`
-`choose(outputs, sizes, scales, phase) -> Proposals` and `count_anchors(shape, levels)`.
+`choose(outputs, sizes, scales, phase) -> Proposals` and `count_anchors(shape, levels)`, the priorities that an image
+needs.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import anchors, horizontal
 from cfinet_jax.boxes.similarity import in_pixels
@@ -47,21 +48,35 @@ def flatten(x: Float[Array, "batch rows columns n"], size: int) -> Float[Array, 
 
 
 def choose_proposals(
-    network: Any, boxes: PerLevel, logits: PerLevel, sizes: Array, scales: Array, phase: str
+    network: Any,
+    boxes: PerLevel,
+    logits: PerLevel,
+    sizes: Array,
+    scales: Array,
+    phase: str,
+    candidates: PerLevel | None = None,
 ) -> Proposals:
-    """The best boxes after NMS within each level, of `candidates` per level, by `network.proposals`."""
+    """The best boxes after NMS within each level, of so many `candidates` per level as `network.proposals` says.
+
+    The argument `candidates`, `[batch, n]` per level, marks the boxes that may be chosen; None: all.
+    """
     settings = network.proposals
     limits = settings[phase]
+    if candidates is None:
+        candidates = tuple(jnp.ones(x.shape, bool) for x in logits)
 
-    def of_level(boxes: Array, logits: Array, size: Array, scale: Array) -> tuple[Array, Array, Array]:
-        scores, best = jax.lax.top_k(jax.nn.sigmoid(logits), min(limits["candidates"], logits.shape[0]))
+    def of_level(
+        boxes: Array, logits: Array, candidates: Array, size: Array, scale: Array
+    ) -> tuple[Array, Array, Array]:
+        scores = jnp.where(candidates, jax.nn.sigmoid(logits), -1.0)
+        scores, best = jax.lax.top_k(scores, min(limits["candidates"], logits.shape[0]))
         chosen = horizontal.clip(boxes[best], size)
-        real = (chosen[:, 2] > chosen[:, 0]) & (chosen[:, 3] > chosen[:, 1])
-        overlap = similarity_of(network.similarities, settings["nms_similarity"], scale)
-        return chosen, scores, nms.suppress(chosen, real, limits["nms_overlap"], overlap)
+        real = (chosen[:, 2] > chosen[:, 0]) & (chosen[:, 3] > chosen[:, 1]) & (scores >= 0)
+        similarity = similarity_of(network.similarities, settings["nms_similarity"], scale)
+        return chosen, scores, nms.suppress(chosen, real, limits["nms_overlap"], similarity)
 
-    def of_image(boxes: PerLevel, logits: PerLevel, size: Array, scale: Array) -> Proposals:
-        levels = [of_level(*level, size, scale) for level in zip(boxes, logits, strict=True)]
+    def of_image(boxes: PerLevel, logits: PerLevel, candidates: PerLevel, size: Array, scale: Array) -> Proposals:
+        levels = [of_level(*level, size, scale) for level in zip(boxes, logits, candidates, strict=True)]
         chosen, scores, keep = (jnp.concatenate(parts) for parts in zip(*levels, strict=True))
         padding = max(0, settings["max_proposals"] - scores.shape[0])
         chosen = jnp.pad(chosen, ((0, padding), (0, 0)))
@@ -69,15 +84,15 @@ def choose_proposals(
         top, best = jax.lax.top_k(ranked, settings["max_proposals"])
         return Proposals(chosen[best], jnp.maximum(top, 0.0), top >= 0)
 
-    return jax.lax.stop_gradient(jax.vmap(of_image)(boxes, logits, sizes, scales))
+    return jax.lax.stop_gradient(jax.vmap(of_image)(boxes, logits, candidates, sizes, scales))
 
 
-def objectness_loss(
-    network: Any, logits: Array, assignment: matching.Assignment, priorities: Array
-) -> tuple[Term, sampling.Sample]:
-    """Weighted binary cross-entropy of the anchors that `network` samples in one image, and which of all they are.
+def sample_anchors(
+    network: Any, assignment: matching.Assignment, priorities: Array
+) -> tuple[sampling.Sample, Float[Array, ""]]:
+    """The anchors of one image that `network` learns from, and what their losses are divided by.
 
-    The count is max(positives, 1) + max(negatives, 1), by which the box loss is divided too.
+    The divisor is max(positives, 1) + max(negatives, 1).
     """
     sample = sampling.sample_balanced(
         priorities,
@@ -86,31 +101,57 @@ def objectness_loss(
         size=network.samples,
         positive_fraction=network.positive_fraction,
     )
-    loss = losses.binary_cross_entropy(logits[sample.indices], sample.positive)
-    total = network.objectness_weight * jnp.where(sample.valid, loss, 0.0).sum()
     positives, negatives = sample.positive.sum(), (sample.valid & ~sample.positive).sum()
     count = jnp.maximum(positives, 1) + jnp.maximum(negatives, 1)
-    return Term(total, count.astype(jnp.float32)), sample
+    return sample, count.astype(jnp.float32)
+
+
+def anchor_losses(
+    network: Any,
+    stds: tuple[float, ...],
+    anchors: Array,
+    logits: Array,
+    deltas: Array,
+    assignment: matching.Assignment,
+    truth: GroundTruth,
+    scale: Array,
+    priorities: Array,
+) -> dict[str, Term]:
+    """Binary cross-entropy and box loss, both weighted, of the anchors of one image that `network` samples."""
+    sample, count = sample_anchors(network, assignment, priorities)
+    loss = losses.binary_cross_entropy(logits[sample.indices], sample.positive)
+    objectness = network.objectness_weight * jnp.where(sample.valid, loss, 0.0).sum()
+    anchors, deltas, objects = (x[sample.indices] for x in (anchors, deltas, assignment.indices))
+    loss = box_losses(network, stds, anchors, deltas, truth.boxes[objects], scale)
+    box = network.box_weight * jnp.where(sample.positive, loss, 0.0).sum()
+    return {"objectness": Term(objectness, count), "box": Term(box, count)}
 
 
 def box_losses(
-    network: Any, anchors: Array, deltas: Array, boxes: Array, stds: tuple[float, ...], scale: Array
+    network: Any, stds: tuple[float, ...], anchors: Array, deltas: Array, boxes: Array, scale: Array
 ) -> Float[Array, " anchors"]:
     """How far `deltas` lead from what leads from anchors to `boxes`, as `network.box_loss` measures it; unweighted."""
     if network.box_loss == "l1":
-        return jnp.abs(deltas - horizontal.encode(anchors, boxes, stds)).sum(-1)
+        return losses.l1(deltas, horizontal.encode(anchors, boxes, stds))
+    if network.box_loss == "smooth_l1":
+        return losses.smooth_l1(deltas, horizontal.encode(anchors, boxes, stds), network.smooth_beta)
     decoded = horizontal.decode(anchors, deltas, stds)
     if network.box_loss == "iou":
         return losses.iou_loss(decoded, boxes)
     return losses.nwd_loss(decoded, boxes, **in_pixels(network.similarities["nwd"], scale))
 
 
-def recall_statistics(assignment: matching.Assignment, truth: GroundTruth) -> dict[str, Term]:
-    """How many anchors are positive, and the share of objects that have one, in one image."""
+def recall_statistics(
+    positive: Bool[Array, " anchors"], indices: Int[Array, " anchors"], truth: GroundTruth
+) -> dict[str, Term]:
+    """How many anchors are positive, and the share of objects that have one, in one image.
+
+    `indices` are the objects for which the anchors stand.
+    """
     objects = truth.is_object
-    hit = jnp.zeros(objects.shape, bool).at[assignment.indices].max(assignment.positive)
+    hit = jnp.zeros(objects.shape, bool).at[indices].max(positive)
     return {
-        "positive_anchors": Term(assignment.positive.sum().astype(jnp.float32), jnp.float32(1)),
+        "positive_anchors": Term(positive.sum().astype(jnp.float32), jnp.float32(1)),
         "objects_with_anchor": Term(
             (hit & objects).sum().astype(jnp.float32),
             objects.sum().astype(jnp.float32),

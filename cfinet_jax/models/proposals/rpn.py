@@ -12,7 +12,7 @@ from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.layers import Conv, small_normal
 from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
-from cfinet_jax.structures import Batch, Priorities, Proposals, Term
+from cfinet_jax.structures import Batch, Priorities, Proposals
 
 
 class Outputs(NamedTuple):
@@ -66,14 +66,10 @@ class RPN(nn.Module):
 
         def of_image(truth, scale, logits, deltas, priorities):
             assignment = assigners.assign(self, anchors, levels, truth, scale)
-            objectness, sample = proposal_network.objectness_loss(self, logits, assignment, priorities)
-            matched = truth.boxes[assignment.indices[sample.indices]]
-            loss = proposal_network.box_losses(
-                self, anchors[sample.indices], deltas[sample.indices], matched, self.stds, scale
+            terms = proposal_network.anchor_losses(
+                self, self.stds, anchors, logits, deltas, assignment, truth, scale, priorities
             )
-            box = self.box_weight * jnp.where(sample.positive, loss, 0.0).sum()
-            terms = {"objectness": objectness, "box": Term(box, objectness.count)}
-            return terms, proposal_network.recall_statistics(assignment, truth)
+            return terms, proposal_network.recall_statistics(assignment.positive, assignment.indices, truth)
 
         return jax.vmap(of_image)(batch.ground_truth, batch.scales, logits, deltas, priorities.anchors)
 
