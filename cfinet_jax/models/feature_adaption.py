@@ -27,7 +27,6 @@ class FeatureAdaption(nn.Module):
         shapes = jax.lax.stop_gradient(shapes).astype(jnp.float32)
         offsets = Conv(numbers, 1, kernel_init=nn.initializers.normal(0.1), name="offset")(shapes)
 
-        @jax.checkpoint  # the map in float32 is not kept for the backward pass
         def of_image(image: tuple[Array, Array]) -> Array:
             features, offsets = image
             points = deformable.offset_points(offsets, self.groups)
