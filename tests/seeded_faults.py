@@ -76,7 +76,8 @@ FAULTS = (
      "jnp.where(own, jnp.arange(boxes.shape[0], dtype=jnp.int32), matched.indices)", "matched.indices"),
     ("temperature multiplied", "models/feature_imitation", "/ self.temperature", "* self.temperature"),
     ("exemplars teach the compression", "models/feature_imitation",
-     "self.embed(jax.lax.stop_gradient(self.compress(stored)))", "self.embed(self.compress(stored))"),
+     "self.embed(jax.lax.stop_gradient(self.compress_memory(memory.features.astype(compressed.dtype))))",
+     "self.embed(self.compress_memory(memory.features.astype(compressed.dtype)))"),
     ("sum instead of mean over positives", "models/feature_imitation",
      "weights * total / jnp.maximum(count, 1)", "weights * total"),
 )  # fmt: skip
