@@ -89,7 +89,10 @@ def prepare_once(settings: ConfigDict) -> None:
 
 def prepared_folder(settings: ConfigDict) -> epath.Path | None:
     """The newest version of a data set, or None."""
-    versions = [file.parent for file in epath.Path(settings.data_dir, settings.name).glob("*/dataset_info.json")]
+    folder = epath.Path(settings.data_dir, settings.name)
+    if not folder.exists():  # to look into a bucket that is not there is an error
+        return None
+    versions = [file.parent for file in folder.glob("*/dataset_info.json")]
     return max(versions, key=lambda version: tfds.core.Version(version.name), default=None)
 
 

@@ -31,13 +31,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_status(command: Callable[[], None]) -> int:
-    """That of a command: 2 after a user's mistake or on a full disk, 75 where it was interrupted, each in one line."""
+    """That of a command, and one line where it is not 0.
+
+    75: it was interrupted. 2: the user is mistaken, the disk full, or the package that reads `gs://` missing.
+    """
     try:
         command()
     except UserError as error:
         return end(2, str(error))
     except Interrupted as error:
         return end(75, str(error))
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        return end(2, f"a path on gs:// cannot be reached ({error}): pip install gcsfs")
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
@@ -46,6 +53,6 @@ def exit_status(command: Callable[[], None]) -> int:
 
 
 def end(status: int, line: str) -> int:
-    """The status, with what is said of it."""
-    print(f"cfinet_jax: {line}", file=sys.stderr)
+    """The status, with what is said of it; what a bucket says has several lines."""
+    print(f"cfinet_jax: {' '.join(line.splitlines())}", file=sys.stderr)
     return status

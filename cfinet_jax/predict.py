@@ -135,7 +135,7 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.Path, output:
     try:
         (output / "overlays").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror}): choose another --output.") from error
+        raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
     progress = Progress("Predicting", sum(len(model.windows_in(upright_size(file))) for file in files), unit="windows")
     broken: list[str] = []
 

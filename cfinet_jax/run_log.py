@@ -18,6 +18,7 @@ from tensorboardX.summary import scalar
 
 from cfinet_jax.errors import UserError
 
+BUCKET_PAUSE = 60  # seconds; a bucket takes one version of a file in a second, and all of it each time
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -42,8 +43,13 @@ def write_settings(
 
 
 def has_learnt(workdir: epath.Path) -> bool:
-    """Whether there is a checkpoint in the workdir; one that is half-written has a longer name."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("[0-9]*"))
+    """Whether there is a checkpoint in the workdir; one that is half-written has a longer name, in a bucket no mark."""
+    folder = workdir / "checkpoints"
+    if not folder.exists():  # to look into a bucket that is not there is an error
+        return False
+    if in_bucket(workdir):
+        return any(folder.glob("[0-9]*/commit_success.txt"))
+    return any(path.name.isdigit() for path in folder.glob("[0-9]*"))
 
 
 def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
@@ -132,19 +138,25 @@ def replace_text(path: epath.Path, text: str) -> None:
         raise
 
 
-def append_line(path: epath.Path, line: str) -> None:
-    """A store such as `gs://` cannot append to a file, which is written anew there."""
-    if "://" in str(path):
-        path.write_text((path.read_text() if path.exists() else "") + line)
+def in_bucket(path: epath.Path) -> bool:
+    """Whether a path is in a store such as `gs://`."""
+    return "://" in str(path)
+
+
+def append(path: epath.Path, lines: str) -> None:
+    """A bucket cannot append to a file, which is written anew there."""
+    if in_bucket(path):
+        path.write_text(path.read_text() + lines)
     else:
         with path.open("a") as file:
-            file.write(line)
+            file.write(lines)
 
 
 class RunLog:
     """Appends events to `metrics.jsonl` and TensorBoard, from `step` on: what an earlier try logged later is undone.
 
-    Of several processes only the first one writes.
+    In a bucket both are written once a minute and when `flush` is called, before a checkpoint at the latest. Of several
+    processes only the first one writes.
     """
 
     def __init__(self, workdir: epath.Path, step: int) -> None:
@@ -153,6 +165,7 @@ class RunLog:
         lines = [line for line in lines if logged_by(line, step)]
         self.evaluated = {entry["step"] for entry in map(json.loads, lines) if entry.get("kind") == "eval"}
         self.writes = jax.process_index() == 0
+        self.waiting, self.flushed, self.pause = "", time.monotonic(), BUCKET_PAUSE if in_bucket(workdir) else 0
         if self.writes:
             replace_text(self.path, "".join(f"{line}\n" for line in lines))
             # Not `SummaryWriter`: a full disk ends its thread, and then the training waits for it for ever.
@@ -163,14 +176,24 @@ class RunLog:
         """One event: `kind` is train or eval; what is not a number stays out of TensorBoard."""
         if not self.writes:
             return
-        append_line(self.path, json.dumps({"kind": kind, "step": step, "images": images, **values}) + "\n")
+        self.waiting += json.dumps({"kind": kind, "step": step, "images": images, **values}) + "\n"
         for name, value in values.items():
             if isinstance(value, int | float):
                 summary = scalar(f"{kind}/{name}", value)
                 self.events.write_event(Event(wall_time=time.time(), step=images, summary=summary))
-        self.events.flush()
+        if time.monotonic() - self.flushed >= self.pause:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the events that wait: a run that goes on from a checkpoint misses none before it."""
+        if self.waiting:
+            lines, self.waiting = self.waiting, ""
+            append(self.path, lines)
+            self.events.flush()
+            self.flushed = time.monotonic()
 
     def close(self) -> None:
         """Closes the files."""
         if self.writes:
+            self.flush()
             self.events.close()

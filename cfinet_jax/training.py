@@ -88,6 +88,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
                 saving = due(number, size, config.training.checkpoint_every_images)
                 if saving or evaluating or stop or number == steps:
                     monitor.catch_up()
+                    log.flush()
                     checkpoint.save(checkpoints, state, batches.get_state())
                     request.unsaved = False
                     if mesh.any_process(request.signal is not None, run.mesh):
@@ -156,6 +157,7 @@ def evaluate_state(
     numbers = {k: v for k, v in metrics.items() if v is None or isinstance(v, float)}
     numbers |= {f"proposals/{k}": v for k, v in metrics.get("proposals", {}).items()}
     log.write("eval", step, images, numbers)
+    log.flush()
     ap, ap50 = ("n/a" if metrics[name] is None else f"{metrics[name]:.3f}" for name in ("AP", "AP50"))
     print(f"After {images:,} images: AP {ap}, AP50 {ap50}", flush=True)
     return metrics, results

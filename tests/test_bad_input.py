@@ -371,6 +371,14 @@ def test_data_on_a_store_whose_package_is_missing(folder, monkeypatch):
         assert errors.startswith("gs://bucket/data cannot be read") and errors.endswith("pip install gcsfs\n")
 
 
+@pytest.mark.parametrize("flag", ["workdir", "config.dataset.data_dir", "config.training.pretrained"])
+def test_paths_on_a_store_whose_package_is_missing(folder, tiny_scenes, monkeypatch, flag):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    status, _, errors = tiny.call_main(*tiny.arguments(tiny_scenes, folder / "run"), f"--{flag}=gs://bucket/there")
+    assert status == 2 and len(errors.splitlines()) == 1
+    assert "gs://" in errors and errors.endswith("pip install gcsfs\n")
+
+
 BOX = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
 PROBLEMS = [  # an annotation and what is said of it
     (BOX | {"bbox": [400, 10, 20, 20]}, "box outside the image, skipped"),

@@ -18,7 +18,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax import checkpoint, train_state, training
-from cfinet_jax.errors import Interrupted, exit_status
+from cfinet_jax.errors import Interrupted, UserError, exit_status
 from cfinet_jax.interruption import requests
 from cfinet_jax.lock import locked
 from cfinet_jax.run import create_run
@@ -177,6 +177,16 @@ def test_a_signal_ends_at_once_where_nothing_would_be_lost():
         assert request.signal
 
     assert exit_status(wait) == 75
+
+
+def test_what_others_say_in_several_lines_is_said_in_one(capsys):
+    def forbidden() -> None:
+        raise UserError("gs://bucket cannot be written (Forbidden: an address\nno access): choose another.")
+
+    assert exit_status(forbidden) == 2
+    assert capsys.readouterr().err == (
+        "cfinet_jax: gs://bucket cannot be written (Forbidden: an address no access): choose another.\n"
+    )
 
 
 def test_the_second_signal_kills(monkeypatch):

@@ -2,14 +2,17 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from etils import epath
+from etils.epath import backend
+from fsspec.implementations.local import LocalFileSystem
 
-from cfinet_jax import progress
+from cfinet_jax import progress, run_log
 from cfinet_jax.errors import UserError
 from cfinet_jax.progress import Progress, track
-from cfinet_jax.run_log import RunLog, write_settings
+from cfinet_jax.run_log import RunLog, has_learnt, write_settings
 from tests import tiny
 
 
@@ -70,9 +73,63 @@ def test_events_are_appended_and_a_new_run_starts_afresh(tmp_path):
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
     """Time as the test sets it."""
-    clock = SimpleNamespace(now=1000.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr(progress, "time", clock)
+    clock = SimpleNamespace(now=1000.0)
+    clock.perf_counter = clock.monotonic = clock.time = lambda: clock.now
+    for module in (progress, run_log):
+        monkeypatch.setattr(module, "time", clock)
     return clock
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch) -> epath.Path:
+    """A folder that has to be treated as a bucket: nothing is appended there. TensorBoard's file is elsewhere."""
+
+    class Store(LocalFileSystem):
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> str:
+            return super()._strip_protocol(str(path).replace("gs:/", str(tmp_path)))
+
+        def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+            assert mode in ("rb", "wb")
+            return super()._open(path, mode, **options)
+
+        def glob(self, path: str, **options: Any) -> list[str]:
+            if not (tmp_path / "bucket").exists():
+                raise FileNotFoundError(path)
+            return [found.removeprefix(f"{tmp_path}/") for found in super().glob(path, **options)]
+
+    store, events = Store(auto_mkdir=True), run_log.EventsWriter
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda _: store)
+    monkeypatch.setattr(run_log, "EventsWriter", lambda _: events(str(tmp_path / "events")))
+    return epath.Path("gs://bucket/run")
+
+
+def test_a_bucket_gets_the_log_once_a_minute_and_before_a_checkpoint(bucket, clock):
+    def steps() -> list[int]:
+        return [json.loads(line)["step"] for line in (bucket / "metrics.jsonl").read_text().splitlines()]
+
+    log = RunLog(bucket, step=0)
+    log.write("train", 1, 8, {"loss": 2.5})
+    assert steps() == []
+    clock.now += run_log.BUCKET_PAUSE
+    log.write("train", 2, 16, {"loss": 2.0})
+    log.write("train", 3, 24, {"loss": 1.5})
+    assert steps() == [1, 2]
+    log.flush()
+    assert steps() == [1, 2, 3]
+    log.write("train", 4, 32, {"loss": 1.0})
+    log.close()
+    assert steps() == [1, 2, 3, 4]
+    RunLog(bucket, step=2).close()
+    assert steps() == [1, 2]
+
+
+def test_a_checkpoint_in_a_bucket_is_one_when_it_is_marked(bucket):
+    assert not has_learnt(bucket)
+    (bucket / "checkpoints" / "8" / "state").mkdir(parents=True)
+    assert not has_learnt(bucket)
+    (bucket / "checkpoints" / "8" / "commit_success.txt").write_text("")
+    assert has_learnt(bucket)
 
 
 def test_progress_without_a_terminal_is_a_few_plain_lines(clock, capsys):

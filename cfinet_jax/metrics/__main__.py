@@ -32,7 +32,8 @@ def score_files(protocol: str, annotations: str, detections: str, output: str | 
         try:
             epath.Path(output).write_text(json.dumps(metrics, indent=1))
         except OSError as error:
-            raise UserError(f"{output} cannot be written ({error.strerror}): choose another --output") from error
+            reason = error.strerror or error  # a bucket gives no number
+            raise UserError(f"{output} cannot be written ({reason}): choose another --output") from error
 
 
 def main() -> int:

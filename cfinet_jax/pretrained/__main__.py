@@ -22,7 +22,7 @@ def convert(source: str, output: str) -> str:
     try:
         pretrained.save(epath.Path(output), published.arrays, facts)
     except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror}): choose another --output.") from error
+        raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
     return pretrained.tell(published, source, set(published.arrays), set())
 
 

@@ -45,7 +45,8 @@ def read(source: str) -> WeightFile:
     except FileNotFoundError as error:
         raise UserError(f"No pretrained weights at {source}: give the path or URL of an existing file.") from error
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}): give the path or URL of a file.") from error
+        reason = error.strerror or error  # a bucket gives no number
+        raise UserError(f"{source} cannot be read ({reason}): give the path or URL of a file.") from error
     try:
         return decode(encoded)
     except UserError as error:
