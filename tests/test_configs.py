@@ -150,6 +150,21 @@ def test_the_presets_differ_in_six_choices():
     assert paper.keys() == released.keys()
 
 
+@pytest.mark.parametrize(
+    ("variant", "key", "value"),
+    [
+        ("rpn_0.5", "rpn.positive_overlap", 0.5),
+        ("cascade", "name", "cascade"),
+        ("guided_anchor", "name", "guided_anchor"),
+    ],
+)
+def test_proposal_networks_are_compared_on_one_detector(variant, key, value):
+    """Those of Table 4 differ from the baseline in nothing else."""
+    changed = sodad.get_config("faster_rcnn")
+    changed.update_from_flattened_dict({f"detector.proposal_network.{key}": value})
+    assert sodad.get_config(variant) == changed
+
+
 @pytest.mark.parametrize(("batch", "chips"), [(64, 16), (64, 64), (256, 256)])
 def test_a_pod_trains_as_long_and_warms_up_to_a_higher_rate(batch, chips):
     config, paper = sodad.get_config("pod"), sodad.get_config()
