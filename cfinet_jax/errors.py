@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 def exit_status(command: Callable[[], None]) -> int:
     """That of a command, and one line where it is not 0.
 
-    75: it was interrupted. 2: the user is mistaken, the disk full, or the package that reads `gs://` missing.
+    75: it was interrupted. 2: the user is mistaken, the disk full, a bucket closed, or what reads it not installed.
     """
     try:
         command()
@@ -46,6 +46,8 @@ def exit_status(command: Callable[[], None]) -> int:
             raise
         return end(2, f"a path on gs:// cannot be reached ({error}): pip install gcsfs")
     except OSError as error:
+        if str(error).startswith("Forbidden"):  # so gcsfs says it, without a number
+            return end(2, f"no access ({error}): see to your rights in the bucket, then give the same command again.")
         if error.errno not in NO_SPACE:
             raise
         return end(2, f"no space left ({error}): make room, then give the same command again.")
