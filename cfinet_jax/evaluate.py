@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from cfinet_jax import dataset, mesh, processes
 from cfinet_jax.batches import eval_batches, windows_of
 from cfinet_jax.merging import Found, merge, stitch
-from cfinet_jax.metrics.proposals import LIMITS, OBJECT, score_proposals
+from cfinet_jax.metrics.proposals import LIMITS, OBJECT, Tally, summarise, tally_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import Columns, columns_of_image, joined, write_coco
 from cfinet_jax.metrics.score import score
@@ -91,20 +91,35 @@ def detect_windows(
     progress.close()
 
 
-def score_split(results: Columns, proposals: Columns | None, prepared: dataset.Prepared, protocol: str) -> dict:
+class Scored(NamedTuple):
+    """What a split's detections and proposals are worth, and what that follows from."""
+
+    metrics: dict
+    results: Columns
+    tally: Tally | None  # of the proposals, if they are scored
+
+
+def score_split(results: Columns, proposals: Columns | None, prepared: dataset.Prepared, protocol: str) -> Scored:
     """The metrics of a split's detections under a protocol of `metrics.protocols`, and of proposals as `proposals`."""
-    metrics = score(prepared.coco, results, PROTOCOLS[protocol])
-    if proposals is not None:
-        metrics["proposals"] = score_proposals(prepared.coco, proposals, PROTOCOLS[protocol])
-    return metrics
+    rules = PROTOCOLS[protocol]
+    metrics = score(prepared.coco, results, rules)
+    if proposals is None:
+        return Scored(metrics, results, None)
+    tally = tally_proposals(prepared.coco, proposals, rules)
+    return Scored(metrics | {"proposals": summarise(tally, rules)}, results, tally)
 
 
-def write_results(
-    workdir: epath.Path, metrics: dict, results: Columns, prepared: dataset.Prepared, config: ConfigDict
-) -> None:
-    """Leaves `metrics.json`, `detections.json` and `metrics.md` in the workdir, then the report made of them."""
+def write_results(workdir: epath.Path, scored: Scored, prepared: dataset.Prepared, config: ConfigDict) -> None:
+    """Leaves `metrics.json`, `detections.json` and `metrics.md` in the workdir, then the report made of them.
+
+    `proposals.npz` holds the tally of every image, of which `--mode=ablate` makes intervals.
+    """
+    metrics, results, tally = scored
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1))
     write_coco(results, workdir / "detections.json")
+    if tally is not None:
+        with (workdir / "proposals.npz").open("wb") as file:
+            np.savez_compressed(file, **tally._asdict())
     (workdir / "metrics.md").write_text(table(metrics))
     write_report(workdir, metrics, results, prepared, config)
 
@@ -122,7 +137,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
         facts = prepared.classes, prepared.category_ids
         processes.by_the_first(lambda: write_settings(config, workdir, *facts))
     results, proposals = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config, over)
-    metrics = score_split(results, proposals, prepared, config.evaluation.protocol)
-    processes.by_the_first(lambda: write_results(workdir, metrics, results, prepared, config))
-    print(table(metrics))
-    return metrics
+    scored = score_split(results, proposals, prepared, config.evaluation.protocol)
+    processes.by_the_first(lambda: write_results(workdir, scored, prepared, config))
+    print(table(scored.metrics))
+    return scored.metrics

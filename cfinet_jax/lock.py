@@ -11,6 +11,10 @@ from etils import epath
 from cfinet_jax.errors import UserError
 
 
+class InUse(UserError):
+    """Somebody else is at work in the workdir."""
+
+
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
     """Keeps every other training out of a workdir until this one ends, however it ends: the system lifts the lock.
@@ -18,7 +22,8 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     A store such as `gs://` has no locks.
 
     Raises:
-      UserError: another training is at work there, or the workdir cannot be written.
+      InUse: another training is at work there.
+      UserError: the workdir cannot be written.
     """
     if "://" in str(workdir):
         yield
@@ -33,7 +38,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = (workdir / "lock").read_text().strip()
-            raise UserError(
+            raise InUse(
                 f"{workdir} is in use ({holder}): wait for that training, or choose another --workdir."
             ) from error
         except OSError as error:

@@ -26,6 +26,7 @@ MODES = {  # and the module of each, which has a function of the name
     "rules": "analyse.rules",
     "compile": "compile",
     "profile": "profile",
+    "ablate": "ablate",
 }
 OF_A_RUN = ("evaluate", "export", "predict")  # without --config, with that of the run in the workdir
 OF_SEVERAL = ("train", "evaluate")  # on the devices of several processes, if there are any
@@ -41,8 +42,25 @@ flags.DEFINE_string("output", None, "For --mode=predict: where the detections go
 flags.DEFINE_string("topology", None, "For --mode=compile: TPUs, such as v5e:16x16; without, this machine.")
 flags.DEFINE_integer("classes", 9, "For --mode=compile: how many; SODA-D has 9.", lower_bound=1)
 
+flags.DEFINE_string("study", None, "For --mode=ablate: one of configs/ablations.py, or FILE.py:NAME.")
+flags.DEFINE_integer("seeds", 3, "For --mode=ablate: how many runs a row has.", lower_bound=1)
+flags.DEFINE_string("devices", None, "For --mode=ablate: numbers such as 0,1: a run on each at a time, not one on all.")
+
 WITHOUT = {"config": OF_A_RUN, "workdir": ("compile",)}  # modes that need no such flag
-OWN = {"images": "predict", "output": "predict", "topology": "compile", "classes": "compile"}  # flags of one mode
+OWN = {  # flags of one mode
+    "images": "predict",
+    "output": "predict",
+    "topology": "compile",
+    "classes": "compile",
+    "study": "ablate",
+    "seeds": "ablate",
+    "devices": "ablate",
+}
+NEEDED = {
+    "images": "--mode=predict --images=PICTURES --output=FOLDER",
+    "output": "--mode=predict --images=PICTURES --output=FOLDER",
+    "study": "--mode=ablate --study=table5 --seeds=3",
+}
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -65,7 +83,7 @@ def run(arguments: Sequence[str]) -> None:
     if config is None:
         trained = importlib.import_module("cfinet_jax.trained")
         config = trained.recorded_config(trained.recorded(workdir))
-    mode(config, workdir, *map(epath.Path, others))
+    mode(config, workdir, *others)
 
 
 def own_values() -> list[Any]:
@@ -75,8 +93,8 @@ def own_values() -> list[Any]:
         flag = flags.FLAGS[name]
         if mode != MODE.value and flag.present:
             raise UserError(f"--{name} belongs to --mode={mode}.")
-        if mode == MODE.value == "predict" and flag.value is None:
-            raise UserError(f"--{name} is missing: --mode=predict --images=PICTURES --output=FOLDER")
+        if mode == MODE.value and name in NEEDED and flag.value is None:
+            raise UserError(f"--{name} is missing: {NEEDED[name]}")
         values += [flag.value] if mode == MODE.value else []
     return values
 

@@ -125,11 +125,12 @@ def read(file: epath.Path) -> Picture:
         raise UserError(f"image {file} cannot be read ({error})") from error
 
 
-def predict(config: ConfigDict, workdir: epath.Path, images: epath.Path, output: epath.Path) -> None:
-    """Detects in a picture or a folder and leaves `detections.json`, `counts.csv` and overlays in `output`.
+def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, output: epath.PathLike) -> None:
+    """Detects in a picture or a folder of them and leaves `detections.json`, `counts.csv` and overlays in `output`.
 
     Pictures that cannot be read are named, counted and left out.
     """
+    images, output = epath.Path(images), epath.Path(output)
     files = [file for file in find_pictures(images) if output not in file.parents]  # not an earlier run's overlays
     model = Model(*open_trained(workdir, config))
     try:

@@ -18,7 +18,6 @@ from cfinet_jax.errors import Interrupted, UserError
 from cfinet_jax.inputs import preparation
 from cfinet_jax.interruption import GO_ON, requests
 from cfinet_jax.lock import locked
-from cfinet_jax.metrics.results import Columns
 from cfinet_jax.metrics.table import table
 from cfinet_jax.models.detector import Detector
 from cfinet_jax.progress import Progress
@@ -31,10 +30,11 @@ from cfinet_jax.train_step import train_step
 ON_NONFINITE = ("stop", "skip")
 
 
-def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
+def train(config: ConfigDict, workdir: epath.PathLike, programs: dict[str, Any] | None = None) -> dict:
     """Trains to `training.images`, from the newest checkpoint if there is one; returns the final metrics.
 
-    The workdir then holds checkpoints, logs and the report. Raises `UserError` for what the user can mend, and
+    The workdir then holds checkpoints, logs and the report. `programs` takes what has been compiled, for runs of the
+    same experiment from other seeds, and gives it to them. Raises `UserError` for what the user can mend, and
     `Interrupted` after SIGTERM or SIGINT, with everything saved.
     """
     workdir = epath.Path(workdir)
@@ -47,8 +47,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
     windows = windows_of(run.training, config.dataset, training=True)
     here, count = jax.process_index(), jax.process_count()
     batches = train_batches(run.training, windows, config.dataset, config.seed, size, here, count)
-    detect = evaluate.make_detect(run.detector, config.dataset, run.mesh)
-    step = make_step(config, run.detector, run.optimizer, run.mesh)
+    programs = {} if programs is None else programs
+    detect = programs.setdefault("detect", evaluate.make_detect(run.detector, config.dataset, run.mesh))
     key = mesh.replicate(jax.random.fold_in(jax.random.key(config.seed), 1), run.mesh)
 
     with contextlib.ExitStack() as opened:  # an open log would write to TensorBoard while Python ends
@@ -77,11 +77,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
                 request.unsaved = True
                 batch = next(batches)
                 placed = mesh.place_batch(batch, run.mesh)
-                if number == first + 1:
-                    step = compile_step(step, state, placed, key)
+                if "step" not in programs:
+                    step = make_step(config, run.detector, run.optimizer, run.mesh)
+                    programs["step"] = compile_step(step, state, placed, key)
                     monitor.progress.restart_clock()
                 with jax.transfer_guard("disallow"):
-                    state, metrics = step(state, placed, key)
+                    state, metrics = programs["step"](state, placed, key)
                 monitor.follow(batch, metrics)
                 stop, asked = bool(asked), mesh.any_process(request.signal is not None, run.mesh)
                 evaluating = evaluation_due(number, config)
@@ -98,10 +99,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
                     evaluate_state(config, run, state, detect, log)
                     monitor.progress.restart_clock()
             monitor.close()
-        metrics, results = evaluate_state(config, run, state, detect, log)
-        processes.by_the_first(lambda: evaluate.write_results(workdir, metrics, results, run.evaluation, config))
-    print(table(metrics))
-    return metrics
+        scored = evaluate_state(config, run, state, detect, log)
+        processes.by_the_first(lambda: evaluate.write_results(workdir, scored, run.evaluation, config))
+    print(table(scored.metrics))
+    return scored.metrics
 
 
 def extent(run: Run) -> str:
@@ -147,11 +148,12 @@ def compile_step(step: Any, *arguments: Any) -> Callable[..., Any]:
 
 def evaluate_state(
     config: ConfigDict, run: Run, state: TrainState, detect: evaluate.Detect, log: RunLog
-) -> tuple[dict, Columns]:
-    """Metrics and detections of a state on the evaluation split; the metrics are logged."""
+) -> evaluate.Scored:
+    """A state on the evaluation split; the metrics are logged."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     results, proposals = evaluate.detect_split(detect, variables, run.evaluation, config, run.mesh)
-    metrics = evaluate.score_split(results, proposals, run.evaluation, config.evaluation.protocol)
+    scored = evaluate.score_split(results, proposals, run.evaluation, config.evaluation.protocol)
+    metrics = scored.metrics
     step = int(state.step)
     images = step * config.dataset.batch_size
     numbers = {k: v for k, v in metrics.items() if v is None or isinstance(v, float)}
@@ -160,7 +162,7 @@ def evaluate_state(
     log.flush()
     ap, ap50 = ("n/a" if metrics[name] is None else f"{metrics[name]:.3f}" for name in ("AP", "AP50"))
     print(f"After {images:,} images: AP {ap}, AP50 {ap50}", flush=True)
-    return metrics, results
+    return scored
 
 
 class Monitor:

@@ -29,6 +29,7 @@ THIN = {
     "detector.imitation.groups": 8,
     "detector.imitation.encoder": 128,
     "detector.imitation.embedding": 64,
+    "detector.imitation.initial_std": 0.1,  # with 0.01 the biases outgrow what so few channels carry: all embed alike
     "detector.imitation.max_exemplars": 4,
 }
 SMALLER = {

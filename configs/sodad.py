@@ -270,6 +270,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "groups": 32,
                 "encoder": 512,
                 "embedding": 128,
+                "initial_std": 0.01,  # of the weights of the encoder and the projection; thinner ones want more
                 "temperature": 0.6,
                 "weight": 0.5,
                 "high_quality": 0.65,

@@ -52,7 +52,7 @@ def test_every_object_is_found_once(overlap, tmp_path):
         assert found.sum() < 2 * len(scene.boxes) if overlap else found.sum() == np.sum(~scene.ignore)
     assert len(set(results.image_ids)) == 1 + np.sum(np.diff(results.image_ids) != 0)
 
-    metrics = score_split(results, proposals, prepared, "coco")
+    metrics = score_split(results, proposals, prepared, "coco").metrics
     recall, number = metrics["proposals"]["AR100"], metrics["proposals"]["per_object"]
     assert recall > 0.9 and 1 <= number < 1.1 if overlap else recall == 1 and number >= 1
     config.evaluation.proposals = False
@@ -60,4 +60,4 @@ def test_every_object_is_found_once(overlap, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, results)
     assert none is None
     del metrics["proposals"]
-    assert score_split(results, None, prepared, "coco") == metrics
+    assert score_split(results, None, prepared, "coco").metrics == metrics

@@ -51,7 +51,7 @@ def nothing_but_steps(template) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_state, "create_state", lambda *_, **__: jax.tree.map(jnp.copy, template))
         patch.setattr(training, "compile_step", compile_once)
-        patch.setattr(training, "evaluate_state", lambda *_: ({}, None))
+        patch.setattr(training, "evaluate_state", lambda *_: training.evaluate.Scored({}, None, None))
         patch.setattr(training.evaluate, "write_results", lambda *_: None)
         patch.setattr(training, "table", str)
         yield

@@ -76,7 +76,7 @@ def test_a_split_is_scored_as_the_file_it_was_prepared_from(mosaics, tmp_path, p
     )}  # fmt: skip
     score_files(protocol, **files)
     expected = json.loads((tmp_path / "metrics.json").read_text())
-    found = score_split(results, None, prepared, protocol)
+    found = score_split(results, None, prepared, protocol).metrics
     assert found["boxes"] == expected["boxes"]
     for name in found.keys() - {"boxes", "per_class", "protocol"}:
         assert found[name] == pytest.approx(expected[name], abs=1e-6), name

@@ -35,7 +35,7 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
     for k in range(len(boxes)):
         truth = truth_of(annotations, k, protocol)
         boxes[k] = np.sum(~truth.ignored, 0)
-        fates, orders = fates_of(found, k, truth, protocol)
+        _, fates, orders = fates_of(found, k, truth, protocol)
         for size in np.flatnonzero(boxes[k]):
             for overlap, of_overlap in enumerate(fates[:, size]):
                 for limit, order in enumerate(orders):
@@ -125,8 +125,13 @@ def truth_of(annotations: _Annotations, k: int, protocol: Protocol) -> Truth:
     return Truth(annotations.images[own], annotations.boxes[own], ignored, absorbs)
 
 
-def fates_of(found: _Detections, k: int, truth: Truth, protocol: Protocol) -> tuple[np.ndarray, list[np.ndarray]]:
-    """[overlap, range, detection] of class `k`, and for each limit the order of the detections, best first."""
+def fates_of(
+    found: _Detections, k: int, truth: Truth, protocol: Protocol
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Of the detections of class `k`: images, fates [overlap, range, detection], and their order, best first.
+
+    There is an order for each limit.
+    """
     own = np.flatnonzero(found.classes == k)
     own = own[np.lexsort((-found.scores[own], found.images[own]))]
     place = np.arange(len(own)) - np.searchsorted(found.images[own], found.images[own])  # in the image
@@ -135,7 +140,7 @@ def fates_of(found: _Detections, k: int, truth: Truth, protocol: Protocol) -> tu
     unmatched = np.where(_outside(boxes[:, 2] * boxes[:, 3], protocol), FREE, MISS)
     fates = match(found.images[own], boxes, truth, protocol.overlaps, unmatched)
     order = np.argsort(-found.scores[own], kind="stable")
-    return fates, [order[place[order] < limit] for limit in protocol.limits]
+    return found.images[own], fates, [order[place[order] < limit] for limit in protocol.limits]
 
 
 def _outside(areas: Float[np.ndarray, "n"], protocol: Protocol) -> Bool[np.ndarray, "ranges n"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import horizontal
-from cfinet_jax.models.layers import GroupNorm, Linear, he_normal, small_normal
+from cfinet_jax.models.layers import GroupNorm, Linear, he_normal
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.ops import exemplar_memory, imitation, losses
 from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, GroundTruth, Priorities, RoiSamples, Term
@@ -55,6 +55,7 @@ class FeatureImitation(nn.Module):
     groups: int
     encoder: int
     embedding: int
+    initial_std: float
     temperature: float
     weight: float
     high_quality: float
@@ -71,9 +72,10 @@ class FeatureImitation(nn.Module):
 
     def setup(self) -> None:
         self.compressions = [Compress(self.groups) for _ in range(COMPRESSIONS)]
-        self.encode1 = Linear(self.encoder, small_normal)
-        self.encode2 = Linear(self.encoder, small_normal)
-        self.project = Linear(self.embedding, small_normal)
+        normal = nn.initializers.normal(self.initial_std)
+        self.encode1 = Linear(self.encoder, normal)
+        self.encode2 = Linear(self.encoder, normal)
+        self.project = Linear(self.embedding, normal)
 
     @property
     def jitters(self) -> int:

@@ -1,0 +1,47 @@
+"""A study of several runs: train its rows from the same seeds, compare them, and say what can be claimed."""
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax import dataset
+from cfinet_jax.ablate import anchors, devices, page
+from cfinet_jax.ablate.runs import run_all, runs_of
+from cfinet_jax.ablate.study import load_study
+from cfinet_jax.errors import UserError
+from cfinet_jax.models.detector import build_detector
+from cfinet_jax.run import check_values, discover_sizes
+
+
+def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, given: str | None) -> None:
+    """Runs the study of that name, every row from `seeds` seeds, and leaves `<study>.html` in the workdir.
+
+    `given` are numbers of devices, one run on each at a time; None: one run after another, on all. The same command
+    goes on with what is not finished.
+
+    Raises:
+      UserError: the study cannot be set up, or a run failed; everything else is finished and reported by then.
+    """
+    config = discover_sizes(config, workdir)
+    check_values(config)
+    loaded, name = load_study(study, config), study.rpartition(":")[2]
+    if loaded.measure == "anchors":
+        return anchors.write(loaded, config, workdir, name)
+    if loaded.measure.startswith("proposals/") and not config.evaluation.proposals:
+        raise UserError(f"The study {name} compares proposals: set evaluation.proposals.")
+    prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
+    runs = runs_of(loaded, config, workdir, seeds)
+    for run in runs:  # before anything is trained
+        build_detector(run.config.detector, len(prepared.classes))
+    if devices.is_helper():
+        return run_all(runs)
+    if given:
+        devices.run_on(given.split(","), runs, workdir)
+    else:
+        run_all(runs)
+    page.write(loaded, runs, prepared, config, workdir, name)
+    failed = [run for run in runs if run.failure]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed, the first ({failed[0].name}) with: {failed[0].failure} "
+            "The same command tries them again."
+        )

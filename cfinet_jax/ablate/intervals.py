@@ -1,0 +1,109 @@
+"""What the runs of a study scored, and how sure the differences between its rows are."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cfinet_jax.ablate.runs import Run
+from cfinet_jax.metrics.proposals import LIMITS, SHOWN, Tally, endings
+from cfinet_jax.metrics.protocols import OVERLAPS, Protocol
+from cfinet_jax.metrics.resampling import average_precision, gather
+from cfinet_jax.metrics.results import columns
+
+RESAMPLES = 1000  # choices of as many images, and as many seeds, as there are
+LEVEL = 95  # percent of them within an interval
+
+
+class Difference(NamedTuple):
+    """Between the scores of two rows, as a fraction, and the interval of it."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
+def metrics_of(run: Run) -> dict[str, Any]:
+    """The scores of a finished run, those of proposals among the others, under the names of the log."""
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    return metrics | {f"proposals/{name}": value for name, value in metrics.get("proposals", {}).items()}
+
+
+def keys_of(measure: str, protocol: Protocol) -> dict[str, str]:
+    """What a measure is called in the metrics, for the headline range and then for every other -> the range."""
+    return {f"{measure}{ending}": size for size, ending in endings(protocol).items()}
+
+
+def choices(images: int) -> Int[np.ndarray, "resamples images"]:
+    """How often every image counts, in every resample: the same for all runs, so that they stay paired."""
+    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), RESAMPLES)
+
+
+def resample(run: Run, truth: dict, protocol: Protocol, measure: str) -> Float[np.ndarray, "resamples ranges"]:
+    """The measure of a finished run for every choice of images; NaN where there is nothing to find."""
+    times = choices(len(truth["images"]))
+    sizes = list(keys_of(measure, protocol).values())
+    if measure == "AP":
+        found = columns(json.loads((run.folder / "detections.json").read_text()))
+        evidence = gather(truth, found, protocol, tuple(sizes))
+        return np.stack([average_precision(evidence, each) for each in times])
+    with np.load(run.folder / "proposals.npz") as arrays:
+        tally = Tally(**arrays)
+    places = [list(protocol.ranges).index(size) for size in sizes]
+    hits, objects = (times @ counts[:, places] for counts in (tally.hits[LIMITS.index(SHOWN)], tally.objects))
+    return np.where(objects > 0, hits / np.maximum(len(OVERLAPS) * objects, 1), np.nan)
+
+
+def compare(
+    ours: Float[np.ndarray, "seeds resamples"], base: Float[np.ndarray, "seeds resamples"], mean: float
+) -> Difference | None:
+    """The interval of a difference whose value is `mean`, over choices of images and of seeds.
+
+    Both rows are given for the same seeds. None where a choice leaves nothing to find in too many resamples.
+    """
+    seeds, resamples = ours.shape
+    drawn = np.random.default_rng(1).integers(seeds, size=(resamples, seeds))
+    differences = (ours - base)[drawn, np.arange(resamples)[:, None]].mean(1)
+    differences = differences[np.isfinite(differences)]
+    if len(differences) < resamples / 2:
+        return None
+    tail = (100 - LEVEL) / 2
+    return Difference(mean, *np.percentile(differences, (tail, 100 - tail)).tolist())
+
+
+def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Of the scores of several seeds: their mean and standard deviation, None for that of one; None without any."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def differences(
+    by_row: dict[str, list[Run]], truth: dict, protocol: Protocol, measure: str
+) -> dict[str, dict[str, Difference | None]]:
+    """Every row against the first one: score -> difference, over the seeds that both have finished."""
+    (first, base), *others = by_row.items()
+    keys = keys_of(measure, protocol)
+    wanted = {run.folder: run for runs in by_row.values() for run in runs}
+    resampled = {folder: resample(run, truth, protocol, measure) for folder, run in wanted.items()}
+    metrics = {folder: metrics_of(run) for folder, run in wanted.items()}
+    result = {}
+    for row, runs in others:
+        pairs = [(ours.folder, of_base.folder) for ours in runs for of_base in base if ours.seed == of_base.seed]
+        result[row] = {}
+        for place, key in enumerate(keys):
+            values = [(metrics[a][key], metrics[b][key]) for a, b in pairs]
+            if not pairs or any(None in pair for pair in values):
+                result[row][key] = None
+                continue
+            ours, of_base = (np.stack([resampled[pair[side]][:, place] for pair in pairs]) for side in (0, 1))
+            result[row][key] = compare(ours, of_base, float(np.mean([a - b for a, b in values])))
+    return result

@@ -1,0 +1,116 @@
+"""The page of a study: scores, differences, what can be claimed, curves, and where every run is."""
+
+import json
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax.ablate import plots, tables
+from cfinet_jax.ablate.intervals import RESAMPLES, differences, keys_of, metrics_of
+from cfinet_jax.ablate.runs import Run
+from cfinet_jax.ablate.study import Study
+from cfinet_jax.dataset import Prepared
+from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
+from cfinet_jax.report.page import to_html
+from cfinet_jax.report.plots import SHARES, read_log
+from cfinet_jax.tables import escape, with_head
+
+FEW_SEEDS = 3  # below it a spread says little
+OF_SODA = ("sodad", "sodaa")  # the data sets whose numbers the paper has
+
+
+def write(
+    study: Study, runs: list[Run], prepared: Prepared, config: ConfigDict, workdir: epath.Path, name: str
+) -> None:
+    """Leaves `<name>.md`, its pictures, `<name>.html`, which holds them, and `<name>.json` in the workdir."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    rows = {row.name: [run for run in runs if run.row == row.name and run.finished] for row in study.rows}
+    rows = {row: finished for row, finished in rows.items() if finished}
+    protocol = PROTOCOLS[config.evaluation.protocol]
+    on_soda = config.dataset.name in OF_SODA
+    sections = {
+        **(compare(study, rows, prepared, protocol, on_soda, workdir, name) if rows else {}),
+        **({"Of the paper, not built here": quoted(study)} if study.quoted else {}),
+        **({"Runs": tables.run_table(runs, workdir)} if runs else {}),
+    }
+    data = f"{config.dataset.name}, split {config.dataset.eval_split}, {len(prepared):,} images"
+    text = f"# {study.title}\n\n{' '.join(filter(None, (f'{escape(data)}.', study.note)))}\n{warning(rows)}"
+    text += "".join(f"\n## {title}\n\n{section.rstrip()}\n" for title, section in sections.items())
+    (workdir / f"{name}.md").write_text(text)
+    (workdir / f"{name}.html").write_text(to_html(text, study.title, workdir))
+    print(f"\n{text}\nReport: {workdir / f'{name}.html'}", flush=True)
+
+
+def warning(rows: dict[str, list[Run]]) -> str:
+    """What keeps the numbers from being evidence, if anything does."""
+    seeds = min((len(runs) for runs in rows.values()), default=0)
+    reasons = [f"{seeds} seeds, fewer than {FEW_SEEDS}"] if seeds < FEW_SEEDS else []
+    if any("cpu" in devices_of(run) for runs in rows.values() for run in runs):
+        reasons.append("trained on a CPU, with what that allows")
+    return f"\n**Proves the runner, no evidence**: {'; '.join(reasons)}.\n" if rows and reasons else ""
+
+
+def devices_of(run: Run) -> list[str]:
+    """The kinds of devices that a run was trained on."""
+    return json.loads((run.folder / "settings.json").read_text())["machine"]["devices"]
+
+
+def compare(
+    study: Study,
+    rows: dict[str, list[Run]],
+    prepared: Prepared,
+    protocol: Protocol,
+    on_soda: bool,
+    workdir: epath.Path,
+    name: str,
+) -> dict[str, str]:
+    """The sections that set the rows beside each other; pictures go into the workdir."""
+    scores = {row: [metrics_of(run) for run in finished] for row, finished in rows.items()}
+    boxes = next(iter(scores.values()))[0]["boxes"]
+    published = study.rows if on_soda else ()
+    sections = {"Scores": tables.score_table(scores, tables.score_columns(protocol), protocol.headline, published)}
+    sections["Scores"] += "\nMean and standard deviation over seeds, in percent.\n"
+    if study.rows[0].name in rows and len(rows) > 1:
+        found = differences(rows, prepared.coco, protocol, study.measure)
+        names = keys_of(study.measure, protocol)
+        of_paper = {row.name: tables.published_differences(row, study.rows[0]) for row in study.rows}
+        plots.draw_differences(found, of_paper, names, workdir / f"{name}_differences.png")
+        sections["Differences"] = (
+            f"{tables.difference_table(found, study, protocol, boxes, on_soda)}\nIn percent points of {study.measure}, "
+            f"seed by seed; the interval is over {RESAMPLES:,} choices of as many images and seeds.\n\n"
+            f"![differences by size]({name}_differences.png)"
+        )
+        sections["What can be claimed"] = tables.claims(found, study, protocol, boxes)
+        (workdir / f"{name}.json").write_text(json.dumps({"scores": scores, "differences": found}, indent=1))
+    if all("proposals" in metrics for of_row in scores.values() for metrics in of_row):
+        table = tables.score_table(scores, tables.proposal_columns(protocol), protocol.headline, published)
+        sections["Proposals"] = f"{table}\n{tables.near()}\n"
+    return sections | curves(rows, protocol, workdir, name)
+
+
+def curves(rows: dict[str, list[Run]], protocol: Protocol, workdir: epath.Path, name: str) -> dict[str, str]:
+    """What the rows did on the way."""
+    logs = {row: [read_log(run.folder / "metrics.jsonl") for run in runs] for row, runs in rows.items()}
+    train = {row: [of_run[0] for of_run in of_row] for row, of_row in logs.items()}
+    evaluated = {row: [of_run[1] for of_run in of_row] for row, of_row in logs.items()}
+    text = ""
+    if any(len(records) > 1 for of_row in evaluated.values() for records in of_row):
+        plots.draw_curves(evaluated, {"AP": "AP, percent", "AP50": "AP50, percent"}, 100, workdir / f"{name}_AP.png")
+        plots.draw_proposals(evaluated, protocol, workdir / f"{name}_proposals.png")
+        text += f"![AP over the images seen]({name}_AP.png)\n\n![proposals of an object]({name}_proposals.png)\n\n"
+    imitating = {row: of_row for row, of_row in train.items() if any("imitation/quality" in each for each in of_row[0])}
+    if imitating:
+        keys = {f"imitation/{key}": label for key, label in SHARES.items()} | {
+            "memory/fill": "share of slots filled",
+            "loss/imitation/contrast": "contrastive loss",
+        }
+        plots.draw_curves(imitating, keys, 1.0, workdir / f"{name}_imitation.png")
+        text += f"![instance quality and memory]({name}_imitation.png)\n"
+    return {"Curves": f"A mean over the seeds of every row.\n\n{text}"} if text else {}
+
+
+def quoted(study: Study) -> str:
+    """Rows of the paper that are not built here."""
+    keys = list(dict.fromkeys(key for row in study.quoted for key in row.published))
+    lines = [[row.name, *(row.published.get(key, "") for key in keys)] for row in study.quoted]
+    return f"{with_head(['row', *keys], lines)}\nOn SODA's test set, in percent: as published, not measured here.\n"

@@ -1,0 +1,67 @@
+"""A study as data: rows that change a few settings of one experiment, and what the paper says of them."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax.errors import UserError
+
+STUDIES = "configs/ablations.py"  # where a study is looked for unless a file is named
+
+
+class Row(NamedTuple):
+    """A line of a table."""
+
+    name: str
+    changes: Mapping[str, Any]  # key of the configuration -> value
+    published: Mapping[str, float] = {}  # score -> percent on SODA's test set, by the name of the score here
+
+
+class Study(NamedTuple):
+    """A table or a figure: its rows are trained alike, from the same seeds, and compared with the first one."""
+
+    title: str
+    rows: tuple[Row, ...]
+    note: str = ""
+    measure: Literal["AP", "proposals/AR300", "anchors"] = "AP"  # anchors: nothing is trained, the data are looked at
+    quoted: tuple[Row, ...] = ()  # of the paper, not built here
+
+
+def load_study(name: str, config: ConfigDict) -> Study:
+    """The study NAME of `configs/ablations.py`, or FILE:NAME; its rows may depend on the experiment.
+
+    Raises:
+      UserError: there is no such file or study.
+    """
+    path, _, name = name.rpartition(":")
+    path = path or STUDIES
+    spec = importlib.util.spec_from_file_location("studies", path)
+    if spec is None or spec.loader is None or not epath.Path(path).exists():
+        raise UserError(f"--study: there is no file {path}: run from the repository's folder, or give FILE.py:NAME.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    studies = module.get_studies(config)
+    if name not in studies:
+        raise UserError(f"--study: {path} has no study {name!r}: choose one of {', '.join(studies)}.")
+    return studies[name]
+
+
+def config_of(row: Row, config: ConfigDict) -> ConfigDict:
+    """The experiment with a row's changes. Raises `UserError` for a key that it does not have."""
+    changed = ConfigDict(config.copy_and_resolve_references()).lock()
+    try:
+        changed.update_from_flattened_dict(row.changes)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"The row {row.name!r} of the study cannot be set: {error.args[0]}") from error
+    return changed
+
+
+def digest(config: ConfigDict) -> str:
+    """A name for an experiment, whatever its seed: rows of several studies that are equal are trained once."""
+    settings = json.loads(config.to_json()) | {"seed": None}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

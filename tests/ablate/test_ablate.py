@@ -1,0 +1,224 @@
+"""`--mode=ablate`: runs are skipped, resumed, shared and reported as they should be."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cfinet_jax import training
+from cfinet_jax.ablate import intervals, runs
+from cfinet_jax.errors import Interrupted, UserError
+from cfinet_jax.lock import locked
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+STUDIES = """
+from cfinet_jax.ablate.study import Row, Study
+
+def get_studies(config):
+    rows = (
+        Row("base", {}, {"AP": 30.0}),
+        Row("lighter", {"detector.imitation.weight": 0.25}, {"AP": 31.5}),
+        Row("plain", {"detector.imitation.enabled": False}),
+    )
+    anchors = (Row("squares", {}), Row("three ratios", {"detector.proposal_network.name": "rpn"}))
+    return {
+        "mine": Study("Mine", rows, "A note.", quoted=(Row("theirs", {}, {"AP": 12.5}),)),
+        "recall": Study("Recall", rows[:2], measure="proposals/AR300"),
+        "fit": Study("Fit", anchors, measure="anchors"),
+        "broken": Study("Broken", (Row("base", {}), Row("odd", {"detector.precision": "float8"}))),
+        "quoted": Study("Quoted", (), quoted=(Row("theirs", {}, {"AP": 12.5}),)),
+        "two": Study("Two", rows[::2]),
+    }
+"""
+
+
+@pytest.fixture
+def ablate(tmp_path, tiny_scenes, monkeypatch) -> Callable[..., tuple[int, str, str]]:
+    """The command, with a study of its own and fewer resamples."""
+    (tmp_path / "studies.py").write_text(STUDIES)
+    monkeypatch.setattr(intervals, "RESAMPLES", 40)
+
+    def call(study: str, *more: str) -> tuple[int, str, str]:
+        mode = ("--mode=ablate", f"--study={tmp_path}/studies.py:{study}", "--seeds=2")
+        return tiny.call_main(*tiny.arguments(tiny_scenes, tmp_path / "work"), *mode, *more)
+
+    return call
+
+
+@pytest.fixture
+def trainings(trained, monkeypatch) -> list[tuple]:
+    """Trainings that have been asked for; their result is that of `tests.tiny`, but for the row `lighter` no boxes."""
+    asked: list[tuple] = []
+
+    def train(config, folder, programs):
+        name = "plain" if not config.detector.imitation.enabled else f"{config.detector.imitation.weight:g}"
+        asked.append((name, config.seed))
+        shutil.copytree(trained[0], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", "lock"))
+        if name == "0.25":
+            (folder / "detections.json").write_text("[]")
+            metrics = json.loads((folder / "metrics.json").read_text())
+            metrics |= {key: 0.0 for key, value in metrics.items() if key.startswith("AP") and value is not None}
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    monkeypatch.setattr(runs, "train", train)
+    return asked
+
+
+def test_a_study_is_run_once_and_reported(ablate, trainings, tmp_path):
+    status, output, errors = ablate("mine")
+    assert (status, errors) == (0, ""), errors
+    assert trainings == [("0.5", 0), ("0.5", 1), ("0.25", 0), ("0.25", 1), ("plain", 0), ("plain", 1)]
+    page = (tmp_path / "work" / "mine.md").read_text()
+    assert page in output and "A note." in page
+    assert "**Proves the runner, no evidence**: 2 seeds, fewer than 3; trained on a CPU" in page
+    assert "| context: the paper's difference, on SODA's test set | +1.5 |" in page
+    assert "30.0" not in page and "| theirs | 12.5 |" in page  # of the paper no absolute number beside ours
+    assert "- No difference from base can be claimed for:" in page
+    for number in ("differences", "imitation"):
+        assert (tmp_path / "work" / f"mine_{number}.png").stat().st_size > 1000
+    assert (tmp_path / "work" / "mine.html").stat().st_size > 10_000
+    saved = json.loads((tmp_path / "work" / "mine.json").read_text())
+    assert saved["differences"]["plain"]["AP"] == [0.0, 0.0, 0.0]
+    assert all(Path(tmp_path, "work", folder).exists() for folder in links(page))
+
+    trainings.clear()
+    assert ablate("mine")[0] == 0 and trainings == []
+    assert ablate("two")[0] == 0 and trainings == []  # another study with the same rows
+    assert ablate("recall")[0] == 0 and trainings == []
+    assert "AR300" in (tmp_path / "work" / "recall.md").read_text()
+    assert ablate("mine", "--seeds=3")[0] == 0
+    assert trainings == [("0.5", 2), ("0.25", 2), ("plain", 2)]
+
+
+def links(page: str) -> list[str]:
+    """The workdirs of the runs."""
+    return [line.split("](")[1].split("/report.html")[0] for line in page.splitlines() if "report.html" in line]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(UserError("Change this."), "Change this."), (ValueError("odd\nshape"), "ValueError: odd shape")],
+)
+def test_a_row_that_fails_stops_nothing(ablate, trainings, tmp_path, monkeypatch, error, line):
+    train = runs.train
+
+    def refuse(config, folder, programs):
+        if config.detector.imitation.weight == 0.25 and config.seed == 1:
+            raise error
+        train(config, folder, programs)
+
+    monkeypatch.setattr(runs, "train", refuse)
+    status, _, errors = ablate("mine")
+    assert status == 2 and f"1 of 6 runs failed, the first (lighter, seed 1) with: {line}" in errors
+    assert f"| lighter | 1 | failed: {line} |" in (tmp_path / "work" / "mine.md").read_text()
+    assert len(trainings) == 5
+    written = next((tmp_path / "work").glob("runs/*/seed_1/failure.txt")).read_text()
+    assert ("Traceback" in written) == isinstance(error, ValueError)
+    trainings.clear()
+    monkeypatch.setattr(runs, "train", train)
+    assert ablate("mine")[0] == 0 and trainings == [("0.25", 1)]
+    assert "failed" not in (tmp_path / "work" / "mine.md").read_text()
+
+
+def test_an_interrupted_study_goes_on_where_it_was(ablate, trainings, monkeypatch):
+    train = runs.train
+
+    def stop(config, folder, programs):
+        if len(trainings) == 3:
+            raise Interrupted("Stopped by SIGTERM. The same command goes on from there.")
+        train(config, folder, programs)
+
+    monkeypatch.setattr(runs, "train", stop)
+    assert ablate("mine")[0] == 75 and len(trainings) == 3
+    monkeypatch.setattr(runs, "train", train)
+    assert ablate("mine")[0] == 0
+    assert trainings == [("0.5", 0), ("0.5", 1), ("0.25", 0), ("0.25", 1), ("plain", 0), ("plain", 1)]
+
+
+def test_what_another_process_is_at_is_left_to_it(ablate, trainings, tmp_path):
+    ablate("two", "--seeds=1")
+    trainings.clear()
+    folder = next((tmp_path / "work" / "runs").glob("*"))
+    with locked(runs.epath.Path(folder / "seed_1" / "claim")):
+        status, output, _ = ablate("two")
+    assert status == 0 and len(trainings) == 1 and "another process is at it" in output
+    assert "| not finished |" in (tmp_path / "work" / "two.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("broken",), "detector.precision is 'float8'"),
+        (("none",), "has no study 'none': choose one of mine, recall"),
+        (("mine", "--devices=a,b"), "--devices has 'a': give numbers, such as 0,1,2,3."),
+        (("recall", "--config.evaluation.proposals=False"), "set evaluation.proposals"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_trained(ablate, trainings, arguments, message):
+    status, _, errors = ablate(*arguments)
+    assert status == 2 and message in errors and len(errors.splitlines()) == 1
+    assert trainings == []
+
+
+def test_anchors_need_no_training(ablate, trainings, tmp_path):
+    assert ablate("fit")[0] == 0 and trainings == []
+    page = (tmp_path / "work" / "fit.md").read_text()
+    assert "| squares |" in page and "| three ratios |" in page and (tmp_path / "work" / "fit.png").exists()
+
+
+def test_rows_of_the_paper_alone_are_quoted(ablate, trainings, tmp_path):
+    assert ablate("quoted")[0] == 0 and trainings == []
+    assert "| theirs | 12.5 |" in (tmp_path / "work" / "quoted.md").read_text()
+
+
+def test_a_study_is_asked_for(tiny_scenes, tmp_path):
+    status, _, errors = tiny.call_main(*tiny.arguments(tiny_scenes, tmp_path), "--mode=ablate")
+    assert status == 2 and "--study is missing: --mode=ablate --study=table5" in errors
+
+
+@pytest.mark.slow
+def test_a_row_is_compiled_once_for_all_seeds(ablate, tmp_path, monkeypatch):
+    """And other seeds of it end where they would alone."""
+    compiled, compile_step = [], training.compile_step
+    monkeypatch.setattr(training, "compile_step", lambda *a: compiled.append(1) or compile_step(*a))
+    status, _, errors = ablate("two")
+    assert (status, errors) == (0, "") and len(compiled) == 2
+    first = next((tmp_path / "work" / "runs").glob("*/seed_1"))
+    config = json.loads((first / "settings.json").read_text())["config"]
+    alone = tiny.tiny_config()
+    alone.update_from_flattened_dict(
+        {"seed": 1, "dataset.data_dir": config["dataset"]["data_dir"],
+         "detector.imitation.enabled": config["detector"]["imitation"]["enabled"]}
+    )  # fmt: skip
+    training.train(alone, tmp_path / "alone")
+    logs = [(folder / "metrics.jsonl").read_text() for folder in (first, tmp_path / "alone")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_runs_and_a_killed_study_goes_on(tiny_scenes, tmp_path):
+    (tmp_path / "studies.py").write_text(STUDIES)
+    mode = ("--mode=ablate", f"--study={tmp_path}/studies.py:two", "--seeds=2", "--devices=0,1")
+    command = [sys.executable, "-m", "cfinet_jax.main", *tiny.arguments(tiny_scenes, tmp_path / "work"), *mode]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 400
+    while not list((tmp_path / "work").glob("runs/*/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(200) == 75, first.stdout.read()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("runs/*/*/finished")}
+    assert len(before) < 4
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert second.returncode == 0, second.stdout + second.stderr
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("runs/*/*/finished")}
+    assert len(finished) == 4 and before.items() <= finished.items()
+    logs = [(tmp_path / "work" / "devices" / f"{device}.log").read_text() for device in (0, 1)]
+    assert all("Run " in log for log in logs)  # both had something to do
+    assert "| finished |" in (tmp_path / "work" / "two.md").read_text()

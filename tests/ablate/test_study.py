@@ -1,0 +1,120 @@
+"""The paper's study: every row can be set, traces, and stands beside the number that the paper gives it."""
+
+import jax
+import pytest
+
+from cfinet_jax import mesh
+from cfinet_jax.ablate.study import Row, config_of, digest, load_study
+from cfinet_jax.compile import shipped_shapes
+from cfinet_jax.errors import UserError
+from cfinet_jax.evaluate import make_detect
+from cfinet_jax.run import build
+from cfinet_jax.run_log import flatten
+from cfinet_jax.trained import state_shapes
+from cfinet_jax.training import make_step
+from configs import ablations, sodad
+from tests import tiny
+
+BASE = tiny.tiny_config()
+STUDIES = ablations.get_studies(BASE)
+ROWS = [(study, row.name) for study in STUDIES for row in STUDIES[study].rows]
+EXPERIMENTS = {
+    digest(config): (row, config)
+    for study in STUDIES.values()
+    if study.measure != "anchors"
+    for row in study.rows
+    for config in [config_of(row, BASE)]
+}
+TRAINED = [pytest.param(config, id=row.name) for row, config in EXPERIMENTS.values()]
+
+
+@pytest.mark.parametrize("config", TRAINED)
+def test_step_and_detection_trace(config):
+    """Of every experiment of every study, once."""
+    over = mesh.make_mesh()
+    detector, sgd = build(config, 6)
+    state = state_shapes(config, detector, over)
+    key = mesh.shapes(jax.eval_shape(lambda: jax.random.key(0)), over, mesh.EVERYWHERE)
+    step = make_step(config, detector, sgd, over)
+    after, metrics = jax.eval_shape(step, state, shipped_shapes(config.dataset, "batch_size", over), key)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and {"loss", "finite"} <= metrics.keys()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    detect = make_detect(detector, config.dataset, over)
+    found, _ = jax.eval_shape(detect, variables, shipped_shapes(config.dataset, "eval_batch_size", over))
+    most = config.detector.roi_head.max_detections
+    assert found.boxes.shape == (config.dataset.eval_batch_size, most, 4)
+
+
+def test_all_tables_are_there():
+    assert {*(f"table{number}" for number in range(1, 10)), "figure1", "figure4"} <= STUDIES.keys()
+
+
+def test_rows_of_several_tables_are_trained_once():
+    shared = [digest(config_of(row, BASE)) for name in ("table7", "table8", "table9") for row in STUDIES[name].rows]
+    assert len(shared) == 11 and len(set(shared)) == 9
+    crpn = [digest(config_of(STUDIES[name].rows[place], BASE)) for name, place in (("table5", 1), ("table6", 0))]
+    assert crpn[0] == crpn[1]
+
+
+@pytest.mark.parametrize("base", [BASE, sodad.get_config()], ids=["tiny", "sodad"])
+def test_a_controlled_comparison_switches_two_things(base):
+    """What differs between rows is the network's name, its section and whether there is imitation."""
+    study = ablations.get_studies(base)["table5"]
+    whole = flatten(base.to_dict())
+    for row in study.rows:
+        config = config_of(row, base)
+        changed = {key for key, value in flatten(config.to_dict()).items() if value != whole[key]}
+        allowed = ("detector.proposal_network.name", "detector.proposal_network.rpn.", "detector.imitation.enabled")
+        assert all(key.startswith(allowed) for key in changed), changed
+        network = config.detector.proposal_network
+        proposals = network[network.name].proposals.to_dict()
+        assert proposals == base.detector.proposal_network.coarse_to_fine.proposals.to_dict()
+        assert network[network.name].samples == base.detector.proposal_network.coarse_to_fine.samples
+
+
+@pytest.mark.parametrize(
+    ("study", "differences"),
+    [
+        ("table1", {"AP": (0.2, 0.6, -1.4)}),
+        ("table2", {"AP": (0.2, 0.8, 1.8), "AP_eS": (-1.3, -0.6, 0.9)}),
+        ("table4", {"proposals/AR300": (0.1, 0.9, 0.6, 1.4)}),
+        ("table5", {"AP": (1.4, 0.6, 1.8)}),
+        ("table6", {"AP": (-0.4, -0.2)}),
+        ("table7", {"AP": (-0.1, -0.3)}),
+        ("table8", {"AP": (-0.4, -0.1, -0.2)}),
+        ("table9", {"AP": (-0.4, -0.3, -0.5)}),
+    ],
+)
+def test_the_numbers_of_the_paper(study, differences):
+    base, *rows = (row.published for row in STUDIES[study].rows if row.published)
+    for key, expected in differences.items():
+        assert [row[key] - base[key] for row in rows] == pytest.approx(expected)
+
+
+def test_the_paper_s_choice_of_a_key_is_the_experiment_itself():
+    for name in ("table7", "table8", "table9", "choices"):
+        assert digest(config_of(STUDIES[name].rows[0], sodad.get_config())) == digest(sodad.get_config())
+    assert digest(config_of(STUDIES["choices"].rows[-2], sodad.get_config())) == digest(sodad.get_config("released"))
+
+
+def test_a_seed_makes_no_other_experiment():
+    other = BASE.copy_and_resolve_references()
+    other.seed = 5
+    assert digest(other) == digest(BASE)
+    other.detector.imitation.weight = 0.1
+    assert digest(other) != digest(BASE)
+
+
+@pytest.mark.parametrize("changes", [{"detector.imitation.wieght": 1.0}, {"detector.imitation.weight": "much"}])
+def test_a_row_that_cannot_be_set_is_named(changes):
+    with pytest.raises(UserError, match="The row 'mine' of the study cannot be set"):
+        config_of(Row("mine", changes), BASE)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("table55", "has no study 'table55': choose one of table1"), ("nowhere.py:x", "there is no file nowhere.py")],
+)
+def test_a_study_that_is_none(name, message):
+    with pytest.raises(UserError, match=message):
+        load_study(name, BASE)
