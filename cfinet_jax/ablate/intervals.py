@@ -12,6 +12,7 @@ from cfinet_jax.metrics.proposals import LIMITS, SHOWN, Tally, endings
 from cfinet_jax.metrics.protocols import OVERLAPS, Protocol
 from cfinet_jax.metrics.resampling import average_precision, gather
 from cfinet_jax.metrics.results import columns
+from cfinet_jax.progress import Progress
 
 RESAMPLES = 1000  # choices of as many images, and as many seeds, as there are
 LEVEL = 95  # percent of them within an interval
@@ -93,7 +94,11 @@ def differences(
     (first, base), *others = by_row.items()
     keys = keys_of(measure, protocol)
     wanted = {run.folder: run for runs in by_row.values() for run in runs}
-    resampled = {folder: resample(run, truth, protocol, measure) for folder, run in wanted.items()}
+    progress, resampled = Progress("Resampling", len(wanted), unit="runs"), {}
+    for folder, run in wanted.items():
+        resampled[folder] = resample(run, truth, protocol, measure)
+        progress.advance(1)
+    progress.close()
     metrics = {folder: metrics_of(run) for folder, run in wanted.items()}
     result = {}
     for row, runs in others:

@@ -10,6 +10,7 @@ from cfinet_jax.ablate.intervals import RESAMPLES, differences, keys_of, metrics
 from cfinet_jax.ablate.runs import Run
 from cfinet_jax.ablate.study import Study
 from cfinet_jax.dataset import Prepared
+from cfinet_jax.metrics.proposals import NEAR
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
 from cfinet_jax.report.page import to_html
 from cfinet_jax.report.plots import SHARES, read_log
@@ -72,7 +73,7 @@ def compare(
     sections["Scores"] += "\nMean and standard deviation over seeds, in percent.\n"
     if study.rows[0].name in rows and len(rows) > 1:
         found = differences(rows, prepared.coco, protocol, study.measure)
-        names = keys_of(study.measure, protocol)
+        names = known_sizes(study.measure, protocol, boxes)
         of_paper = {row.name: tables.published_differences(row, study.rows[0]) for row in study.rows}
         plots.draw_differences(found, of_paper, names, workdir / f"{name}_differences.png")
         sections["Differences"] = (
@@ -80,23 +81,32 @@ def compare(
             f"seed by seed; the interval is over {RESAMPLES:,} choices of as many images and seeds.\n\n"
             f"![differences by size]({name}_differences.png)"
         )
-        sections["What can be claimed"] = tables.claims(found, study, protocol, boxes)
+        heading = "Of these runs, and no further:\n\n" if warning(rows) else ""
+        sections["What can be claimed"] = heading + tables.claims(found, study, protocol, boxes)
         (workdir / f"{name}.json").write_text(json.dumps({"scores": scores, "differences": found}, indent=1))
     if all("proposals" in metrics for of_row in scores.values() for metrics in of_row):
         table = tables.score_table(scores, tables.proposal_columns(protocol), protocol.headline, published)
         sections["Proposals"] = f"{table}\n{tables.near()}\n"
-    return sections | curves(rows, protocol, workdir, name)
+    return sections | curves(rows, known_sizes("proposals/per_object", protocol, boxes), workdir, name)
 
 
-def curves(rows: dict[str, list[Run]], protocol: Protocol, workdir: epath.Path, name: str) -> dict[str, str]:
-    """What the rows did on the way."""
+def known_sizes(measure: str, protocol: Protocol, boxes: dict[str, int]) -> dict[str, str]:
+    """What a measure is called in the metrics, for every range with enough boxes -> the range."""
+    every = keys_of(measure, protocol)
+    return {key: size for key, size in every.items() if not tables.too_few(size, boxes, protocol.headline)}
+
+
+def curves(rows: dict[str, list[Run]], proposed: dict[str, str], workdir: epath.Path, name: str) -> dict[str, str]:
+    """What the rows did on the way; of proposals what `proposed` names."""
     logs = {row: [read_log(run.folder / "metrics.jsonl") for run in runs] for row, runs in rows.items()}
     train = {row: [of_run[0] for of_run in of_row] for row, of_row in logs.items()}
     evaluated = {row: [of_run[1] for of_run in of_row] for row, of_row in logs.items()}
     text = ""
     if any(len(records) > 1 for of_row in evaluated.values() for records in of_row):
-        plots.draw_curves(evaluated, {"AP": "AP, percent", "AP50": "AP50, percent"}, 100, workdir / f"{name}_AP.png")
-        plots.draw_proposals(evaluated, protocol, workdir / f"{name}_proposals.png")
+        marks = {"AP": "AP", "AP50": "AP50"}
+        plots.draw_curves(evaluated, marks, "percent", 100, workdir / f"{name}_AP.png")
+        near = f"proposals of an object, IoU > {NEAR:g}"
+        plots.draw_curves(evaluated, proposed, near, 1, workdir / f"{name}_proposals.png")
         text += f"![AP over the images seen]({name}_AP.png)\n\n![proposals of an object]({name}_proposals.png)\n\n"
     imitating = {row: of_row for row, of_row in train.items() if any("imitation/quality" in each for each in of_row[0])}
     if imitating:
@@ -104,7 +114,7 @@ def curves(rows: dict[str, list[Run]], protocol: Protocol, workdir: epath.Path, 
             "memory/fill": "share of slots filled",
             "loss/imitation/contrast": "contrastive loss",
         }
-        plots.draw_curves(imitating, keys, 1.0, workdir / f"{name}_imitation.png")
+        plots.draw_curves(imitating, keys, "", 1, workdir / f"{name}_imitation.png")
         text += f"![instance quality and memory]({name}_imitation.png)\n"
     return {"Curves": f"A mean over the seeds of every row.\n\n{text}"} if text else {}
 

@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cfinet_jax.ablate.intervals import Difference
-from cfinet_jax.metrics.proposals import NEAR, endings
-from cfinet_jax.metrics.protocols import Protocol
 from cfinet_jax.report.plots import COLOURS, CURVE_POINTS, DASHES, GREY, INK, WIDTH, save
 
+COLUMNS = 2  # of panels
 FEW_POINTS = 15  # of a line, below which each is marked
 Logs = Mapping[str, Sequence[list[dict]]]  # row -> records of its seeds
 
@@ -23,10 +22,11 @@ def draw_differences(
     path: epath.Path,
 ) -> None:
     """A panel per size: the difference of every row with its interval, and the paper's as a ring."""
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.34 * len(found) * -(-len(names) // 2)), layout="constrained")
-    panels = figure.subplots(-(-len(names) // 2), 2, sharey=True, squeeze=False).flat
+    lines = -(-len(names) // COLUMNS)
+    figure = Figure(figsize=(WIDTH, 0.6 + lines * (0.7 + 0.26 * len(found))), layout="constrained")
+    panels = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False).flat
     rows = np.arange(len(found))
-    for axes, (key, name) in zip(panels, names.items(), strict=False):
+    for (key, name), axes in zip(names.items(), panels, strict=False):
         axes.axvline(0, color=GREY, linewidth=1)
         for place, (row, of_row) in enumerate(found.items()):
             difference = of_row[key]
@@ -46,28 +46,24 @@ def draw_differences(
     save(figure, path)
 
 
-def draw_curves(logs: Logs, keys: Mapping[str, str], scale: float, path: epath.Path) -> None:
-    """A panel per score of the logs: every row over the images seen, a mean over its seeds."""
-    figure = Figure(figsize=(WIDTH, 0.6 + 2.3 * len(keys)), layout="constrained")
-    panels = figure.subplots(len(keys), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (key, label) in zip(panels, keys.items(), strict=True):
+def draw_curves(logs: Logs, keys: Mapping[str, str], ylabel: str, scale: float, path: epath.Path) -> None:
+    """A panel per score of the logs, with its title: every row over the images seen, a mean over its seeds."""
+    lines = -(-len(keys) // COLUMNS)
+    figure = Figure(figsize=(WIDTH, 1.1 + 2.1 * lines), layout="constrained")
+    panels = figure.subplots(lines, COLUMNS, squeeze=False).flat
+    for (key, title), axes in zip(keys.items(), panels, strict=False):
         plot_rows(axes, logs, lambda record, key=key: record.get(key), scale)
-        axes.set(ylabel=label, ylim=(0, None))
+        axes.set_title(title, fontsize=10)
+        axes.set_ylim(0, None)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("images seen")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    for axes in panels:
+        axes.remove()
+    figure.supxlabel("images seen", fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     save(figure, path)
-
-
-def draw_proposals(logs: Logs, protocol: Protocol, path: epath.Path) -> None:
-    """Fig. 4: proposals of an object, for every size over the images seen."""
-    keys = {
-        f"proposals/per_object{ending}": f"{size}: proposals\nwith IoU > {NEAR:g}"
-        for size, ending in endings(protocol).items()
-    }
-    draw_curves(logs, keys, 1.0, path)
 
 
 def plot_rows(axes: Axes, logs: Logs, value: Callable[[dict], float | None], scale: float) -> None:

@@ -138,7 +138,7 @@ def draw_rules(grid: Grid, known: dict[str, Callable], path: epath.Path) -> None
     rows = -(-len(known) // PANELS)
     figure = Figure(figsize=(WIDTH, 2.35 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, PANELS, squeeze=False).flat
-    for axes, (name, rule) in zip(panels, known.items(), strict=False):
+    for (name, rule), axes in zip(known.items(), panels, strict=False):
         positive = np.asarray(rule(grid, truth).positive)
         axes.set_title(f"{name}: {positive.sum()}", fontsize=10)
         cells = np.arange(0, CANVAS, 4)

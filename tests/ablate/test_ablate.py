@@ -202,17 +202,28 @@ def test_a_row_is_compiled_once_for_all_seeds(ablate, tmp_path, monkeypatch):
     assert logs[0] == logs[1]
 
 
+CONFIG = """
+import json
+from cfinet_jax.trained import recorded_config
+
+def get_config():
+    return recorded_config({"config": json.loads(%r)})
+"""
+
+
 @pytest.mark.slow
-def test_two_devices_share_the_runs_and_a_killed_study_goes_on(tiny_scenes, tmp_path):
+def test_two_devices_share_the_runs_and_a_stopped_study_goes_on(tiny_scenes, tmp_path):
+    config = tiny.tiny_config()
+    config.dataset.data_dir = str(tiny_scenes)
+    (tmp_path / "config.py").write_text(CONFIG % config.to_json())  # `tests.tiny` is no program's
     (tmp_path / "studies.py").write_text(STUDIES)
-    mode = ("--mode=ablate", f"--study={tmp_path}/studies.py:two", "--seeds=2", "--devices=0,1")
-    command = [sys.executable, "-m", "cfinet_jax.main", *tiny.arguments(tiny_scenes, tmp_path / "work"), *mode]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 400
-    while not list((tmp_path / "work").glob("runs/*/*/metrics.jsonl")) and time.monotonic() < deadline:
+    where = (f"--config={tmp_path}/config.py", f"--workdir={tmp_path}/work", f"--study={tmp_path}/studies.py:two")
+    command = [sys.executable, "-m", "cfinet_jax.main", "--mode=ablate", *where, "--seeds=2", "--devices=0,1"]
+    first = subprocess.Popen(command, cwd=ROOT)
+    while first.poll() is None and not list((tmp_path / "work").glob("runs/*/*/metrics.jsonl")):
         time.sleep(0.2)
     first.send_signal(signal.SIGTERM)
-    assert first.wait(200) == 75, first.stdout.read()
+    assert first.wait(400) == 75
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("runs/*/*/finished")}
     assert len(before) < 4
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
