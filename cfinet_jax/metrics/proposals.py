@@ -25,12 +25,13 @@ def score_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) 
 
     Returns `AR<limit>`, the recall with the best `LIMITS` proposals of a picture, a mean over IoU .5:.05:.95, and
     `per_object`, the number of given proposals with an IoU above .5, a mean over objects; both of the headline range
-    and, with `_<size>`, of every other. None where there is no box to find.
+    and, with `_<size>`, of every other. None where there is no box to find. Proposals are upright, and so are then the
+    boxes that they are compared with: `bbox`, which encloses an oriented one.
     """
-    rules = dataclasses.replace(protocol, overlaps=OVERLAPS, limits=LIMITS)
+    rules = dataclasses.replace(protocol, overlaps=OVERLAPS, limits=LIMITS, boxes="horizontal", best_only=False)
     ground_truth = of_one_class(ground_truth)
     truth = truth_of(annotations_of(ground_truth, rules), 0, rules)
-    found = detections_of(ground_truth, proposals)
+    found = detections_of(ground_truth, proposals, rules)
     fates, orders = fates_of(found, 0, truth, rules)
     hits = [np.sum(fates[..., order] == HIT, (0, 2)) for order in orders]  # of each limit [ranges]
     _, of_truth, iou, _ = pairs(found.images, found.boxes, truth, NEAR)
