@@ -109,7 +109,8 @@ def windows_with_objects(
     for number, origin in enumerate(origins):
         corner = origin[::-1]
         near = np.all((low < corner + np.flip(window)) & (high > corner), axis=1)
-        seen[number] = (share_in_window(objects[near], origin, window) >= WHOLE).any()
+        shown = tuple(np.minimum(window, size - origin).tolist())  # of it what is picture
+        seen[number] = (share_in_window(objects[near], origin, shown) >= WHOLE).any()
     return origins[seen]
 
 
@@ -127,7 +128,7 @@ def share_in_window(
     start, side = start[:, :, None], side[:, :, None]
     crossings = np.divide(border - start, side, out=np.zeros((*start.shape[:2], 2, 2)), where=side != 0)
     parts = np.sort(np.clip(crossings, 0, 1).reshape(*start.shape[:2], 4, 1), axis=2)
-    points = np.concatenate([start, start + parts * side], axis=2).reshape(len(start), -1, 2)
+    points = np.concatenate([start, start + parts * side], axis=2).reshape(len(start), 5 * start.shape[1], 2)
     inside, whole = _signed_area(np.clip(points, *border)), _signed_area(start[:, :, 0])
     return np.divide(inside, whole, out=np.zeros(len(whole)), where=whole != 0)
 

@@ -88,7 +88,7 @@ PROTOCOLS = {
     ),
     # The area is that of the rectangle. SODA-A has no ignored boxes; those that DOTA calls difficult are.
     "soda_a": SODA_A,
-    # As SODA-A's code is since July 2025; the published numbers are earlier.
+    # As SODA-A's code is since July 2025; the published numbers are probably of the code before.
     "soda_a_2025": dataclasses.replace(SODA_A, name="soda_a_2025", best_only=True),
     # Of AI-TOD's own scoring code (jwwangchn/cocoapi-aitod). Its paper has very tiny objects from 2 x 2 pixels on and
     # medium ones up to 64 x 64; the code sets no such bounds.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cfinet_jax import dataset
+from cfinet_jax import dataset, own_data
 from cfinet_jax.boxes import oriented
 from data import prepare
 from data.coco.boxes import read_oriented
@@ -231,3 +231,16 @@ def test_coco_files_are_read_as_asked(tmp_path, boxes):
 def test_other_layouts_have_no_oriented_boxes(tmp_path, name, capsys):
     assert call(tmp_path, "--boxes=oriented", name=name) == 2
     assert "--boxes=oriented belongs to COCO files" in capsys.readouterr().err
+
+
+def test_own_data_are_prepared_as_the_configuration_has_them(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("cfinet_jax.own_data.subprocess.run", lambda command, **_: asked.append(command) or mock.Mock(
+        returncode=0, stderr=""))  # fmt: skip
+    for boxes in ("horizontal", "oriented"):
+        for name in ("mine", "sodaa"):
+            settings = {"name": name, "boxes": boxes, "source": "FOLDER", "annotations": None, "data_dir": "prepared"}
+            own_data.prepare(ConfigDict(settings))
+    assert [[word for word in command if "--boxes" in word] for command in asked] == [
+        ["--boxes=horizontal"], [], ["--boxes=oriented"], [],
+    ]  # fmt: skip
