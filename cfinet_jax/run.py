@@ -77,6 +77,7 @@ def create_run(config: ConfigDict) -> Run:
     check_batches(config, over.size)
     splits = dataset.open_splits(settings, settings.train_split, settings.eval_split)
     training, evaluation = splits[settings.train_split], splits[settings.eval_split]
+    check_boxes(settings, training)
     detector, sgd = build(config, len(training.classes))
     key = mesh.replicate(jax.random.key(config.seed), over)  # so that every device makes its own copy of the state
     state = train_state.create_state(key, detector, sgd, input_shape(settings), settings.max_objects)
@@ -113,9 +114,22 @@ def check_values(config: ConfigDict) -> None:
         if config[section][name] < 1:
             raise UserError(f"{key} is {config[section][name]}: make it at least 1.")
     check_windows(config.dataset)
-    if config.evaluation.protocol not in PROTOCOLS:
+    fitting = sorted(name for name, protocol in PROTOCOLS.items() if protocol.boxes == config.dataset.boxes)
+    if not fitting:
+        raise UserError(f"dataset.boxes is {config.dataset.boxes!r}: choose horizontal or oriented.")
+    if config.evaluation.protocol not in fitting:
         raise UserError(
-            f"evaluation.protocol is {config.evaluation.protocol!r}: choose one of {', '.join(sorted(PROTOCOLS))}."
+            f"evaluation.protocol is {config.evaluation.protocol!r}: choose one of {', '.join(fitting)}, "
+            f"which score {config.dataset.boxes} boxes."
+        )
+
+
+def check_boxes(settings: ConfigDict, prepared: dataset.Prepared) -> None:
+    """The boxes of the data set are what the config takes them for."""
+    if prepared.boxes != settings.boxes:
+        raise UserError(
+            f"dataset.boxes is {settings.boxes}, but those of {settings.name} are {prepared.boxes}: choose another "
+            f"data set (--config.dataset.name), or a configuration for {prepared.boxes} boxes."
         )
 
 

@@ -2,6 +2,8 @@
 
 * Boxes are `x1 y1 x2 y2` in pixels, float32; width is `x2 - x1` (no "+1"). Inside the detector a pixel is
   one of the network's input, outside it one of the stored image; `Batch.scales` leads from the latter to the former.
+* Oriented boxes are `cx cy w h angle` in pixels and radians, as `boxes/oriented.py` has them. Those of the ground truth
+  and of detections are such where `dataset.boxes` says so; proposals stay upright.
 * Labels are 0..C-1; background is C, the last logit.
 * Images and feature maps are NHWC, channels R G B.
 * Every padded set carries a mask that is True where an entry is real; padding holds finite values.
@@ -29,7 +31,7 @@ def pytree(cls: type[T]) -> type[T]:
 class GroundTruth:
     """What is in an image, padded to `max_objects`."""
 
-    boxes: Float[Array, "*batch objects 4"]
+    boxes: Float[Array, "*batch objects 4"]  # of an oriented data set 5
     labels: Int[Array, "*batch objects"]
     valid: Bool[Array, "*batch objects"]
     ignore: Bool[Array, "*batch objects"]  # a region in which nothing is to be learnt
@@ -89,7 +91,7 @@ class RoiSamples:
 class Detections:
     """What was found, best first."""
 
-    boxes: Float[Array, "*batch detections 4"]
+    boxes: Float[Array, "*batch detections 4"]  # of an oriented data set 5
     scores: Float[Array, "*batch detections"]
     labels: Int[Array, "*batch detections"]
     valid: Bool[Array, "*batch detections"]
