@@ -52,9 +52,11 @@ def flip(boxes: Float[Array, "*n 5"], width: Float[Array, ""]) -> Float[Array, "
     return normalise(xp.stack([width - x, y, w, h, -angle], -1))
 
 
-def resize(boxes: Float[Array, "*n 5"], scale: Float[Array, ""] | float) -> Float[Array, "*n 5"]:
+def resize(boxes: Float[Array, "*n 5"], scale: Float[Array, "*#n"] | float) -> Float[Array, "*n 5"]:
     """Boxes of a picture that is scaled; unlike lengths, angles stay."""
-    return boxes.__array_namespace__().concatenate([boxes[..., :4] * scale, boxes[..., 4:]], -1)
+    xp = boxes.__array_namespace__()
+    lengths = boxes[..., :4] * xp.asarray(scale, dtype=boxes.dtype)[..., None]
+    return xp.concatenate([lengths, boxes[..., 4:]], -1)
 
 
 def stretch(boxes: Float[Array, "*n 5"], factors: tuple[float, float]) -> Float[Array, "*n 5"]:
@@ -199,7 +201,7 @@ def _integrate(xp: Any, start: tuple[Array, Array], end: tuple[Array, Array], ha
 
 def _divide(xp: Any, numerator: Array, denominator: Array) -> Array:
     """The quotient; 0, and no gradient, where nothing is divided or it is divided by next to nothing."""
-    # The gradient of a numerator held to 0 is terms that cancel; over a small denominator only their rounding would stay.
+    # Terms of the gradient of a numerator held to 0 cancel; over a small denominator only their rounding would stay.
     safe = (numerator != 0) & (xp.abs(denominator) > EPSILON)
     return xp.where(safe, numerator, 0.0) / xp.where(safe, denominator, 1.0)
 

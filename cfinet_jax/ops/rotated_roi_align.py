@@ -26,7 +26,7 @@ def rotated_roi_align(
     visited one at a time, as in `roi_align`. Boxes get no gradient. Oriented R-CNN (Xie et al. 2021) has 7 and 2.
     """
     table, shape, first = flatten(pyramid, levels)
-    boxes = oriented.resize(jax.lax.stop_gradient(boxes), 1 / jnp.asarray(strides, jnp.float32)[levels][:, None])
+    boxes = oriented.resize(jax.lax.stop_gradient(boxes), 1 / jnp.asarray(strides, jnp.float32)[levels])
     limit = shape.astype(jnp.float32)[:, None, None]
 
     def read_by(share: Array) -> tuple[Array, Array]:
