@@ -18,9 +18,15 @@ CORNERS = ((-1, -1), (1, -1), (1, 1), (-1, 1))  # in halves of w and h, clockwis
 PAIRS = ((0, 1), (1, 2), (2, 3), (3, 0), (0, 2), (1, 3))  # of corners
 
 
+def _columns(boxes: Float[Array, "*n k"]) -> Any:
+    """The k numbers, each of all boxes; slices along the last axis would have gradients that XLA is slow to compile."""
+    return boxes.__array_namespace__().moveaxis(boxes, -1, 0)
+
+
 def area(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n"]:
     """Area in square pixels."""
-    return boxes[..., 2] * boxes[..., 3]
+    _, _, w, h, _ = _columns(boxes)
+    return w * h
 
 
 def centre_size(boxes: Float[Array, "*n 5"]) -> tuple[Float[Array, "*n 2"], Float[Array, "*n 2"]]:
@@ -41,31 +47,35 @@ def clip(boxes: Float[Array, "*n 5"], size: Float[Array, "2"]) -> Float[Array, "
 
 def flip(boxes: Float[Array, "*n 5"], width: Float[Array, ""]) -> Float[Array, "*n 5"]:
     """Boxes of a picture of `width` seen in a mirror."""
-    x, y, w, h, angle = (boxes[..., k] for k in range(5))
-    return normalise(boxes.__array_namespace__().stack([width - x, y, w, h, -angle], -1))
+    xp = boxes.__array_namespace__()
+    x, y, w, h, angle = _columns(boxes)
+    return normalise(xp.stack([width - x, y, w, h, -angle], -1))
 
 
-def resize(boxes: Float[Array, "*n 5"], scale: Float[Array, ""] | float) -> Float[Array, "*n 5"]:
+def resize(boxes: Float[Array, "*n 5"], scale: Float[Array, "*#n"] | float) -> Float[Array, "*n 5"]:
     """Boxes of a picture that is scaled; unlike lengths, angles stay."""
-    return boxes.__array_namespace__().concatenate([boxes[..., :4] * scale, boxes[..., 4:]], -1)
+    xp = boxes.__array_namespace__()
+    lengths = boxes[..., :4] * xp.asarray(scale, dtype=boxes.dtype)[..., None]
+    return xp.concatenate([lengths, boxes[..., 4:]], -1)
 
 
 def stretch(boxes: Float[Array, "*n 5"], factors: tuple[float, float]) -> Float[Array, "*n 5"]:
     """Boxes whose w and h are multiplied, about their centres."""
-    x, y, w, h, angle = (boxes[..., k] for k in range(5))
-    return normalise(boxes.__array_namespace__().stack([x, y, w * factors[0], h * factors[1], angle], -1))
+    xp = boxes.__array_namespace__()
+    x, y, w, h, angle = _columns(boxes)
+    return normalise(xp.stack([x, y, w * factors[0], h * factors[1], angle], -1))
 
 
 def normalise(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
     """The same boxes in le90, whatever range their angles have, and whichever side is the longer."""
     upended = (boxes[..., 2] < boxes[..., 3]).astype(boxes.dtype)
-    return _wrap(_turn_back(boxes, -upended), -QUARTER)
+    return _wrap(turn_back(boxes, -upended), -QUARTER)
 
 
-def to_opencv(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
-    """The same boxes as OpenCV names them from 4.5.1 on ("oc"): an angle in (0, pi/2], either side the longer."""
+def to_oc(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
+    """The same boxes as OpenCV 4.5.1 names them: an angle in (0, pi/2], either side the longer."""
     xp = boxes.__array_namespace__()
-    boxes = _turn_back(boxes, xp.ceil(boxes[..., 4] / QUARTER) - 1)
+    boxes = turn_back(boxes, xp.ceil(boxes[..., 4] / QUARTER) - 1)
     return xp.concatenate([boxes[..., :4], xp.minimum(boxes[..., 4:], QUARTER)], -1)
 
 
@@ -74,10 +84,10 @@ def to_le135(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
     return _wrap(normalise(boxes), -QUARTER / 2)
 
 
-def _turn_back(boxes: Float[Array, "*n 5"], quarters: Float[Array, "*n"]) -> Float[Array, "*n 5"]:
+def turn_back(boxes: Float[Array, "*n 5"], quarters: Float[Array, "*n"]) -> Float[Array, "*n 5"]:
     """The same boxes with angles less by quarter turns, an odd number of which exchanges w and h."""
     xp = boxes.__array_namespace__()
-    x, y, w, h, angle = (boxes[..., k] for k in range(5))
+    x, y, w, h, angle = _columns(boxes)
     odd = quarters % 2 == 1
     return xp.stack([x, y, xp.where(odd, h, w), xp.where(odd, w, h), angle - quarters * QUARTER], -1)
 
@@ -95,7 +105,7 @@ def _wrap(boxes: Float[Array, "*n 5"], start: float) -> Float[Array, "*n 5"]:
 def to_polygon(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 8"]:
     """The corners x1 y1 ... x4 y4, clockwise on the screen."""
     xp = boxes.__array_namespace__()
-    x, y, w, h, angle = (boxes[..., k] for k in range(5))
+    x, y, w, h, angle = _columns(boxes)
     cos, sin = xp.cos(angle) / 2, xp.sin(angle) / 2
     return xp.stack(
         [place for i, j in CORNERS for place in (x + i * w * cos - j * h * sin, y + i * w * sin + j * h * cos)], -1
@@ -115,23 +125,21 @@ def from_polygon(polygons: Float[Array, "*n 8"]) -> Float[Array, "*n 5"]:
     lines = xp.stack([points[..., j, :] - points[..., i, :] for i, j in PAIRS], -2)
     lines = xp.where((lines**2).sum(-1, keepdims=True) > EPSILON**2, lines, xp.asarray([1.0, 0.0], dtype=lines.dtype))
     axes = lines / xp.sqrt((lines**2).sum(-1, keepdims=True))
-    x, y = (axes[..., None, :, k] for k in (0, 1))
-    along = x * points[..., :, None, 0] + y * points[..., :, None, 1]
-    across = x * points[..., :, None, 1] - y * points[..., :, None, 0]
-    found = xp.stack([along.min(-2), along.max(-2), across.min(-2), across.max(-2), axes[..., 0], axes[..., 1]], -1)
-    size = found[..., 1:4:2] - found[..., 0:4:2]
-    best = xp.argmin(size[..., 0] * size[..., 1], -1)[..., None, None]
-    left, right, top, bottom, x, y = (xp.take_along_axis(found, best, -2)[..., 0, k] for k in range(6))
-    middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
-    centre = origin[..., 0, :] + xp.stack([x * middle_x - y * middle_y, y * middle_x + x * middle_y], -1)
-    sides_angle = xp.stack([right - left, bottom - top, xp.arctan2(y, x)], -1)
-    return normalise(xp.concatenate([centre, sides_angle], -1))
+    x, y = axes[..., 0], axes[..., 1]
+    along = x[..., None, :] * points[..., :, None, 0] + y[..., None, :] * points[..., :, None, 1]
+    across = x[..., None, :] * points[..., :, None, 1] - y[..., None, :] * points[..., :, None, 0]
+    left, right, top, bottom = along.min(-2), along.max(-2), across.min(-2), across.max(-2)
+    middle = (left + right) / 2, (top + bottom) / 2
+    centre = x * middle[0] - y * middle[1], y * middle[0] + x * middle[1]
+    around = xp.stack([*centre, right - left, bottom - top, xp.arctan2(y, x)], -1)
+    best = xp.take_along_axis(around, xp.argmin(area(around), -1)[..., None, None], -2)[..., 0, :]
+    return normalise(xp.concatenate([best[..., :2] + origin[..., 0, :], best[..., 2:]], -1))
 
 
 def enclose(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 4"]:
     """The smallest upright boxes x1 y1 x2 y2 around oriented ones."""
     xp = boxes.__array_namespace__()
-    x, y, w, h, angle = (boxes[..., k] for k in range(5))
+    x, y, w, h, angle = _columns(boxes)
     cos, sin = xp.abs(xp.cos(angle)) / 2, xp.abs(xp.sin(angle)) / 2
     across, down = w * cos + h * sin, w * sin + h * cos
     return xp.stack([x - across, y - down, x + across, y + down], -1)
@@ -145,7 +153,7 @@ def from_horizontal(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 5"]:
 def _upright(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 5"]:
     """Upright boxes with w along x and an angle of 0, so not in le90 where they are tall."""
     xp = boxes.__array_namespace__()
-    x1, y1, x2, y2 = (boxes[..., k] for k in range(4))
+    x1, y1, x2, y2 = _columns(boxes)
     return xp.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, xp.zeros_like(x1)], -1)
 
 
@@ -155,21 +163,21 @@ def intersection(a: Float[Array, "*#n 5"], b: Float[Array, "*#n 5"]) -> Float[Ar
     By Green's theorem it is the integral of x dy around `a` with x and y held within `b`, in the axes of `b`. There are
     no crossings to find and to sort, and nothing jumps where boxes touch or sides coincide.
     """
-    difference = a - b
-    xp = difference.__array_namespace__()
-    x, y = _turn(xp, difference[..., 0], difference[..., 1], -b[..., 4])
-    cos, sin = xp.cos(difference[..., 4]), xp.sin(difference[..., 4])
-    w, h, half_w, half_h = a[..., 2] / 2, a[..., 3] / 2, b[..., 2] / 2, b[..., 3] / 2
-    right, down = (w * cos, w * sin), (-h * sin, h * cos)  # halves of the sides of `a`
-    corners = [(x + i * right[0] + j * down[0], y + i * right[1] + j * down[1]) for i, j in CORNERS]
-    shared = sum(_integrate(xp, corners[k - 1], corners[k], half_w, half_h) for k in range(4))
+    (*centre, w, h, angle), (*origin, frame_w, frame_h, frame_angle) = _columns(a), _columns(b)
+    x, y, angle = centre[0] - origin[0], centre[1] - origin[1], angle - frame_angle
+    xp = x.__array_namespace__()
+    smaller = xp.minimum(w * h, frame_w * frame_h)
+    w, h, frame_w, frame_h = w / 2, h / 2, frame_w / 2, frame_h / 2
+    x, y = _turn(xp, x, y, -frame_angle)
+    cos, sin = xp.cos(angle), xp.sin(angle)
+    corners = [(x + i * w * cos - j * h * sin, y + i * w * sin + j * h * cos) for i, j in CORNERS]
+    shared = sum(_integrate(xp, corners[k - 1], corners[k], frame_w, frame_h) for k in range(4))
 
-    along, across = _turn(xp, x, y, -difference[..., 4])
+    along, across = x * cos + y * sin, y * cos - x * sin
     cos, sin = xp.abs(cos), xp.abs(sin)
-    apart = (xp.abs(x) > half_w + w * cos + h * sin) | (xp.abs(y) > half_h + w * sin + h * cos)
-    apart |= (xp.abs(along) > w + half_w * cos + half_h * sin) | (xp.abs(across) > h + half_w * sin + half_h * cos)
-    shared = xp.clip(shared, 0.0, xp.minimum(area(a), area(b)))
-    return xp.where(apart, 0.0, shared)
+    apart = (xp.abs(x) > frame_w + w * cos + h * sin) | (xp.abs(y) > frame_h + w * sin + h * cos)
+    apart |= (xp.abs(along) > w + frame_w * cos + frame_h * sin) | (xp.abs(across) > h + frame_w * sin + frame_h * cos)
+    return xp.where(apart, 0.0, xp.clip(shared, 0.0, smaller))
 
 
 def _turn(xp: Any, x: Array, y: Array, angle: Array) -> tuple[Array, Array]:
@@ -180,19 +188,21 @@ def _turn(xp: Any, x: Array, y: Array, angle: Array) -> tuple[Array, Array]:
 
 def _integrate(xp: Any, start: tuple[Array, Array], end: tuple[Array, Array], half_w: Array, half_h: Array) -> Array:
     """The integral of x dy along a line, y held within +-half_h and then x within +-half_w."""
-    (x, y), run, rise = start, end[0] - start[0], end[1] - start[1]
-    low, high = xp.clip(y, -half_h, half_h), xp.clip(end[1], -half_h, half_h)
-    first, last = (x + run * xp.clip(_divide(xp, held - y, rise), 0.0, 1.0) for held in (low, high))
-    # The mean of x held within a strip: outside it is that of the held ends, for a share of the line its own.
+    (x, y), (end_x, end_y) = start, end
+    run, rise = end_x - x, end_y - y
+    low, high = xp.clip(y, -half_h, half_h), xp.clip(end_y, -half_h, half_h)
+    first = x + run * xp.clip(_divide(xp, low - y, rise), 0.0, 1.0)
+    last = end_x + run * xp.clip(_divide(xp, high - end_y, rise), -1.0, 0.0)
+    # The mean of x held within a strip is that of its own ends for the share of the line inside, of the held ends else.
     held_first, held_last = xp.clip(first, -half_w, half_w), xp.clip(last, -half_w, half_w)
     inside = _divide(xp, held_last - held_first, last - first)
-    held_mean = (held_first + held_last) / 2
-    return (high - low) * (held_mean + inside * ((first + last) / 2 - held_mean))
+    return (high - low) * (inside * (first + last) + (1 - inside) * (held_first + held_last)) / 2
 
 
 def _divide(xp: Any, numerator: Array, denominator: Array) -> Array:
-    """The quotient, with finite gradients; 0 where it divides by next to nothing."""
-    safe = xp.abs(denominator) > EPSILON
+    """The quotient; 0, and no gradient, where nothing is divided or it is divided by next to nothing."""
+    # Terms of the gradient of a numerator held to 0 cancel; over a small denominator only their rounding would stay.
+    safe = (numerator != 0) & (xp.abs(denominator) > EPSILON)
     return xp.where(safe, numerator, 0.0) / xp.where(safe, denominator, 1.0)
 
 
@@ -226,7 +236,7 @@ def encode(
     xp = difference.__array_namespace__()
     anchors, boxes = xp.broadcast_arrays(anchors, boxes)
     seen = xp.concatenate([boxes[..., :4], difference[..., 4:]], -1)
-    seen = _turn_back(seen, xp.round(seen[..., 4] / QUARTER))
+    seen = turn_back(seen, xp.round(seen[..., 4] / QUARTER))
     size, anchor_size = xp.maximum(seen[..., 2:4], EPSILON), xp.maximum(anchors[..., 2:4], EPSILON)
     offset = xp.stack(_turn(xp, difference[..., 0], difference[..., 1], -anchors[..., 4]), -1)
     deltas = xp.concatenate([offset / anchor_size, xp.log(size / anchor_size), seen[..., 4:]], -1)
