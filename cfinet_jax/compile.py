@@ -94,7 +94,8 @@ def lower(config: ConfigDict, classes: int, over: Any) -> dict[str, Any]:
 
 def shipped_shapes(settings: Any, size: str, over: Any) -> Batch:
     """A batch as the host ships it, as shapes spread over a mesh."""
-    batch = jax.eval_shape(lambda: empty_batch(settings[size], settings.stored_size, settings.max_objects))
+    numbers = 5 if settings.boxes == "oriented" else 4
+    batch = jax.eval_shape(lambda: empty_batch(settings[size], settings.stored_size, settings.max_objects, numbers))
     pixels = jax.ShapeDtypeStruct(batch.images.shape, jnp.uint8)
     return mesh.shapes(dataclasses.replace(batch, images=pixels), over, mesh.BY_IMAGE)
 

@@ -3,7 +3,7 @@
 * Boxes are `x1 y1 x2 y2` in pixels, float32; width is `x2 - x1` (no "+1"). Inside the detector a pixel is
   one of the network's input, outside it one of the stored image; `Batch.scales` leads from the latter to the former.
 * Oriented boxes are `cx cy w h angle` in pixels and radians, as `boxes/oriented.py` has them. Those of the ground truth
-  and of detections are such where `dataset.boxes` says so; proposals stay upright.
+  and of detections are such where `dataset.boxes` says so. Proposals are upright where they are scored.
 * Labels are 0..C-1; background is C, the last logit.
 * Images and feature maps are NHWC, channels R G B.
 * Every padded set carries a mask that is True where an entry is real; padding holds finite values.
@@ -31,10 +31,11 @@ def pytree(cls: type[T]) -> type[T]:
 class GroundTruth:
     """What is in an image, padded to `max_objects`."""
 
-    boxes: Float[Array, "*batch objects 4"]  # of an oriented data set 5
+    boxes: Float[Array, "*batch objects 4"]  # of an oriented data set 5, until the detector has enclosed them
     labels: Int[Array, "*batch objects"]
     valid: Bool[Array, "*batch objects"]
     ignore: Bool[Array, "*batch objects"]  # a region in which nothing is to be learnt
+    oriented: Float[Array, "*batch objects 5"] | None = None  # what `boxes` enclose, if they do
 
     @property
     def is_object(self) -> Bool[Array, "*batch objects"]:
@@ -45,6 +46,11 @@ class GroundTruth:
     def is_region(self) -> Bool[Array, "*batch objects"]:
         """Real entries that are to be left alone."""
         return self.valid & self.ignore
+
+    @property
+    def goals(self) -> Float[Array, "*batch objects numbers"]:
+        """The boxes that detections are to be."""
+        return self.boxes if self.oriented is None else self.oriented
 
 
 @pytree

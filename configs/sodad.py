@@ -247,6 +247,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 },
             },
             "roi_head": {
+                "name": "horizontal",
                 "pool_size": 7,
                 "finest_scale": 56.0,
                 "max_grid": 4,
