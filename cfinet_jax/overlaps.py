@@ -57,7 +57,7 @@ def meeting_pairs(
     other_boxes: Float[np.ndarray, "m numbers"],
     most: int = BLOCK,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The places of boxes and of other boxes of the same group that may share some area, and how much it is.
+    """The places of boxes and of other boxes of the same group that share some area, and how much it is.
 
     In blocks of about `most` pairs, so that memory does not grow with their number; in the order of the boxes. The
     groups of the others are ascending.
@@ -72,11 +72,12 @@ def meeting_pairs(
         if boxes.shape[1] == 4:
             yield first, second, sides[meet, 0] * sides[meet, 1]
         else:
-            yield first, second, intersection(boxes[first], other_boxes[second])
+            shared = intersection(boxes[first], other_boxes[second])
+            yield first[shared > 0], second[shared > 0], shared[shared > 0]
 
 
 def pairs_among(boxes: Float[np.ndarray, "n 5"]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The places of two oriented boxes of a set that may share some area, every pair once, and how much it is.
+    """The places of two oriented boxes of a set that share some area, every pair once, and how much it is.
 
     From left to right, so that a box is compared only with those that begin before it ends.
     """
@@ -88,7 +89,8 @@ def pairs_among(boxes: Float[np.ndarray, "n 5"]) -> Iterator[tuple[np.ndarray, n
     for first, second in _ranges(start, count, BLOCK):
         meet = np.all(common_sides(hulls[first], hulls[second]) > 0, axis=1)
         first, second = order[first[meet]], order[second[meet]]
-        yield first, second, intersection(boxes[first], boxes[second])
+        shared = intersection(boxes[first], boxes[second])
+        yield first[shared > 0], second[shared > 0], shared[shared > 0]
 
 
 def _ranges(start: np.ndarray, count: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
