@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from cfinet_jax.overlaps import meeting_pairs
+from cfinet_jax.overlaps import pairs_among
 
 
 class Found(NamedTuple):
@@ -40,18 +40,24 @@ def suppress(found: Found, overlap: float) -> Int[np.ndarray, "kept"]:
 
 def suppress_oriented(found: Found, overlap: float) -> Int[np.ndarray, "kept"]:
     """The places of oriented boxes that NMS keeps, class by class."""
-    order = np.lexsort((-found.scores, found.labels))
-    labels, boxes = found.labels[order], found.boxes[order].astype(np.float64)
-    areas = boxes[:, 2] * boxes[:, 3]
-    kept = np.ones(len(order), bool)
-    for better, worse, shared in meeting_pairs(labels, boxes, labels, boxes):
-        alike = (better < worse) & (shared > overlap * (areas[better] + areas[worse] - shared))
-        better, worse = better[alike], worse[alike]
-        starts = np.flatnonzero(np.diff(better, prepend=-1))
-        for place, others in zip(better[starts].tolist(), np.split(worse, starts)[1:], strict=True):
-            if kept[place]:
-                kept[others] = False
-    return order[kept]
+    order = np.argsort(-found.scores, kind="stable")
+    classes = (order[found.labels[order] == label] for label in np.unique(found.labels))
+    kept = [own[keep_best(found.boxes[own].astype(np.float64), overlap)] for own in classes]
+    return np.concatenate([np.zeros(0, int), *kept])
+
+
+def keep_best(boxes: Float[np.ndarray, "n 5"], overlap: float) -> Bool[np.ndarray, "n"]:
+    """Which oriented boxes NMS keeps, the best first."""
+    areas, kept = boxes[:, 2] * boxes[:, 3], np.ones(len(boxes), bool)
+    alike = []
+    for first, second, shared in pairs_among(boxes):
+        close = shared > overlap * (areas[first] + areas[second] - shared)
+        alike.append(np.sort(np.stack([first[close], second[close]], axis=1), axis=1))
+    pairs = np.concatenate(alike)
+    for better, worse in pairs[np.argsort(pairs[:, 0], kind="stable")].tolist():
+        if kept[better]:
+            kept[worse] = False
+    return kept
 
 
 def stitch(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], shape: tuple[int, int]) -> Found:
@@ -80,5 +86,5 @@ def together(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"]) ->
 
 def move(boxes: Float[np.ndarray, "n numbers"], origin: Int[np.ndarray, "2"]) -> Float[np.ndarray, "n numbers"]:
     """Boxes of a window at an origin (row, column), in pixels of the picture."""
-    corner = origin[::-1]
-    return boxes + np.float32([*corner, 0, 0, 0] if boxes.shape[1] == 5 else [*corner, *corner])
+    x, y = origin[::-1]
+    return boxes + np.array([x, y, 0, 0, 0] if boxes.shape[1] == 5 else [x, y, x, y], np.float32)

@@ -32,7 +32,8 @@ class Objects(NamedTuple):
 
     def only(self, which: Bool[np.ndarray, "n"]) -> "Objects":
         """Those of a mask."""
-        return Objects(*(None if values is None else values[which] for values in self))
+        polygons = None if self.polygons is None else self.polygons[which]
+        return Objects(self.boxes[which], self.labels[which], self.ignore[which], polygons)
 
 
 def nothing(boxes: str) -> Objects:
@@ -81,15 +82,10 @@ def objects_in_window(objects: Objects, origin: Int[np.ndarray, "2"], size: tupl
         boxes, share = boxes_in_window(objects.boxes, origin, size)
         ignore = objects.ignore | (share <= CUT_OFF)
         return Objects(boxes.astype(np.float32), objects.labels, ignore).only(share > 0)
-    share = share_in_window(objects.polygons, origin, size)
-    return moved(objects, origin).only(np.where(objects.ignore, share > 0, share >= WHOLE))
-
-
-def moved(objects: Objects, origin: Int[np.ndarray, "2"]) -> Objects:
-    """Oriented objects of a picture in pixels of a window of it, whether they lie there or not."""
-    corner = origin[::-1].astype(np.float32)
-    boxes = np.concatenate([objects.boxes[:, :2] - corner, objects.boxes[:, 2:]], axis=1)
-    return objects._replace(boxes=boxes, polygons=objects.polygons - corner)
+    share, corner = share_in_window(objects.polygons, origin, size), origin[::-1].astype(np.float32)
+    boxes = np.hstack([objects.boxes[:, :2] - corner, objects.boxes[:, 2:]])
+    moved = objects._replace(boxes=boxes, polygons=objects.polygons - corner)
+    return moved.only(np.where(objects.ignore, share > 0, share >= WHOLE))
 
 
 def paint_regions(
@@ -100,7 +96,7 @@ def paint_regions(
         regions = seen.labels < 0
         fill(window, seen.boxes[regions], seen.boxes[~regions])
     else:
-        regions, polygons = objects.labels < 0, moved(objects, origin).polygons
+        regions, polygons = objects.labels < 0, objects.polygons - origin[::-1]
         fill_polygons(window, polygons[regions], polygons[~regions])
 
 

@@ -57,7 +57,7 @@ def meeting_pairs(
     other_boxes: Float[np.ndarray, "m numbers"],
     most: int = BLOCK,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The places of boxes and of other boxes of the same group that may share some area, and how much it is.
+    """The places of boxes and of other boxes of the same group that share some area, and how much it is.
 
     In blocks of about `most` pairs, so that memory does not grow with their number; in the order of the boxes. The
     groups of the others are ascending.
@@ -65,13 +65,36 @@ def meeting_pairs(
     start = np.searchsorted(other_groups, groups)
     count = np.searchsorted(other_groups, groups, "right") - start
     hulls, other_hulls = enclosing(boxes), enclosing(other_boxes)
-    for block in np.split(np.arange(len(groups)), np.flatnonzero(np.diff(np.cumsum(count) // most)) + 1):
-        first = np.repeat(block, count[block])
-        second = np.repeat((start + count)[block] - np.cumsum(count[block]), count[block]) + np.arange(len(first))
+    for first, second in _ranges(start, count, most):
         sides = common_sides(hulls[first], other_hulls[second])
         meet = np.flatnonzero(np.all(sides > 0, axis=1))
         first, second = first[meet], second[meet]
         if boxes.shape[1] == 4:
             yield first, second, sides[meet, 0] * sides[meet, 1]
         else:
-            yield first, second, intersection(boxes[first], other_boxes[second])
+            shared = intersection(boxes[first], other_boxes[second])
+            yield first[shared > 0], second[shared > 0], shared[shared > 0]
+
+
+def pairs_among(boxes: Float[np.ndarray, "n 5"]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The places of two oriented boxes of a set that share some area, every pair once, and how much it is.
+
+    From left to right, so that a box is compared only with those that begin before it ends.
+    """
+    hulls = enclosing(boxes)
+    order = np.argsort(hulls[:, 0])
+    hulls = hulls[order]
+    start = np.arange(len(order)) + 1
+    count = np.maximum(np.searchsorted(hulls[:, 0], hulls[:, 0] + hulls[:, 2]) - start, 0)
+    for first, second in _ranges(start, count, BLOCK):
+        meet = np.all(common_sides(hulls[first], hulls[second]) > 0, axis=1)
+        first, second = order[first[meet]], order[second[meet]]
+        shared = intersection(boxes[first], boxes[second])
+        yield first[shared > 0], second[shared > 0], shared[shared > 0]
+
+
+def _ranges(start: np.ndarray, count: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every place k with `count[k]` others from `start[k]` on, about `most` pairs at a time."""
+    for block in np.split(np.arange(len(start)), np.flatnonzero(np.diff(np.cumsum(count) // most)) + 1):
+        first = np.repeat(block, count[block])
+        yield first, np.repeat((start + count)[block] - np.cumsum(count[block]), count[block]) + np.arange(len(first))

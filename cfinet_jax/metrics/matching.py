@@ -31,8 +31,7 @@ def match(
 
     A detection takes the free box of highest IoU, of equal ones the last, and an ignored box only where no other is
     in reach; where none is, its fate is `unmatched`. With `best_only` the box of highest IoU, of equal ones the first,
-    is the only one that it may take. All images match their first detection at once, then all their
-    second, and so on.
+    is the only one that it may take. All images match their first detection at once, then all their second, and so on.
     """
     near = pairs(images, boxes, truth, min(overlaps))
     found, of_truth, iou, inside = best_pairs(*near) if best_only else near

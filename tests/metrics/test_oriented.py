@@ -123,6 +123,12 @@ def as_rbox(box: list) -> list[float]:
     return overlaps.as_oriented(np.array([[x, y, width, height]]))[0].tolist()
 
 
+def test_boxes_without_area_find_nothing():
+    ground_truth, detections = some_case(2)
+    flat = [entry | {"bbox": [*entry["bbox"][:3], 0.0, 0.7], "score": 1.0} for entry in detections]
+    assert score(ground_truth, flat, SODA_A)["AP"] == 0
+
+
 def test_oriented_detections_have_no_upright_score():
     ground_truth, detections = some_case(0)
     with pytest.raises(UserError, match="scores upright boxes: choose soda_a"):
