@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
 from cfinet_jax.train_state import TrainState
 
@@ -31,7 +32,7 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) ->
         enable_async_checkpointing=False,  # the next step takes over the very buffers that are being written
     )
     handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS), "data": ocp.JsonCheckpointHandler()}
-    folder = workdir if "://" in str(workdir) else workdir.resolve()  # orbax refuses relative paths
+    folder = workdir if in_bucket(workdir) else workdir.resolve()  # orbax refuses relative paths
     return ocp.CheckpointManager(folder / "checkpoints", options=options, item_handlers=handlers)
 
 
@@ -61,7 +62,7 @@ def check_room(folder: epath.Path, needed: int) -> None:
     Raises:
       OSError: there is not.
     """
-    if "://" not in str(folder) and (free := shutil.disk_usage(folder).free) < needed:
+    if not in_bucket(folder) and (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(f"{free / 1e6:,.1f} MB are free, {needed / 1e6:,.1f} MB are needed")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
 
 
@@ -25,7 +26,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
       InUse: another training is at work there.
       UserError: the workdir cannot be written.
     """
-    if "://" in str(workdir):
+    if in_bucket(workdir):
         yield
         return
     try:

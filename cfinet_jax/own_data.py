@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
 
 SCRIPT = epath.Path(__file__).parents[1] / "data" / "prepare.py"  # beside the package: it is not installed with it
@@ -24,7 +25,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
       UserError: it is not.
     """
     path = epath.Path(path)
-    if "://" not in str(path):
+    if not in_bucket(path):
         return path.resolve()
     try:
         path.exists()

@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import directory_check
 from tensorboardX.summary import scalar
 
+from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
 
 BUCKET_PAUSE = 60  # seconds; a bucket takes one version of a file in a second, and all of it each time
@@ -136,11 +137,6 @@ def replace_text(path: epath.Path, text: str) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-
-
-def in_bucket(path: epath.Path) -> bool:
-    """Whether a path is in a store such as `gs://`."""
-    return "://" in str(path)
 
 
 def append(path: epath.Path, lines: str) -> None:

@@ -7,10 +7,12 @@ import re
 import shlex
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from unittest.mock import create_autospec, patch
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -20,10 +22,12 @@ from cfinet_jax import main, training
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics import __main__ as metrics_command
 from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
 from cfinet_jax.ops.imitation import QUALITIES
 from configs import sodad
 from data import prepare
+from tests import tiny
 
 # ml_collections still loads configurations by a method that Python is about to remove.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -37,10 +41,17 @@ TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in DOCUMENTS}
 MAIN_JOB = ["--config=configs/scenes.py", "--workdir=runs/scenes"]  # what run.sh adds where it is not given
 
 
+WHOLE = "docs/adding_a_proposal_network.md"  # its blocks follow on each other
+
+
+def blocks_of(language: str, text: str) -> list[str]:
+    """The fenced blocks of a language in a document."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
 def blocks(language: str) -> list:
-    """The fenced blocks of a language in all documents."""
-    pattern = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-    found = [(name, block) for name, text in TEXTS.items() for block in pattern.findall(text)]
+    """Those of all documents, but of the one whose blocks are no programs of their own."""
+    found = [(name, block) for name, text in TEXTS.items() if name != WHOLE for block in blocks_of(language, text)]
     return [pytest.param(block, id=f"{name}-{number}") for number, (name, block) in enumerate(found)]
 
 
@@ -145,6 +156,40 @@ def test_python_runs(block, trained, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train", create_autospec(training.train, return_value=metrics))  # takes too long
     with patch.dict(PROPOSAL_NETWORKS), patch.dict(PROTOCOLS), patch.dict(QUALITIES):  # where documents add rows
         exec(compile(block, "document", "exec"), {})
+
+
+def test_a_proposal_network_is_added_as_the_page_says():
+    """In fewer than 80 lines; it then learns and proposes like those of the house."""
+    lines = "\n".join(blocks_of("python", TEXTS[WHOLE]))
+    assert 50 < len(lines.splitlines()) < 80
+    page: dict = {}
+    with patch.dict(PROPOSAL_NETWORKS):
+        exec(compile(lines, WHOLE, "exec"), page)
+        assert PROPOSAL_NETWORKS["square"] is page["SquareRPN"]
+        section = page["config"].detector
+        tiny.shrink(section)
+        detector = build_detector(section, 9)
+    batch, key = tiny.batch(), jax.random.key(0)
+    priorities = detector.draw_priorities(key, batch.index, tiny.SHAPE, tiny.OBJECTS)
+    variables = jax.jit(partial(detector.init, method="losses"))(key, batch, None, priorities)
+
+    @jax.jit
+    def learn(params):
+        def loss(params):
+            losses, *_ = detector.apply(variables | {"params": params}, batch, None, priorities, method="losses")
+            return sum(term.total.sum() / term.count.sum() for term in losses.values()), losses
+
+        (_, losses), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda x, change: x - 0.01 * change, params, gradient), losses, gradient
+
+    params, before, gradient = learn(variables["params"])
+    assert {"proposals/objectness", "proposals/box"} <= before.keys()
+    assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(gradient["proposal_network"]))
+    for _ in range(20):
+        params, after, _ = learn(params)
+    assert after["proposals/objectness"].total.sum() < before["proposals/objectness"].total.sum()
+    _, proposals = jax.jit(partial(detector.apply, method="detect"))(variables | {"params": params}, batch)
+    assert proposals.valid.any() and np.isfinite(proposals.boxes).all()
 
 
 @pytest.mark.parametrize("name", TEXTS)

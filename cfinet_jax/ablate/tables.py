@@ -23,9 +23,10 @@ class Column(NamedTuple):
 
 
 def score_columns(protocol: Protocol) -> list[Column]:
-    """AP, its marks, and AP by size."""
-    first = [Column(key, key, protocol.headline) for key in ("AP", *protocol.marks)]
-    return [*first, *(Column(f"AP_{size}", size, size) for size in protocol.sizes)]
+    """AP, its marks, AR, and AP by size."""
+    keys = ("AP", *protocol.marks, f"AR{protocol.limits[-1]}")
+    first = [Column(key, key, protocol.headline) for key in keys]
+    return [*first, *(Column(f"AP_{size}", f"AP, {size}", size) for size in protocol.sizes)]
 
 
 def proposal_columns(protocol: Protocol) -> list[Column]:

@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes.similarity import SIMILARITIES, Pairwise, in_pixels
-from cfinet_jax.ops import matching, ranking
+from cfinet_jax.models.fpn import strides_of
+from cfinet_jax.ops import centre_matching, matching, ranking
 from cfinet_jax.ops.matching import Assignment
 from cfinet_jax.structures import GroundTruth
 
@@ -33,6 +34,24 @@ def match_anchors(network: Any, anchors: Array, truth: GroundTruth, similarity: 
         ignore_overlap=network.ignore_overlap,
         similarity=similarity,
     )
+
+
+def match_middles(
+    network: Any, grids: tuple[Array, ...], truth: GroundTruth
+) -> tuple[centre_matching.CentreMatch, Bool[Array, " anchors"]]:
+    """Which anchors of one image, `grids` per level, lie in the middle of an object, and which a region silences.
+
+    How much of an object its middle is, `network` says by `centre_ratio`, and by `ignore_ratio` what is around it.
+    """
+    match = centre_matching.match_centres(
+        grids,
+        truth,
+        strides=strides_of(len(grids)),
+        anchor_scale=network.anchor_scale,
+        centre_ratio=network.centre_ratio,
+        ignore_ratio=network.ignore_ratio,
+    )
+    return match, matching.inside_region(jnp.concatenate(grids), truth, network.ignore_overlap)
 
 
 def by_threshold(

@@ -1,12 +1,10 @@
 """Cascade RPN (Vu et al. 2019): two stages like CRPN's, the coarse one taught in the middle of objects."""
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from cfinet_jax.models.fpn import strides_of
+from cfinet_jax.models.proposals import assigners
 from cfinet_jax.models.proposals.coarse_to_fine_rpn import TwoStageRPN
 from cfinet_jax.models.proposals.proposal_network import PerLevel
-from cfinet_jax.ops import centre_matching, matching
 from cfinet_jax.structures import GroundTruth
 
 
@@ -21,13 +19,5 @@ class CascadeRPN(TwoStageRPN):
 
     def coarse_match(self, grids: PerLevel, truth: GroundTruth, scale: Array) -> tuple[Array, Array]:
         """By the region rule."""
-        match = centre_matching.match_centres(
-            grids,
-            truth,
-            strides=strides_of(len(grids)),
-            anchor_scale=self.anchor_scale,
-            centre_ratio=self.centre_ratio,
-            ignore_ratio=self.ignore_ratio,
-        )
-        silent = matching.inside_region(jnp.concatenate(grids), truth, self.ignore_overlap)
+        match, silent = assigners.match_middles(self, grids, truth)
         return match.positive & ~silent, match.indices

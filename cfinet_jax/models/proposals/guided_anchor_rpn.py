@@ -12,11 +12,10 @@ from jaxtyping import Array
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.boxes.anchors import octave_shapes
 from cfinet_jax.models.feature_adaption import FeatureAdaption
-from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.models.layers import Conv, small_normal
 from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
-from cfinet_jax.ops import centre_matching, losses, matching
+from cfinet_jax.ops import losses, matching
 from cfinet_jax.structures import Batch, GroundTruth, Priorities, Proposals, Term
 
 
@@ -126,17 +125,9 @@ class GuidedAnchorRPN(nn.Module):
 
     def location_loss(self, grids: PerLevel, logits: Array, truth: GroundTruth) -> Term:
         """Focal loss of every cell of one image that is in the middle of an object or apart from all of them."""
-        match = centre_matching.match_centres(
-            grids,
-            truth,
-            strides=strides_of(len(grids)),
-            anchor_scale=self.anchor_scale,
-            centre_ratio=self.centre_ratio,
-            ignore_ratio=self.ignore_ratio,
-        )
+        match, silent = assigners.match_middles(self, grids, truth)
         background = ~(match.positive | match.ignored | match.nearby)
         weights = jnp.where(match.positive, 1.0, jnp.where(background, self.background_weight, 0.0))
-        silent = matching.inside_region(jnp.concatenate(grids), truth, self.ignore_overlap)
         loss = losses.focal(logits, match.positive, gamma=self.focal_gamma, alpha=self.focal_alpha)
         total = self.location_weight * jnp.where(silent, 0.0, weights * loss).sum()
         return Term(total, jnp.float32(logits.shape[0] / self.anchors_per_positive))
