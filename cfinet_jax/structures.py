@@ -20,6 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 T = TypeVar("T")
 
+BOX_NUMBERS = {"horizontal": 4, "oriented": 5}  # by `dataset.boxes`
+
 
 @dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:

@@ -17,6 +17,7 @@ from cfinet_jax.analyse.contents import Contents, overlaps_with_anchors, read_co
 from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
 from cfinet_jax.run import check_boxes, create_run, discover_sizes
+from cfinet_jax.structures import BOX_NUMBERS
 from cfinet_jax.tables import escape
 from cfinet_jax.train_state import empty_batch
 from cfinet_jax.training import compile_step, make_step
@@ -88,7 +89,8 @@ def memory_needed(config: ConfigDict) -> dict[str, int]:
     """Bytes on one device: the state of a run and what one compiled training step needs besides."""
     run = create_run(config)
     settings = config.dataset
-    batch = empty_batch(settings.batch_size, settings.stored_size, settings.max_objects)
+    numbers = BOX_NUMBERS[settings.boxes]
+    batch = empty_batch(settings.batch_size, settings.stored_size, settings.max_objects, numbers)
     batch = dataclasses.replace(batch, images=batch.images.astype(np.uint8))
     placed = mesh.place_batch(jax.tree.map(np.asarray, batch), run.mesh)
     key = mesh.replicate(jax.random.key(0), run.mesh)

@@ -72,6 +72,7 @@ def unmatched(contents: Contents, config: ConfigDict, overlaps: np.ndarray) -> d
     """Share of the objects for which the coarse stage has no anchor under each of its rules; without it, none.
 
     `overlaps` are IoU with the best anchor. Such objects are proposed only by what the stage learns from others.
+    The size of an oriented object is that of the box around it, whatever `size_of` says.
     """
     stage = config.detector.proposal_network[config.detector.proposal_network.name]
     thresholds = {

@@ -140,7 +140,7 @@ def build_detector(settings: Any, classes: int) -> Detector:
     settings = settings.to_dict()
     check_keys("detector", settings, {"precision", "ignore_overlap", *TABLES} | PARTS)
     network, roi_head, imitation = settings["proposal_network"], settings["roi_head"], settings["imitation"]
-    name, head, enabled = network["name"], roi_head.pop("name"), imitation.pop("enabled")
+    name, head, enabled = network["name"], roi_head.pop("name", None), imitation.pop("enabled")
     check_choice("detector.precision", settings["precision"], PRECISIONS)
     check_choice("detector.roi_head.name", head, ROI_HEADS)
     networks = PROPOSAL_NETWORKS | (ROTATED_PROPOSAL_NETWORKS if head != "horizontal" else {})

@@ -1,6 +1,6 @@
 """The RPN of Oriented R-CNN (Xie et al. 2021): proposals are oriented, six numbers away from an upright anchor."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Array, Float
 
@@ -13,6 +13,8 @@ from cfinet_jax.structures import GroundTruth, Proposals
 
 class OrientedRPN(RotatedRPN):
     """Anchors stand for upright boxes, by which they are matched and suppressed, and lead to what these enclose."""
+
+    box_loss: Literal["smooth_l1", "l1"]
 
     numbers: ClassVar[int] = 6
 
