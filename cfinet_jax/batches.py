@@ -11,28 +11,27 @@ import cv2
 import grain
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from cfinet_jax.dataset import Prepared, read_picture
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import scales_of
-from cfinet_jax.slicing import CUT_OFF, boxes_in_window, cut_window, fill, training_windows, window_origins
+from cfinet_jax.objects import (
+    Objects,
+    fill_a_pixel,
+    nothing,
+    objects_in_window,
+    objects_of,
+    paint_regions,
+    training_origins,
+    without_regions,
+)
+from cfinet_jax.slicing import cut_window, window_origins
 from cfinet_jax.structures import Batch, GroundTruth
 
 EPOCHS = 2**20  # more than anybody trains
 Reader = Callable[[int], tuple[dict[str, Any], np.ndarray]]  # record and decoded picture at a position of a split
-
-
-class Objects(NamedTuple):
-    """What a record says of a picture."""
-
-    boxes: Float[np.ndarray, "n 4"]
-    labels: Int[np.ndarray, "n"]  # -1: a region of every class
-    ignore: Bool[np.ndarray, "n"]
-
-
-NOTHING = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
 
 
 class Windows(NamedTuple):
@@ -56,9 +55,7 @@ def windows_of(prepared: Prepared, settings: ConfigDict, training: bool) -> Wind
         size = int(record["height"]), int(record["width"])
         if not training:
             return window_origins(size, window, shared)
-        objects = objects_of(record)
-        of_a_class = objects.labels >= 0
-        return training_windows(size, objects.boxes[of_a_class], objects.boxes[~of_a_class], window, shared)
+        return training_origins(objects_of(record), size, window, shared)
 
     found = [origins(prepared.source[position]) for position in pictures.tolist()]
     if not any(len(each) for each in found):
@@ -101,7 +98,7 @@ def train_batches(
     batches = numbers.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
     kept = kept_pictures(windows, settings, batch_size, settings.mixed_pictures)
     decoded = remember(prepared, kept, settings.read_threads)
-    return _read(batches, windows, decoded, settings, batch_size, process_index, process_count)
+    return _read(batches, prepared, windows, decoded, settings, batch_size, process_index, process_count)
 
 
 def eval_batches(
@@ -118,7 +115,7 @@ def eval_batches(
     kept = kept_pictures(windows, settings, batch_size, settings.read_threads)
     # Windows in order are all of one picture, which one thread decodes.
     decoded = remember(prepared, kept, settings.read_threads, ahead=settings.read_threads)
-    return _read(batches, windows, decoded, settings, batch_size, process_index, process_count)
+    return _read(batches, prepared, windows, decoded, settings, batch_size, process_index, process_count)
 
 
 def mixed_order(owners: Int[np.ndarray, "windows"], mixed: int, seed: int, epoch: int) -> Int[np.ndarray, "windows"]:
@@ -133,6 +130,7 @@ def mixed_order(owners: Int[np.ndarray, "windows"], mixed: int, seed: int, epoch
 
 def _read(
     batches: grain.MapDataset,
+    prepared: Prepared,
     windows: Windows,
     decoded: Reader,
     settings: ConfigDict,
@@ -150,7 +148,7 @@ def _read(
     def read(numbers: np.ndarray) -> Batch:
         images: Any = np.empty((rows, *settings.stored_size, 3), np.uint8)  # of NumPy, where the detector's are JAX's
         examples = [
-            _example(windows, int(numbers[index]), index, decoded, settings, image)
+            _example(windows, int(numbers[index]), index, decoded, settings, image, nothing(prepared.boxes))
             for index, image in enumerate(images, start=first)
         ]
         return Batch(images=images, **jax.tree.map(lambda *leaves: np.stack(leaves), *examples))
@@ -200,10 +198,11 @@ def _example(
     decoded: Reader,
     settings: ConfigDict,
     image: UInt8[np.ndarray, "height width 3"],
+    filler: Objects,
 ) -> dict[str, Any]:
     """Writes the window `number` into `image`; the rest of a Batch without its batch axis.
 
-    Behind the last window it is blank and invalid.
+    Behind the last window it is blank, holds `filler` and is invalid.
     """
     valid = number < len(windows.owners)
     if valid:
@@ -215,7 +214,7 @@ def _example(
         size, objects = _window(picture, objects_of(record), windows.origins[number], settings, image)
     else:
         image[:] = 0
-        image_id, size, objects = 0, settings.stored_size, NOTHING
+        image_id, size, objects = 0, settings.stored_size, filler
     ground_truth, dropped = _ground_truth(objects, settings.max_objects)
     extent = np.array(size, np.float32)
     return {
@@ -229,16 +228,6 @@ def _example(
     }
 
 
-def objects_of(record: dict[str, Any]) -> Objects:
-    """The annotations of a record, as arrays also where there are none."""
-    objects = record["objects"]
-    return Objects(
-        np.array(objects["bbox"], np.float32).reshape(-1, 4),
-        np.array(objects["label"], np.int32),
-        np.array(objects["ignore"], bool),
-    )
-
-
 def _window(
     picture: np.ndarray, objects: Objects, origin: np.ndarray, settings: ConfigDict, image: np.ndarray
 ) -> tuple[tuple[int, int], Objects]:
@@ -248,22 +237,9 @@ def _window(
         return size, objects
     seen = objects_in_window(objects, origin, size)
     if settings.paint_regions:
-        regions = seen.labels < 0
-        fill(image, seen.boxes[regions], seen.boxes[~regions])
+        paint_regions(image, objects, seen, origin)
         seen = without_regions(seen)
     return size, seen
-
-
-def without_regions(objects: Objects) -> Objects:
-    """All but regions of every class."""
-    return Objects(*(values[objects.labels >= 0] for values in objects))
-
-
-def objects_in_window(objects: Objects, origin: Int[np.ndarray, "2"], size: tuple[int, int]) -> Objects:
-    """What is seen of a picture in a window, in pixels of the window; a box mostly cut off is a region."""
-    boxes, share = boxes_in_window(objects.boxes, origin, size)
-    seen = share > 0
-    return Objects(boxes[seen].astype(np.float32), objects.labels[seen], (objects.ignore | (share <= CUT_OFF))[seen])
 
 
 def check_size(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> None:
@@ -275,14 +251,9 @@ def check_size(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> 
         )
 
 
-def fill_a_pixel(boxes: np.ndarray) -> np.ndarray:
-    """Which boxes [n, 4] are at least one pixel wide and high: the others are not trained on."""
-    return np.all(boxes[:, 2:] - boxes[:, :2] >= 1, axis=1)
-
-
 def _ground_truth(objects: Objects, max_objects: int) -> tuple[GroundTruth, int]:
     """The entries of at least one pixel, objects before regions, and the number of objects that did not fit."""
-    boxes, labels, ignore = objects
+    boxes, labels, ignore, _ = objects
     labels = np.maximum(labels, 0)  # a region of every class needs some label
     sound = np.flatnonzero(fill_a_pixel(boxes))
     order = sound[np.argsort(ignore[sound], kind="stable")]

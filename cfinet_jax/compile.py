@@ -18,7 +18,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import make_detect
 from cfinet_jax.inputs import OPEN, input_shape
 from cfinet_jax.run import build, check_batches, check_values
-from cfinet_jax.structures import Batch
+from cfinet_jax.structures import BOX_NUMBERS, Batch
 from cfinet_jax.tables import with_head
 from cfinet_jax.train_state import empty_batch
 from cfinet_jax.trained import state_shapes
@@ -94,7 +94,8 @@ def lower(config: ConfigDict, classes: int, over: Any) -> dict[str, Any]:
 
 def shipped_shapes(settings: Any, size: str, over: Any) -> Batch:
     """A batch as the host ships it, as shapes spread over a mesh."""
-    batch = jax.eval_shape(lambda: empty_batch(settings[size], settings.stored_size, settings.max_objects))
+    numbers = BOX_NUMBERS[settings.boxes]
+    batch = jax.eval_shape(lambda: empty_batch(settings[size], settings.stored_size, settings.max_objects, numbers))
     pixels = jax.ShapeDtypeStruct(batch.images.shape, jnp.uint8)
     return mesh.shapes(dataclasses.replace(batch, images=pixels), over, mesh.BY_IMAGE)
 

@@ -24,6 +24,7 @@ class Prepared:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the classes, as in the original annotations
     account: dict[str, Any]  # what `data/prepare.py` skipped or changed in this split; empty: nothing to report
+    boxes: str = "horizontal"  # or "oriented"
 
     def __len__(self) -> int:
         return len(self.source)
@@ -109,6 +110,7 @@ def _open(builder: tfds.core.DatasetBuilder, split: str) -> Prepared:
         classes=tuple(builder.info.metadata["classes"]),
         category_ids=tuple(builder.info.metadata["category_ids"]),
         account=json.loads(account.read_text())[split] if account.exists() else {},
+        boxes=builder.info.metadata.get("boxes", "horizontal"),  # older ones do not say it
     )
 
 
@@ -140,7 +142,10 @@ def read_picture(record: dict[str, Any]) -> np.ndarray:
 
 
 def coco_ground_truth(prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
-    """The split in COCO's format with its original category ids; regions of every class are of a category "ignore"."""
+    """The split in COCO's format with its original category ids; regions of every class are of a category "ignore".
+
+    Oriented boxes stand beside those that enclose them, as `rbox`: cx cy w h angle.
+    """
     classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
     of_regions = max(classes, default=0) + 1
     images, annotations = [], []
@@ -150,8 +155,9 @@ def coco_ground_truth(prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
         size = {"height": int(record["height"]), "width": int(record["width"])}
         images.append({"id": image_id, "file_name": record["file_name"].decode(), **size})
         columns = (objects[key] for key in ("bbox", "label", "area", "iscrowd", "ignore"))
-        for box, label, area, iscrowd, ignore in zip(*columns, strict=True):
+        for place, (box, label, area, iscrowd, ignore) in enumerate(zip(*columns, strict=True)):
             x1, y1, x2, y2 = box.tolist()
+            oriented = {"rbox": objects["rbox"][place].tolist()} if prepared.boxes == "oriented" else {}
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -161,6 +167,7 @@ def coco_ground_truth(prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
                     "area": float(area),
                     "iscrowd": int(iscrowd),
                     "ignore": int(ignore),
+                    **oriented,
                 }
             )
     categories = [{"id": category_id, "name": name} for category_id, name in (classes | {of_regions: "ignore"}).items()]

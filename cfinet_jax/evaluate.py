@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cfinet_jax import dataset, mesh, processes
 from cfinet_jax.batches import eval_batches, windows_of
 from cfinet_jax.merging import Found, merge, stitch
+from cfinet_jax.metrics.dota import write_task1
 from cfinet_jax.metrics.proposals import LIMITS, OBJECT, Tally, summarise, tally_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import Columns, columns_of_image, joined, write_coco
@@ -22,7 +23,7 @@ from cfinet_jax.metrics.table import table
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.progress import Progress
 from cfinet_jax.report.write import write_report
-from cfinet_jax.run import check_batches, check_values, discover_sizes
+from cfinet_jax.run import check_batches, check_boxes, check_values, discover_sizes
 from cfinet_jax.run_log import has_learnt, write_settings
 from cfinet_jax.trained import Detect, detection, trained_variables
 
@@ -112,7 +113,8 @@ def score_split(results: Columns, proposals: Columns | None, prepared: dataset.P
 def write_results(workdir: epath.Path, scored: Scored, prepared: dataset.Prepared, config: ConfigDict) -> None:
     """Leaves `metrics.json`, `detections.json` and `metrics.md` in the workdir, then the report made of them.
 
-    `proposals.npz` holds the tally of every image, of which `--mode=ablate` makes intervals.
+    `proposals.npz` holds the tally of every image, of which `--mode=ablate` makes intervals. Oriented detections are
+    left in DOTA's files too, in `dota`.
     """
     metrics, results, tally = scored
     (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1))
@@ -120,6 +122,10 @@ def write_results(workdir: epath.Path, scored: Scored, prepared: dataset.Prepare
     if tally is not None:
         with (workdir / "proposals.npz").open("wb") as file:
             np.savez_compressed(file, **tally._asdict())
+    if prepared.boxes == "oriented":
+        names = {image["id"]: epath.Path(image["file_name"]).stem for image in prepared.coco["images"]}
+        classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
+        write_task1(results, names, classes, workdir / "dota")
     (workdir / "metrics.md").write_text(table(metrics))
     write_report(workdir, metrics, results, prepared, config)
 
@@ -131,6 +137,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     check_values(config)
     check_batches(config, over.size)
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
+    check_boxes(config.dataset, prepared)
     detector = build_detector(config.detector, len(prepared.classes))
     variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
     if not has_learnt(workdir):  # a published detector, and perhaps another one before it

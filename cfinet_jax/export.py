@@ -13,10 +13,14 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import pretrained
 from cfinet_jax.inputs import scales_of
-from cfinet_jax.structures import without_truth
+from cfinet_jax.structures import BOX_NUMBERS, without_truth
 from cfinet_jax.trained import Trained, detection, open_trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+DESCRIBED = {
+    "horizontal": "x1 y1 x2 y2 in pixels of the picture",
+    "oriented": "`cx cy w h angle` in pixels of the picture and radians, clockwise on the screen from x to w",
+}
 CARD = """# {name}
 
 A detector of small objects, as cfinet_jax hands it on.
@@ -47,7 +51,7 @@ found = detector.call(weights, images, sizes)
 
 - A picture smaller than {height} x {width} lies at the upper left; repeat its last row and column to fill up. The model
   scales and normalises by itself.
-- `found["boxes"]` [{batch}, n, 4] are x1 y1 x2 y2 in pixels of the picture, float32; `found["scores"]` [{batch}, n],
+- `found["boxes"]` [{batch}, n, {columns}] are {boxes}, float32; `found["scores"]` [{batch}, n],
   best first; `found["labels"]` [{batch}, n] count the classes below from 0; `found["valid"]` says which rows are real.
 - Classes, in order, with their ids in the annotations: {classes}.
 
@@ -131,6 +135,8 @@ def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
         numbers=sum(leaf.size for leaf in jax.tree.leaves(trained.variables)),
         jax=jax.__version__,
         batch=config.dataset.eval_batch_size,
+        columns=BOX_NUMBERS[config.dataset.boxes],
+        boxes=DESCRIBED[config.dataset.boxes],
         height=height,
         width=width,
         classes=", ".join(

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+
+from cfinet_jax.overlaps import pairs_among
 
 
 class Found(NamedTuple):
-    """What was found in one picture, best first; boxes x1 y1 x2 y2 in its pixels."""
+    """What was found in one picture, best first; boxes x1 y1 x2 y2 or cx cy w h angle in its pixels."""
 
-    boxes: Float[np.ndarray, "n 4"]
+    boxes: Float[np.ndarray, "n numbers"]
     scores: Float[np.ndarray, "n"]
     labels: Int[np.ndarray, "n"]
 
@@ -22,13 +24,40 @@ def merge(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overl
     Of boxes of a class with an IoU above `overlap` the better one stays, as the released code does. The
     order of the windows does not matter, ties of scores apart.
     """
-    boxes, scores, labels = together(windows, origins)
-    corners_and_sides = boxes.astype(np.float64)
-    corners_and_sides[:, 2:] -= corners_and_sides[:, :2]
-    suppress: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists
-    kept = np.asarray(suppress(corners_and_sides, scores, labels, float("-inf"), overlap), int).ravel()
+    boxes, scores, labels = found = together(windows, origins)
+    kept = (suppress_oriented if boxes.shape[1] == 5 else suppress)(found, overlap)
     best = kept[np.argsort(-scores[kept], kind="stable")]
     return Found(boxes[best], scores[best], labels[best])
+
+
+def suppress(found: Found, overlap: float) -> Int[np.ndarray, "kept"]:
+    """The places of upright boxes that NMS keeps, class by class."""
+    corners_and_sides = found.boxes.astype(np.float64)
+    corners_and_sides[:, 2:] -= corners_and_sides[:, :2]
+    batched: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists
+    return np.asarray(batched(corners_and_sides, found.scores, found.labels, float("-inf"), overlap), int).ravel()
+
+
+def suppress_oriented(found: Found, overlap: float) -> Int[np.ndarray, "kept"]:
+    """The places of oriented boxes that NMS keeps, class by class."""
+    order = np.argsort(-found.scores, kind="stable")
+    classes = (order[found.labels[order] == label] for label in np.unique(found.labels))
+    kept = [own[keep_best(found.boxes[own].astype(np.float64), overlap)] for own in classes]
+    return np.concatenate([np.zeros(0, int), *kept])
+
+
+def keep_best(boxes: Float[np.ndarray, "n 5"], overlap: float) -> Bool[np.ndarray, "n"]:
+    """Which oriented boxes NMS keeps, the best first."""
+    areas, kept = boxes[:, 2] * boxes[:, 3], np.ones(len(boxes), bool)
+    alike = []
+    for first, second, shared in pairs_among(boxes):
+        close = shared > overlap * (areas[first] + areas[second] - shared)
+        alike.append(np.sort(np.stack([first[close], second[close]], axis=1), axis=1))
+    pairs = np.concatenate(alike)
+    for better, worse in pairs[np.argsort(pairs[:, 0], kind="stable")].tolist():
+        if kept[better]:
+            kept[worse] = False
+    return kept
 
 
 def stitch(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], shape: tuple[int, int]) -> Found:
@@ -48,11 +77,14 @@ def stitch(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], shap
 
 def together(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"]) -> Found:
     """What was found in all windows, one after the other, in pixels of the picture."""
-    moved = [
-        found.boxes + np.tile(origin[::-1], 2).astype(np.float32)
-        for found, origin in zip(windows, origins, strict=True)
-    ]
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *moved])
+    moved = [move(found.boxes, origin) for found, origin in zip(windows, origins, strict=True)]
+    boxes = np.concatenate(moved) if moved else np.zeros((0, 4), np.float32)
     scores = np.concatenate([np.zeros(0, np.float32), *(found.scores for found in windows)])
     labels = np.concatenate([np.zeros(0, np.int32), *(found.labels for found in windows)])
     return Found(boxes, scores, labels)
+
+
+def move(boxes: Float[np.ndarray, "n numbers"], origin: Int[np.ndarray, "2"]) -> Float[np.ndarray, "n numbers"]:
+    """Boxes of a window at an origin (row, column), in pixels of the picture."""
+    x, y = origin[::-1]
+    return boxes + np.array([x, y, 0, 0, 0] if boxes.shape[1] == 5 else [x, y, x, y], np.float32)

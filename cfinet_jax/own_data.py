@@ -12,7 +12,9 @@ from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
 
 SCRIPT = epath.Path(__file__).parents[1] / "data" / "prepare.py"  # beside the package: it is not installed with it
-PUBLISHED = ("sodad", "visdrone", "ai_tod", "ai_tod_v2", "tiny_person", "hit_uav")  # which the script knows by name
+# Data sets that the script knows by name.
+PUBLISHED = ("sodad", "visdrone", "ai_tod", "ai_tod_v2", "tiny_person", "hit_uav", "sodaa", "dota")
+LABELS = (".txt", ".json")  # endings of label files
 UNNAMED = {"source": "something else", "annotations": "the files found by their names"}
 
 
@@ -50,6 +52,7 @@ def prepare(settings: ConfigDict) -> None:
     kind = settings.name if settings.name in PUBLISHED else "own"
     command = [sys.executable, str(SCRIPT), kind, f"--source={settings.source}", f"--name={settings.name}"]
     command += [f"--data_dir={settings.data_dir}"]
+    command += [f"--boxes={settings.boxes}"] if kind == "own" else []
     command += [f"--annotations={entry}" for entry in (settings.annotations or "").split()]
     print(f"Preparing {settings.source} in {settings.data_dir}, once.", flush=True)
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
@@ -60,10 +63,10 @@ def prepare(settings: ConfigDict) -> None:
 
 
 def state(files: Iterable[str]) -> list[int]:
-    """Number, newest modification time and bytes of files that are there; a folder stands for the `.txt` in it."""
+    """Number, newest modification time and bytes of files that are there; a folder stands for the labels in it."""
     stats = []
     for path in map(epath.Path, files):
-        each = [file for file in path.iterdir() if file.suffix == ".txt"] if path.is_dir() else [path]
+        each = [file for file in path.iterdir() if file.suffix in LABELS] if path.is_dir() else [path]
         stats += [file.stat() for file in each if file.exists()]
     return [len(stats), max((int(stat.mtime) for stat in stats), default=0), sum(stat.length for stat in stats)]
 

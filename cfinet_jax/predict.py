@@ -27,9 +27,9 @@ Picture = UInt8[np.ndarray, "height width 3"]
 
 
 class Prediction(NamedTuple):
-    """What was found in one picture, best first; boxes x1 y1 x2 y2 in its pixels."""
+    """What was found in one picture, best first; boxes x1 y1 x2 y2 or cx cy w h angle in its pixels."""
 
-    boxes: Float[np.ndarray, "n 4"]
+    boxes: Float[np.ndarray, "n numbers"]
     scores: Float[np.ndarray, "n"]
     labels: Int[np.ndarray, "n"]  # index into `classes`
     classes: tuple[str, ...]

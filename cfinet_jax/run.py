@@ -13,9 +13,10 @@ from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import OPEN, input_shape, room_for, with_sizes
 from cfinet_jax.metrics.protocols import PROTOCOLS
-from cfinet_jax.models.detector import Detector, build_detector
+from cfinet_jax.models.detector import ROI_HEADS, Detector, build_detector
 from cfinet_jax.models.resnet import frozen_parts
 from cfinet_jax.run_log import has_learnt, read_settings
+from cfinet_jax.structures import BOX_NUMBERS
 from cfinet_jax.train_state import TrainState
 from cfinet_jax.trained import load_published, recorded_sizes
 
@@ -77,6 +78,7 @@ def create_run(config: ConfigDict) -> Run:
     check_batches(config, over.size)
     splits = dataset.open_splits(settings, settings.train_split, settings.eval_split)
     training, evaluation = splits[settings.train_split], splits[settings.eval_split]
+    check_boxes(settings, training)
     detector, sgd = build(config, len(training.classes))
     key = mesh.replicate(jax.random.key(config.seed), over)  # so that every device makes its own copy of the state
     state = train_state.create_state(key, detector, sgd, input_shape(settings), settings.max_objects)
@@ -113,9 +115,34 @@ def check_values(config: ConfigDict) -> None:
         if config[section][name] < 1:
             raise UserError(f"{key} is {config[section][name]}: make it at least 1.")
     check_windows(config.dataset)
-    if config.evaluation.protocol not in PROTOCOLS:
+    fitting = sorted(name for name, protocol in PROTOCOLS.items() if protocol.boxes == config.dataset.boxes)
+    if not fitting:
+        raise UserError(f"dataset.boxes is {config.dataset.boxes!r}: choose horizontal or oriented.")
+    check_head(config)
+    if config.evaluation.protocol not in fitting:
         raise UserError(
-            f"evaluation.protocol is {config.evaluation.protocol!r}: choose one of {', '.join(sorted(PROTOCOLS))}."
+            f"evaluation.protocol is {config.evaluation.protocol!r}: choose one of {', '.join(fitting)}, "
+            f"which score {config.dataset.boxes} boxes."
+        )
+
+
+def check_head(config: ConfigDict) -> None:
+    """The RoI head finds boxes of the kind that the config is for."""
+    boxes, head = config.dataset.boxes, config.detector.roi_head.name
+    heads = [name for name, each in ROI_HEADS.items() if each.numbers == BOX_NUMBERS[boxes]]
+    if head not in heads:
+        raise UserError(
+            f"detector.roi_head.name is {head!r} and dataset.boxes {boxes!r}: choose one of {', '.join(heads)}, or "
+            "another configuration, such as configs/sodad.py for horizontal or configs/sodaa.py for oriented boxes."
+        )
+
+
+def check_boxes(settings: ConfigDict, prepared: dataset.Prepared) -> None:
+    """The boxes of the data set are what the config takes them for."""
+    if prepared.boxes != settings.boxes:
+        raise UserError(
+            f"dataset.boxes is {settings.boxes}, but those of {settings.name} are {prepared.boxes}: choose another "
+            f"data set (--config.dataset.name), or a configuration for {prepared.boxes} boxes."
         )
 
 

@@ -1,7 +1,7 @@
-"""Windows over a picture too large for the network, and what lies in them; the training windows are SODA-D's.
+"""Windows over a picture too large for the network, and what lies in them, by the rules of SODA-D, of polygons SODA-A.
 
-Boxes are x1 y1 x2 y2; an origin is the upper left corner (row, column) of a window; sizes are (height, width). All in
-pixels.
+Boxes are x1 y1 x2 y2 and polygons four corners (x, y); an origin is the upper left corner (row, column) of a window;
+sizes are (height, width). All in pixels.
 """
 
 from typing import Literal
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 MARGIN = 5  # pixels right of and below the last annotation of a picture that are still searched for training windows
 CUT_OFF = 0.40  # an object with no more than this share of its area in a window is ignored there
+WHOLE = 0.70  # an oriented object with less than this share of its area in a window is none there
 
 
 def window_origins(
@@ -92,6 +93,64 @@ def fill(
         picture[y1:y2, x1:x2] = 0
     for (x1, y1, x2, y2), before in zip(kept, pixels, strict=True):
         picture[y1:y2, x1:x2] = before
+
+
+def windows_with_objects(
+    size: tuple[int, int], objects: Float[np.ndarray, "objects 4 2"], window: tuple[int, int], overlap: tuple[int, int]
+) -> Int[np.ndarray, "windows 2"]:
+    """The origins of the windows of a picture that are trained on in SODA-A: those with enough of an object in them.
+
+    All of the picture is covered. SODA-A's tool also drops windows of which 60 % or less is picture, unless there is no
+    other: since the last window ends at the border, windows of a picture are alike in that.
+    """
+    origins = window_origins(size, window, overlap)
+    low, high = objects.min(axis=1), objects.max(axis=1)
+    seen = np.zeros(len(origins), bool)
+    for number, origin in enumerate(origins):
+        corner = origin[::-1]
+        near = np.all((low < corner + np.flip(window)) & (high > corner), axis=1)
+        shown = tuple(np.minimum(window, size - origin).tolist())  # of it what is picture
+        seen[number] = (share_in_window(objects[near], origin, shown) >= WHOLE).any()
+    return origins[seen]
+
+
+def share_in_window(
+    polygons: Float[np.ndarray, "n 4 2"], origin: Int[np.ndarray, "2"], window: tuple[int, int]
+) -> Float[np.ndarray, "n"]:
+    """The share of each polygon's area that lies in a window, 0 where it has none; corners go round either way.
+
+    A window's border divides sides into parts. With these moved onto it where they lie beyond, what is left of the area
+    is what lies inside.
+    """
+    start = polygons.astype(float) - origin[::-1]
+    side = np.roll(start, -1, axis=1) - start
+    border = np.array([np.zeros(2), np.flip(window)])
+    start, side = start[:, :, None], side[:, :, None]
+    crossings = np.divide(border - start, side, out=np.zeros((*start.shape[:2], 2, 2)), where=side != 0)
+    parts = np.sort(np.clip(crossings, 0, 1).reshape(*start.shape[:2], 4, 1), axis=2)
+    points = np.concatenate([start, start + parts * side], axis=2).reshape(len(start), 5 * start.shape[1], 2)
+    inside, whole = _signed_area(np.clip(points, *border)), _signed_area(start[:, :, 0])
+    return np.divide(inside, whole, out=np.zeros(len(whole)), where=whole != 0)
+
+
+def _signed_area(polygons: Float[np.ndarray, "n corners 2"]) -> Float[np.ndarray, "n"]:
+    following = np.roll(polygons, -1, axis=1)
+    return np.sum(polygons[..., 0] * following[..., 1] - polygons[..., 1] * following[..., 0], axis=1) / 2
+
+
+def fill_polygons(
+    picture: UInt8[np.ndarray, "height width 3"],
+    regions: Float[np.ndarray, "regions 4 2"],
+    objects: Float[np.ndarray, "objects 4 2"],
+) -> None:
+    """Blackens a picture, or a window of one, in the polygons of regions to ignore, but not in those of objects."""
+    if not len(regions):
+        return
+    painted = np.zeros(picture.shape[:2], np.uint8)
+    for polygons, value in ((regions, 1), (objects, 0)):
+        for corners in np.floor(polygons).astype(np.int32):
+            cv2.fillPoly(painted, [corners], value)
+    picture[painted == 1] = 0
 
 
 def cut_window(

@@ -2,6 +2,8 @@
 
 * Boxes are `x1 y1 x2 y2` in pixels, float32; width is `x2 - x1` (no "+1"). Inside the detector a pixel is
   one of the network's input, outside it one of the stored image; `Batch.scales` leads from the latter to the former.
+* Oriented boxes are `cx cy w h angle` in pixels and radians, as `boxes/oriented.py` has them. Those of the ground truth
+  and of detections are such where `dataset.boxes` says so. Proposals are upright where they are scored.
 * Labels are 0..C-1; background is C, the last logit.
 * Images and feature maps are NHWC, channels R G B.
 * Every padded set carries a mask that is True where an entry is real; padding holds finite values.
@@ -18,6 +20,8 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 T = TypeVar("T")
 
+BOX_NUMBERS = {"horizontal": 4, "oriented": 5}  # by `dataset.boxes`
+
 
 @dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:
@@ -29,10 +33,11 @@ def pytree(cls: type[T]) -> type[T]:
 class GroundTruth:
     """What is in an image, padded to `max_objects`."""
 
-    boxes: Float[Array, "*batch objects 4"]
+    boxes: Float[Array, "*batch objects 4"]  # of an oriented data set 5, until the detector has enclosed them
     labels: Int[Array, "*batch objects"]
     valid: Bool[Array, "*batch objects"]
     ignore: Bool[Array, "*batch objects"]  # a region in which nothing is to be learnt
+    oriented: Float[Array, "*batch objects 5"] | None = None  # what `boxes` enclose, if they do
 
     @property
     def is_object(self) -> Bool[Array, "*batch objects"]:
@@ -43,6 +48,11 @@ class GroundTruth:
     def is_region(self) -> Bool[Array, "*batch objects"]:
         """Real entries that are to be left alone."""
         return self.valid & self.ignore
+
+    @property
+    def goals(self) -> Float[Array, "*batch objects numbers"]:
+        """The boxes that detections are to be."""
+        return self.boxes if self.oriented is None else self.oriented
 
 
 @pytree
@@ -89,7 +99,7 @@ class RoiSamples:
 class Detections:
     """What was found, best first."""
 
-    boxes: Float[Array, "*batch detections 4"]
+    boxes: Float[Array, "*batch detections 4"]  # of an oriented data set 5
     scores: Float[Array, "*batch detections"]
     labels: Int[Array, "*batch detections"]
     valid: Bool[Array, "*batch detections"]

@@ -22,18 +22,18 @@ class TrainState:
     memory: ExemplarMemory | None  # None without imitation
 
 
-def empty_batch(count: int, shape: tuple[int, int], max_objects: int) -> Batch:
-    """A prepared batch without content, for its shapes."""
+def empty_batch(count: int, shape: tuple[int, int], max_objects: int, numbers: int = 4) -> Batch:
+    """A prepared batch without content, for its shapes; boxes have so many numbers."""
     truth = GroundTruth(
-        jnp.zeros((count, max_objects, 4)),
+        jnp.zeros((count, max_objects, numbers)),
         jnp.zeros((count, max_objects), jnp.int32),
         jnp.zeros((count, max_objects), bool),
         jnp.zeros((count, max_objects), bool),
     )
-    numbers = jnp.zeros(count, jnp.int32)
+    zeros = jnp.zeros(count, jnp.int32)
     sizes = jnp.broadcast_to(jnp.asarray(shape, jnp.float32), (count, 2))
     images = jnp.zeros((count, *shape, 3))
-    return Batch(images, sizes, jnp.ones(count), truth, numbers, numbers, numbers, numbers == 0)
+    return Batch(images, sizes, jnp.ones(count), truth, zeros, zeros, zeros, zeros == 0)
 
 
 def create_state(
@@ -42,7 +42,7 @@ def create_state(
     """Random parameters and an empty memory; nothing but the initialisers is computed."""
 
     def create(key: Array) -> TrainState:
-        batch = empty_batch(1, shape, max_objects)
+        batch = empty_batch(1, shape, max_objects, detector.roi_head.numbers)
         memory = detector.empty_memory()
         priorities = detector.draw_priorities(key, batch.index, shape, max_objects)
         variables = detector.init(key, batch, memory, priorities, method="losses")

@@ -16,6 +16,7 @@ from cfinet_jax import checkpoint, mesh, optimizer, pretrained, train_state
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import OPEN, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
+from cfinet_jax.ops import preprocess
 from cfinet_jax.run_log import flatten, read_settings
 from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_state import TrainState
@@ -155,8 +156,8 @@ def detection(detector: Detector, settings: ConfigDict) -> Detect:
     def detect(variables: Any, batch: Batch) -> tuple[Detections, Proposals]:
         batch = prepare(batch, jnp.zeros(batch.index.shape, bool))
         outputs: Any = detector.apply(variables, batch, method="detect")
-        scales = batch.scales[:, None, None]
-        found, proposals = (dataclasses.replace(boxes, boxes=boxes.boxes / scales) for boxes in outputs)
+        restore = jax.vmap(preprocess.restore_boxes)
+        found, proposals = (dataclasses.replace(each, boxes=restore(each.boxes, batch.scales)) for each in outputs)
         return found, proposals
 
     return detect

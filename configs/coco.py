@@ -1,7 +1,8 @@
-"""CFINet on your own pictures: a folder as YOLO has it, or COCO's JSON files and their images.
+"""CFINet on your own pictures: a folder as YOLO has it, or COCO's JSON files and their images; upright boxes.
 
 Command:   python -m cfinet_jax.main --config=configs/coco.py --workdir=runs/NAME --config.dataset.name=NAME
                --config.dataset.source=FOLDER --config.training.pretrained=resnet50.npz
+Oriented:  configs/oriented.py
 Advice:    the same with --mode=analyse: what the data look like, and which settings to change
 Variants:  released, faster_rcnn   as in sodad.py
            mmdetection             Faster R-CNN R-50-FPN as mmdetection publishes it for COCO: detect or go on with it
@@ -75,13 +76,17 @@ VARIANTS = {
 def get_config(variants: str = "") -> ConfigDict:
     """The paper's experiment on data of one's own."""
     config = sodad.get_config()
-    # None, and a new one for every config: pictures are neither scaled nor cut, and the data say how large and how full
-    # they are.
-    config.dataset.image_size = placeholder(tuple)
-    config.dataset.window_overlap = placeholder(int)
-    config.dataset.stored_size = placeholder(tuple)
-    config.dataset.max_objects = placeholder(int)
+    leave_open(config)
     config.update_from_flattened_dict(OWN_DATA)
     for variant in variants.split(","):
         config.update_from_flattened_dict(sodad.choose(VARIANTS, variant))
     return config
+
+
+def leave_open(config: ConfigDict) -> None:
+    """Pictures are neither scaled nor cut, and the data say how large and how full they are."""
+    # None, and a new one for every config.
+    config.dataset.image_size = placeholder(tuple)
+    config.dataset.window_overlap = placeholder(int)
+    config.dataset.stored_size = placeholder(tuple)
+    config.dataset.max_objects = placeholder(int)

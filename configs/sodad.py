@@ -76,6 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "data_dir": "prepared",
             "source": placeholder(str),  # a folder from which the data set is prepared when it is first opened
             "annotations": placeholder(str),  # which of its files: "train=a.json,images val=b.json,images"
+            "boxes": "horizontal",  # what those of the data set are; or "oriented"
             "train_split": "train",
             "eval_split": "val",
             "stored_size": (800, 800),  # height, width to which the host pads what it decodes
@@ -246,6 +247,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 },
             },
             "roi_head": {
+                "name": "horizontal",
                 "pool_size": 7,
                 "finest_scale": 56.0,
                 "max_grid": 4,

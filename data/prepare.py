@@ -16,10 +16,13 @@ from data import record_files  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
 from data.coco.layout import read_found, read_named  # noqa: E402
+from data.dota.labels import read_dota  # noqa: E402
+from data.features import COLUMNS  # noqa: E402
 from data.journal import Journal  # noqa: E402
 from data.published.json_files import LAYOUTS, read_layout  # noqa: E402
 from data.published.visdrone import read_visdrone  # noqa: E402
 from data.scenes.scenes_dataset_builder import Builder as ScenesBuilder  # noqa: E402
+from data.sodaa.layout import read_sodaa  # noqa: E402
 from data.sodad.layout import WINDOWS, read_sodad  # noqa: E402
 from data.yolo.labels import read_yolo  # noqa: E402
 
@@ -45,13 +48,16 @@ def coco(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
         if split in annotations:
             raise UserError(f"--annotations names the split '{split}' twice: give every split one JSON file")
         annotations[split] = (source / path, source / folder if folder else source)
-    return own_builder(arguments, partial(read_named, annotations) if annotations else partial(read_found, source))
+    read = partial(read_named, annotations) if annotations else partial(read_found, source)
+    return own_builder(arguments, partial(read, boxes=arguments.boxes), arguments.boxes)
 
 
 def yolo(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of a data set described by `data.yaml` and label files."""
     if not arguments.source or arguments.annotations:
         raise UserError("yolo needs --source=FOLDER, the folder of data.yaml, and no --annotations")
+    if arguments.boxes == "oriented":
+        raise UserError("the boxes of yolo are horizontal: leave out --boxes=oriented")
     return own_builder(arguments, partial(read_yolo, absolute(arguments.source)))
 
 
@@ -59,7 +65,8 @@ def published(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of a data set in the layout that it is published in."""
     if not arguments.source or arguments.annotations:
         raise UserError(f"{arguments.dataset} needs --source=FOLDER, the folder of the data set, and no --annotations")
-    return own_builder(arguments, partial(PUBLISHED[arguments.dataset], absolute(arguments.source)))
+    read, boxes = PUBLISHED[arguments.dataset], "oriented" if arguments.dataset in AERIAL else "horizontal"
+    return own_builder(arguments, partial(read, absolute(arguments.source)), boxes)
 
 
 def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
@@ -79,15 +86,18 @@ def sodad(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
 
 
 def own_builder(
-    arguments: argparse.Namespace, read: Callable[[Journal], Mapping[str, Split]]
+    arguments: argparse.Namespace, read: Callable[[Journal], Mapping[str, Split]], boxes: str = "horizontal"
 ) -> tfds.core.DatasetBuilder:
-    """The builder of what `read` reads; the data set keeps where it came from."""
+    """The builder of what `read` reads, whose boxes are such; the data set keeps where it came from."""
     origin = {"source": str(absolute(arguments.source)), "annotations": " ".join(arguments.annotations or ())}
     name = arguments.name or arguments.dataset
-    return CocoBuilder(read=read, origin=origin, name=name, data_dir=arguments.data_dir)
+    return CocoBuilder(read=read, origin=origin, name=name, boxes=boxes, data_dir=arguments.data_dir)
 
 
-PUBLISHED = {"visdrone": read_visdrone} | {name: partial(read_layout, layout) for name, layout in LAYOUTS.items()}
+AERIAL = {"sodaa": read_sodaa, "dota": read_dota}  # whose boxes are oriented
+PUBLISHED = (
+    AERIAL | {"visdrone": read_visdrone} | {name: partial(read_layout, layout) for name, layout in LAYOUTS.items()}
+)
 BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own, "sodad": sodad} | dict.fromkeys(
     PUBLISHED, published
 )
@@ -112,12 +122,15 @@ def main() -> int:
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
     parser.add_argument("--source", help="all but scenes: their folder; the paths of --annotations are relative to it")
     parser.add_argument("--annotations", action="append", metavar="SPLIT=JSON[,IMAGES]", help="coco: once per split")
+    parser.add_argument("--boxes", choices=COLUMNS, default="horizontal", help="coco: oriented ones are poly or rbox")
     parser.add_argument("--windows", action="store_true", help="sodad: cut the windows to train on")
     parser.add_argument("--name", help="all but scenes: name of the prepared data set, NAME if not given")
     try:
         arguments = parser.parse_args()
         if arguments.windows and arguments.dataset != "sodad":
             raise UserError("--windows belongs to sodad: leave it out")
+        if arguments.boxes == "oriented" and BUILDERS[arguments.dataset] not in (coco, own):
+            raise UserError("--boxes=oriented belongs to COCO files: leave it out")
         prepare(BUILDERS[arguments.dataset](arguments))
     except UserError as error:
         print(error, file=sys.stderr)

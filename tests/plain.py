@@ -23,6 +23,44 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return shared / max(union, 1e-6)
 
 
+def corners(box: np.ndarray) -> np.ndarray:
+    """Of an oriented box `cx cy w h angle`, [4, 2]."""
+    x, y, w, h, angle = (float(value) for value in box)
+    across, down = np.array([np.cos(angle), np.sin(angle)]) * w / 2, np.array([-np.sin(angle), np.cos(angle)]) * h / 2
+    return np.array([x, y]) + [-across - down, across - down, across + down, down - across]
+
+
+def polygon_area(points: np.ndarray) -> float:
+    """Of a polygon, whichever way round."""
+    x, y = np.asarray(points, float).reshape(-1, 2).T
+    return abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
+
+
+def shared_area(subject: np.ndarray, window: np.ndarray) -> float:
+    """Of a polygon and a convex one whose corners go round clockwise on the screen: cut along each of its sides."""
+    points = [*np.asarray(subject, float)]
+    for start, end in zip(window, np.roll(window, -1, axis=0), strict=True):
+        along = end - start
+        side = [float(along[0] * (y - start[1]) - along[1] * (x - start[0])) for x, y in points]
+        kept = []
+        for k, point in enumerate(points):
+            if side[k - 1] * side[k] < 0:
+                share = side[k - 1] / (side[k - 1] - side[k])
+                kept.append(points[k - 1] + share * (point - points[k - 1]))
+            if side[k] >= 0:
+                kept.append(point)
+        points = kept
+        if not points:
+            return 0.0
+    return polygon_area(np.array(points))
+
+
+def oriented_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two oriented boxes, in float64."""
+    shared = shared_area(corners(a), corners(b))
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
 def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of every pair, float32 so that ties are ties."""
     return np.array([[iou(x, y) for y in b] for x in a], np.float32).reshape(len(a), len(b))

@@ -18,9 +18,9 @@ from cfinet_jax.models.resnet import ResNet
 from cfinet_jax.models.roi_head import RoiHead
 from cfinet_jax.run import check_batches, check_values
 from cfinet_jax.run_log import flatten
-from configs import coco, scenes, sodad
+from configs import coco, oriented, scenes, sodaa, sodad
 
-EXPERIMENTS = [(module, variant) for module in (sodad, scenes, coco) for variant in module.VARIANTS]
+EXPERIMENTS = [(module, variant) for module in (sodad, scenes, coco, sodaa, oriented) for variant in module.VARIANTS]
 NETWORK = "detector.proposal_network.coarse_to_fine"
 
 # Of the paper, and where it is silent of the released code; 58,023 pictures make an epoch.
@@ -86,6 +86,38 @@ PAPER = {
 }
 
 
+# Of SODA-A's baseline, by its authors' configuration.
+SODAA = {
+    "dataset.stored_size": (800, 800),
+    "dataset.window_overlap": 150,
+    "dataset.image_size": (1200, 1200),
+    "dataset.boxes": "oriented",
+    "detector.neck.levels": 5,
+    "detector.proposal_network.rpn.anchor_scale": 1.0,
+    "detector.proposal_network.rpn.aspect_ratios": (0.5, 1.0, 2.0),
+    "detector.proposal_network.rpn.stds": (1.0, 1.0, 1.0, 1.0),
+    "detector.proposal_network.rpn.box_loss": "smooth_l1",
+    "detector.proposal_network.rpn.smooth_beta": 1 / 9,
+    "detector.proposal_network.rpn.proposals.max_proposals": 2000,
+    "detector.proposal_network.rpn.proposals.train": {"candidates": 2000, "nms_overlap": 0.7},
+    "detector.proposal_network.rpn.proposals.test": {"candidates": 2000, "nms_overlap": 0.7},
+    "detector.roi_head.name": "rotated",
+    "detector.roi_head.stds": (0.1, 0.1, 0.2, 0.2, 0.1),
+    "detector.roi_head.smooth_beta": 1.0,
+    "detector.roi_head.positive_overlap": 0.5,
+    "detector.roi_head.samples": 512,
+    "detector.roi_head.positive_fraction": 0.25,
+    "detector.roi_head.min_score": 0.05,
+    "detector.roi_head.nms_overlap": 0.1,
+    "detector.roi_head.max_detections": 2000,
+    "optimizer.learning_rate": 0.01,
+    "optimizer.warmup_factor": 1 / 3,
+    "optimizer.clip_norm": 35.0,
+    "prediction.merge_overlap": 0.5,
+    "evaluation.protocol": "soda_a",
+}
+
+
 def entry(config: ConfigDict, path: str) -> Any:
     """The value at `a.b.c`."""
     for key in path.split("."):
@@ -109,7 +141,7 @@ def test_every_experiment_has_a_state(module, variant):
     assert ("imitation" in state.params) == (state.memory is not None) == config.detector.imitation.enabled
 
 
-@pytest.mark.parametrize("module", [sodad, scenes, coco])
+@pytest.mark.parametrize("module", [sodad, scenes, coco, sodaa, oriented])
 def test_configs_share_nothing(module):
     changed, before = module.get_config(), module.get_config().to_json()
     changed.dataset.image_size, changed.optimizer.clip_norm, changed.training.pretrained = (96, 64), 1.5, "other.npz"
@@ -124,13 +156,13 @@ def test_variants_of_own_data_can_be_joined():
     assert config.detector.imitation.reweight and config.detector.neck.channels == 64
 
 
-@pytest.mark.parametrize("module", [sodad, scenes, coco])
+@pytest.mark.parametrize("module", [sodad, scenes, coco, sodaa, oriented])
 def test_an_unknown_variant_is_named_with_those_there_are(module):
-    with pytest.raises(UserError, match="no variant 'relased': choose one of released, faster_rcnn"):
+    with pytest.raises(UserError, match="no variant 'relased': choose one of released, (rotated_)?faster_rcnn"):
         module.get_config("relased")
 
 
-@pytest.mark.parametrize("module", [sodad, scenes, coco])
+@pytest.mark.parametrize("module", [sodad, scenes, coco, sodaa, oriented])
 def test_a_misspelt_key_of_a_variant_is_refused(module, monkeypatch):
     monkeypatch.setitem(module.VARIANTS, "mine", {"training.imagse": 3})
     with pytest.raises(KeyError, match="imagse"):
@@ -179,6 +211,25 @@ def test_a_pod_trains_as_long_and_warms_up_to_a_higher_rate(batch, chips):
 @pytest.mark.parametrize(("path", "value"), PAPER.items())
 def test_the_numbers_of_the_paper(path, value):
     assert entry(sodad.get_config(), path) == value
+
+
+@pytest.mark.parametrize(("path", "value"), SODAA.items())
+def test_the_numbers_of_the_baseline_on_soda_a(path, value):
+    assert entry(sodaa.get_config("rotated_faster_rcnn"), path) == value
+
+
+def test_oriented_rcnn_has_oriented_proposals():
+    section = sodaa.get_config("oriented_rcnn").detector.proposal_network.oriented_rpn
+    assert section.stds == (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)
+    assert {section.proposals[phase].nms_overlap for phase in ("train", "test")} == {0.8}
+
+
+def test_only_oriented_experiments_have_keys_for_them():
+    """Those, and the values that differ, aside it is the experiment on SODA-D."""
+    ours, others = (flatten(module.get_config().to_dict()) for module in (sodaa, sodad))
+    added = {key for key in ours.keys() - others.keys() if "oriented_rpn" not in key}
+    assert added == {f"{NETWORK}.size_of", "detector.proposal_network.rpn.smooth_beta", "detector.roi_head.smooth_beta"}
+    assert others.keys() <= ours.keys()
 
 
 def test_the_embedding_learns_at_a_twentieth():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cfinet_jax.merging import Found, merge, stitch
 from cfinet_jax.slicing import cut_window, window_origins
+from tests import plain
 
 SIDES = st.integers(1, 60)
 
@@ -147,3 +148,31 @@ def test_the_order_of_windows_does_not_matter(case, random):
     assume(len(np.unique(scores)) == len(scores))
     order = rng.permutation(len(origins))
     assert rows(merge(windows, origins, 0.5)) == rows(merge([windows[k] for k in order], origins[order], 0.5))
+
+
+@pytest.mark.parametrize("overlap", [0.1, 0.5, 0.8])
+def test_oriented_boxes_are_merged_as_a_greedy_loop_does(rng, overlap):
+    windows, origins = [], np.array([[0, 0], [0, 40], [30, 0]])
+    for origin in origins:
+        sides = np.sort(rng.uniform(6, 30, (40, 2)))[:, ::-1]
+        boxes = np.hstack([rng.uniform(0, 60, (40, 2)), sides, rng.uniform(-np.pi / 2, np.pi / 2, (40, 1))])
+        same = np.array([50, 45, 24, 10, 0.4]) + rng.normal(0, 0.02, (10, 5))  # in every window
+        boxes[::4] = same - [*origin[::-1], 0, 0, 0]
+        windows.append(Found(boxes.astype(np.float32), rng.random(40, np.float32), rng.integers(0, 2, 40)))
+    merged = merge(windows, origins, overlap)
+    everything = [
+        (float(score), int(label), box + np.float32([*origin[::-1], 0, 0, 0]))
+        for found, origin in zip(windows, origins, strict=True)
+        for box, score, label in zip(*found, strict=True)
+    ]
+    kept = []
+    for score, label, box in sorted(everything, key=lambda entry: -entry[0]):
+        if all(label != other or plain.oriented_iou(box, better) <= overlap for _, other, better in kept):
+            kept.append((score, label, box))
+    assert rows(merged) == sorted((label, score, tuple(box.tolist())) for score, label, box in kept)
+    assert (np.diff(merged.scores) <= 0).all() and len(kept) < len(everything)
+
+
+def test_no_oriented_box_merges_to_none():
+    empty = Found(np.zeros((0, 5), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+    assert merge([empty], np.zeros((1, 2), int), 0.5).boxes.shape == (0, 5)

@@ -1,6 +1,7 @@
 """A detector small enough for tests, batches for it, and a whole experiment: `--config=tests/tiny.py`."""
 
 import contextlib
+import dataclasses
 import io
 import sys
 import warnings
@@ -18,6 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import main
+from cfinet_jax.boxes import oriented
 from cfinet_jax.structures import Batch, ExemplarMemory
 from configs import scenes, sodad
 from data.scenes.scenes_dataset_builder import Builder
@@ -32,9 +34,9 @@ COMMON = {  # what every proposal network is given besides its own section
 }
 
 
-def settings(variant: str = "") -> Any:
-    """The section `detector` of the paper's configuration, every width reduced."""
-    detector = sodad.get_config(variant).detector
+def settings(variant: str = "", experiment: Any = sodad) -> Any:
+    """The section `detector` of the paper's configuration, or of another one, every width reduced."""
+    detector = experiment.get_config(variant).detector
     shrink(detector)
     return detector
 
@@ -117,6 +119,14 @@ def batch(objects: int = OBJECTS, regions: list | None = None, images: int = 2, 
         dropped=0 * numbers,
         valid=numbers >= 0,
     )
+
+
+def turned(batch: Batch, seed: int = 0) -> Batch:
+    """The batch with oriented boxes: its own, turned about their centres."""
+    truth = batch.ground_truth
+    angles = np.random.default_rng(seed).uniform(-1.5, 1.5, truth.labels.shape)
+    boxes = oriented.from_horizontal(truth.boxes) + jnp.asarray(angles[..., None] * (0, 0, 0, 0, 1), jnp.float32)
+    return dataclasses.replace(batch, ground_truth=dataclasses.replace(truth, boxes=oriented.normalise(boxes)))
 
 
 def full_memory(memory: ExemplarMemory, seed: int = 0) -> ExemplarMemory:

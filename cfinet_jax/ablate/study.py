@@ -30,13 +30,14 @@ class Study(NamedTuple):
     note: str = ""
     measure: Literal["AP", "proposals/AR300", "anchors"] = "AP"  # anchors: nothing is trained, the data are looked at
     quoted: tuple[Row, ...] = ()  # of the paper, not built here
+    boxes: str | None = None  # what `dataset.boxes` of the experiment has to be; None: anything
 
 
 def load_study(name: str, config: ConfigDict) -> Study:
     """The study NAME of `configs/ablations.py`, or FILE:NAME; its rows may depend on the experiment.
 
     Raises:
-      UserError: there is no such file or study.
+      UserError: there is no such file or study, or it is for other boxes.
     """
     path, _, name = name.rpartition(":")
     path = path or STUDIES
@@ -48,7 +49,12 @@ def load_study(name: str, config: ConfigDict) -> Study:
     studies = module.get_studies(config)
     if name not in studies:
         raise UserError(f"--study: {path} has no study {name!r}: choose one of {', '.join(studies)}.")
-    return studies[name]
+    study = studies[name]
+    if study.boxes not in (None, config.dataset.boxes):
+        raise UserError(
+            f"{name} wants {study.boxes} boxes: give an experiment with them, as --config=configs/sodaa.py."
+        )
+    return study
 
 
 def config_of(row: Row, config: ConfigDict) -> ConfigDict:

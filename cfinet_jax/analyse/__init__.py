@@ -16,7 +16,8 @@ from cfinet_jax.analyse.advice import advise
 from cfinet_jax.analyse.contents import Contents, overlaps_with_anchors, read_contents, unmatched
 from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
-from cfinet_jax.run import create_run, discover_sizes
+from cfinet_jax.run import check_boxes, create_run, discover_sizes
+from cfinet_jax.structures import BOX_NUMBERS
 from cfinet_jax.tables import escape
 from cfinet_jax.train_state import empty_batch
 from cfinet_jax.training import compile_step, make_step
@@ -28,8 +29,9 @@ def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     """Prints what it finds and leaves it as `analysis.md` and `analysis.png` in the workdir."""
     config = discover_sizes(config, workdir)
     settings = config.dataset
-    classes = dataset.open_dataset(settings, settings.train_split).classes
-    splits = dataset.open_splits(settings)
+    learnt = dataset.open_dataset(settings, settings.train_split)
+    check_boxes(settings, learnt)
+    splits, classes = dataset.open_splits(settings), learnt.classes
     seen = {name: views(split, settings, training=name == settings.train_split) for name, split in splits.items()}
     contents = {name: read_contents(each, settings) for name, each in seen.items()}
     training = contents[settings.train_split]
@@ -87,7 +89,8 @@ def memory_needed(config: ConfigDict) -> dict[str, int]:
     """Bytes on one device: the state of a run and what one compiled training step needs besides."""
     run = create_run(config)
     settings = config.dataset
-    batch = empty_batch(settings.batch_size, settings.stored_size, settings.max_objects)
+    numbers = BOX_NUMBERS[settings.boxes]
+    batch = empty_batch(settings.batch_size, settings.stored_size, settings.max_objects, numbers)
     batch = dataclasses.replace(batch, images=batch.images.astype(np.uint8))
     placed = mesh.place_batch(jax.tree.map(np.asarray, batch), run.mesh)
     key = mesh.replicate(jax.random.key(0), run.mesh)

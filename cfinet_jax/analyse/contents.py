@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfinet_jax.batches import Objects, fill_a_pixel
 from cfinet_jax.boxes.anchors import best_overlap
 from cfinet_jax.inputs import input_shape, scales_of
 from cfinet_jax.models.fpn import strides_of
+from cfinet_jax.objects import Objects, enclosing, fill_a_pixel
 from cfinet_jax.ops.matching import dynamic_thresholds
 
 
@@ -19,7 +19,7 @@ class Contents(NamedTuple):
 
     pictures: np.ndarray  # [pictures, 2], height and width as stored
     scales: np.ndarray  # [pictures], network pixels per stored pixel
-    boxes: np.ndarray  # [objects, 4], in stored pixels
+    boxes: np.ndarray  # [objects, 4], in stored pixels; of oriented objects those that enclose them
     labels: np.ndarray  # [objects]
     owners: np.ndarray  # [objects], index of the picture
     regions: np.ndarray  # [pictures], how many regions to ignore
@@ -47,7 +47,7 @@ def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], settings: Co
         sound = fill_a_pixel(objects.boxes)
         learnt = sound & ~objects.ignore
         pictures.append(size)
-        boxes.append(objects.boxes[learnt].astype(float))
+        boxes.append(enclosing(objects.boxes[learnt].astype(float)))
         labels.append(objects.labels[learnt])
         owners.append(np.full(learnt.sum(), index))
         regions.append(np.sum(sound & objects.ignore))
@@ -72,6 +72,7 @@ def unmatched(contents: Contents, config: ConfigDict, overlaps: np.ndarray) -> d
     """Share of the objects for which the coarse stage has no anchor under each of its rules; without it, none.
 
     `overlaps` are IoU with the best anchor. Such objects are proposed only by what the stage learns from others.
+    The size of an oriented object is that of the box around it, whatever `size_of` says.
     """
     stage = config.detector.proposal_network[config.detector.proposal_network.name]
     thresholds = {

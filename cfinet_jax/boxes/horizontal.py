@@ -1,12 +1,11 @@
 """Upright boxes `x1 y1 x2 y2` in pixels, width `x2 - x1`."""
 
-import math
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cfinet_jax.boxes import MAX_LOG_RATIO
+
 EPSILON = 1e-6  # keeps the union of two empty boxes away from zero
-MAX_LOG_RATIO = abs(math.log(16 / 1000))  # a side grows or shrinks at most 62.5 times
 
 
 def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:

@@ -17,16 +17,20 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = Parser(prog="python -m cfinet_jax.metrics", description=__doc__)
     result.add_argument("--protocol", required=True, choices=PROTOCOLS, help="by which rules")
-    result.add_argument("--annotations", required=True, metavar="JSON", help="COCO ground truth")
-    result.add_argument("--detections", required=True, metavar="JSON", help="COCO results, boxes x y width height")
+    result.add_argument(
+        "--annotations", required=True, metavar="JSON", help="COCO ground truth, oriented boxes as rbox"
+    )
+    found = "COCO results, boxes x y width height or cx cy w h angle"
+    result.add_argument("--detections", required=True, metavar="JSON", help=found)
     result.add_argument("--output", metavar="JSON", help="where to leave every number, as fractions")
     return result
 
 
 def score_files(protocol: str, annotations: str, detections: str, output: str | None) -> None:
     """Prints the table of scores, and writes them if `output` says where."""
-    ground_truth = read_ground_truth(annotations)
-    metrics = score(ground_truth, read_detections(detections, ground_truth), PROTOCOLS[protocol])
+    rules = PROTOCOLS[protocol]
+    ground_truth = read_ground_truth(annotations, rules.boxes)
+    metrics = score(ground_truth, read_detections(detections, ground_truth, rules.boxes), rules)
     print(table(metrics, min_boxes=1), end="")
     if output:
         try:

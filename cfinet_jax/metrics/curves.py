@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.matching import FREE, HIT, MISS, Truth, match
 from cfinet_jax.metrics.protocols import Protocol
-from cfinet_jax.metrics.results import Columns, columns
+from cfinet_jax.metrics.results import Columns, box_of, columns
+from cfinet_jax.overlaps import as_oriented
 
 IGNORE = "ignore"  # the category of regions without a class
 RECALLS = np.linspace(0, 1, 101)
@@ -26,7 +27,7 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
     Precision is [overlap, recall 0:.01:1, class, range, limit], recall [overlap, class, range, limit], the number
     [class, range]; classes in the order of their ids. The first two are -1 where there is no box to find.
     """
-    found = detections_of(ground_truth, detections)
+    found = detections_of(ground_truth, detections, protocol)
     annotations = annotations_of(ground_truth, protocol)
     shape = len(classes(ground_truth)), len(protocol.ranges), len(protocol.limits)
     precision = np.full((len(protocol.overlaps), len(RECALLS), *shape), -1.0)
@@ -59,7 +60,7 @@ class _Annotations(NamedTuple):
 
     images: Int[np.ndarray, "m"]
     classes: Int[np.ndarray, "m"]  # -1 is every class
-    boxes: Float[np.ndarray, "m 4"]
+    boxes: Float[np.ndarray, "m numbers"]  # as the protocol has them
     areas: Float[np.ndarray, "m"]
     regions: Bool[np.ndarray, "m"]
 
@@ -69,16 +70,20 @@ class _Detections(NamedTuple):
 
     images: Int[np.ndarray, "n"]
     classes: Int[np.ndarray, "n"]
-    boxes: Float[np.ndarray, "n 4"]
+    boxes: Float[np.ndarray, "n numbers"]  # as the protocol has them
     scores: Float[np.ndarray, "n"]
 
 
-def detections_of(ground_truth: dict, detections: list[dict] | Columns) -> _Detections:
-    """Those of a list or of columns, checked."""
+def detections_of(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> _Detections:
+    """Those of a list or of columns, checked; upright ones are oriented too where a protocol has such boxes."""
     found = detections if isinstance(detections, Columns) else columns(detections)
     boxes, scores = (np.asarray(values, np.float64) for values in (found.boxes, found.scores))
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):  # such a box would count as a hit
         raise UserError("a detection has a box or score that is not finite: lower the learning rate")
+    if protocol.boxes == "oriented":
+        boxes = as_oriented(boxes)
+    elif boxes.shape[1] != 4:
+        raise UserError(f"the detections are oriented, and {protocol.name} scores upright boxes: choose soda_a")
     images, owners = _indices(ground_truth, found.image_ids, found.category_ids, "detections")
     return _Detections(images, owners, boxes, scores)
 
@@ -88,8 +93,13 @@ def annotations_of(ground_truth: dict, protocol: Protocol) -> _Annotations:
     entries = ground_truth["annotations"]
     image_ids, category_ids = (np.array([entry[key] for entry in entries], int) for key in ("image_id", "category_id"))
     images, owners = _indices(ground_truth, image_ids, category_ids, "annotations")
-    boxes = np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4)
-    areas = np.array([entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries], float)
+    if protocol.boxes == "oriented":
+        boxes = np.array([box_of(entry) for entry in entries], float)
+        boxes = as_oriented(boxes.reshape(len(entries), -1)) if entries else np.zeros((0, 5))
+        areas = boxes[:, 2] * boxes[:, 3]
+    else:
+        boxes = np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4)
+        areas = np.array([entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries], float)
     flagged = np.array([any(entry.get(flag) for flag in protocol.region_flags) for entry in entries], bool)
     kept = np.argsort(images, kind="stable")
     if not protocol.regions_are_crowds:
@@ -138,7 +148,7 @@ def fates_of(
     own, place = own[place < protocol.limits[-1]], place[place < protocol.limits[-1]]
     boxes = found.boxes[own]
     unmatched = np.where(_outside(boxes[:, 2] * boxes[:, 3], protocol), FREE, MISS)
-    fates = match(found.images[own], boxes, truth, protocol.overlaps, unmatched)
+    fates = match(found.images[own], boxes, truth, protocol.overlaps, unmatched, protocol.best_only)
     order = np.argsort(-found.scores[own], kind="stable")
     return found.images[own], fates, [order[place[order] < limit] for limit in protocol.limits]
 

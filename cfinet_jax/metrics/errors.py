@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from cfinet_jax.metrics.results import box_of
+from cfinet_jax.overlaps import shared_areas
+
 OVERLAP = 0.5  # IoU from which a detection is of an object,
 NEAR = 0.1  # and from which it is at least close to one
 INSIDE = 0.5  # share of a detection beyond which a region absorbs it
@@ -30,9 +33,9 @@ def count_outcomes(
 ) -> Int[np.ndarray, "images classes outcomes"]:
     """How many detections of at least `min_score` are of each kind, and how many objects are missed (`OUTCOMES`).
 
-    COCO ground truth and results, boxes x y w h. Images in the order of the ground truth, classes in that of
-    `category_ids`; a detection counts for the class it names. An annotation of another category is an ignore region,
-    as one with `ignore` or `iscrowd` is.
+    COCO ground truth and results, boxes x y w h or oriented. Images in the order of the ground truth, classes in that
+    of `category_ids`; a detection counts for the class it names. An annotation of another category is an ignore
+    region, as one with `ignore` or `iscrowd` is.
     """
     rows = {image["id"]: row for row, image in enumerate(ground_truth["images"])}
     columns = {category_id: column for column, category_id in enumerate(category_ids)}
@@ -44,11 +47,12 @@ def count_outcomes(
         ignored = annotation.get("ignore") or annotation.get("iscrowd") or annotation["category_id"] not in columns
         (regions if ignored else objects)[rows[annotation["image_id"]]].append(annotation)
 
+    numbers = max((len(box_of(entry)) for entry in (*detections, *ground_truth["annotations"])), default=4)
     counts = np.zeros((len(rows), len(columns), len(OUTCOMES)), int)
     for row, of_image in enumerate(counts):
-        boxes, labels = _arrays(found[row], columns)
-        truth, truth_labels = _arrays(objects[row], columns)
-        kinds, missed = match(boxes, labels, truth, truth_labels, _arrays(regions[row], {})[0])
+        boxes, labels = _arrays(found[row], columns, numbers)
+        truth, truth_labels = _arrays(objects[row], columns, numbers)
+        kinds, missed = match(boxes, labels, truth, truth_labels, _arrays(regions[row], {}, numbers)[0])
         np.add.at(of_image, (labels, kinds), 1)
         np.add.at(of_image[:, MISSED], truth_labels[missed], 1)
     return counts
@@ -62,15 +66,16 @@ def f1(counts: Int[np.ndarray, "images classes outcomes"]) -> Float[np.ndarray, 
 
 
 def match(
-    boxes: Float[np.ndarray, "n 4"],
+    boxes: Float[np.ndarray, "n numbers"],
     labels: Int[np.ndarray, "n"],
-    objects: Float[np.ndarray, "m 4"],
+    objects: Float[np.ndarray, "m numbers"],
     object_labels: Int[np.ndarray, "m"],
-    regions: Float[np.ndarray, "k 4"],
+    regions: Float[np.ndarray, "k numbers"],
 ) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "m"]]:
     """The kind of every detection of one image, as its place in `KINDS`, and which objects are missed.
 
-    Boxes x y w h, the detections best first. Of several free objects a detection takes the one of the highest IoU.
+    Boxes of one kind, x y w h or cx cy w h angle, the detections best first. Of several free objects a detection takes
+    the one of the highest IoU.
     """
     overlaps = _iou(boxes, objects)
     same = labels[:, None] == object_labels
@@ -83,7 +88,7 @@ def match(
             free[within_reach.argmax()] = False
     fits = {
         "true": true,
-        "absorbed": (_shared(boxes, regions) > INSIDE * _area(boxes)[:, None]).any(1),
+        "absorbed": (shared_areas(boxes, regions) > INSIDE * _area(boxes)[:, None]).any(1),
         "duplicate": reached.any(1),
         "class": (overlaps >= OVERLAP).any(1),  # of another class: those of its own are dealt with
         "localisation": (same & (overlaps >= NEAR)).any(1),
@@ -92,9 +97,9 @@ def match(
     return np.stack([fits[kind] for kind in KINDS]).argmax(0), free
 
 
-def _arrays(entries: list[dict], columns: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [n, 4] and labels [n] of COCO entries."""
-    boxes = np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4)
+def _arrays(entries: list[dict], columns: dict[int, int], numbers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [n, numbers] and labels [n] of COCO entries."""
+    boxes = np.array([box_of(entry) for entry in entries], float).reshape(-1, numbers)
     return boxes, np.array([columns.get(entry["category_id"], 0) for entry in entries], int)
 
 
@@ -102,15 +107,8 @@ def _area(boxes: np.ndarray) -> np.ndarray:
     return boxes[:, 2] * boxes[:, 3]
 
 
-def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Area that every box of `a` shares with every one of `b`, [n, m]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum((a[:, :2] + a[:, 2:])[:, None], (b[:, :2] + b[:, 2:])[None])
-    return np.maximum(high - low, 0.0).prod(axis=-1)
-
-
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[n, m]; 0 between empty boxes."""
-    shared = _shared(a, b)
+    shared = shared_areas(a, b)
     union = _area(a)[:, None] + _area(b)[None] - shared
     return shared / np.maximum(union, 1e-9)

@@ -9,6 +9,7 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 
+TURN = 2 * np.pi  # an angle beyond it is none in radians
 LARGEST = 1e18  # of a number; anything beyond, as NaN, is none
 
 
@@ -24,10 +25,15 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
+def _is_oriented(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 5 and all(map(_is_number, value)) and abs(value[4]) <= TURN
+
+
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("id", "image_id", "category_id"), (_is_id, "a whole number")),
     **dict.fromkeys(("score", "area", "width", "height"), (_is_number, "a finite number")),
     "bbox": (_is_box, "four finite numbers, x y width height"),
+    "rbox": (_is_oriented, "five finite numbers, cx cy w h angle in radians"),
     "name": (lambda value: isinstance(value, str), "a text"),
 }
 NEEDED = {"images": {"id"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id", "bbox"}}
@@ -35,8 +41,8 @@ OPTIONAL = {"images": {"width", "height"}, "annotations": {"area"}}
 DETECTION = {"image_id", "category_id", "bbox", "score"}
 
 
-def read_ground_truth(path: epath.PathLike) -> dict:
-    """A COCO JSON file.
+def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
+    """A COCO JSON file; "oriented" boxes stand as `rbox` beside the upright ones.
 
     Raises:
       UserError: it cannot be read, is not COCO, repeats an id or a class, or has corners in the place of sides.
@@ -45,7 +51,8 @@ def read_ground_truth(path: epath.PathLike) -> dict:
     for part, needed in NEEDED.items():
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise UserError(f"{path} is not COCO ground truth: it has no list '{part}'")
-        _check_fields(f"{path}, '{part}'", content[part], needed, OPTIONAL.get(part, set()))
+        oriented = {"rbox"} if part == "annotations" and boxes == "oriented" else set()
+        _check_fields(f"{path}, '{part}'", content[part], needed | oriented, OPTIONAL.get(part, set()))
     for part, key in (("images", "id"), ("categories", "id"), ("categories", "name")):
         values = [entry[key] for entry in content[part]]
         if len(set(values)) < len(values):
@@ -55,8 +62,8 @@ def read_ground_truth(path: epath.PathLike) -> dict:
     return content
 
 
-def read_detections(path: epath.PathLike, ground_truth: dict) -> list[dict]:
-    """A JSON file in COCO's results format, for the images of a ground truth.
+def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "horizontal") -> list[dict]:
+    """A JSON file in COCO's results format, for the images of a ground truth; "oriented" boxes have five numbers.
 
     Raises:
       UserError: it cannot be read, is something else, or has corners in the place of sides.
@@ -64,8 +71,11 @@ def read_detections(path: epath.PathLike, ground_truth: dict) -> list[dict]:
     content = _read_json(path)
     if not isinstance(content, list):
         raise UserError(f"{path} is not a list of detections, {{{', '.join(sorted(DETECTION))}}} each")
-    _check_fields(str(path), content, DETECTION, set())
-    _check_sides(path, content, ground_truth)
+    if boxes == "oriented":
+        _check_fields(str(path), content, DETECTION, set(), FIELDS | {"bbox": FIELDS["rbox"]})
+    else:
+        _check_fields(str(path), content, DETECTION, set())
+        _check_sides(path, content, ground_truth)
     return content
 
 
@@ -78,9 +88,9 @@ def _read_json(path: epath.PathLike) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def _check_fields(where: str, entries: list, needed: set[str], optional: set[str]) -> None:
+def _check_fields(where: str, entries: list, needed: set[str], optional: set[str], fields: dict = FIELDS) -> None:
     """Every entry has what is needed, and no field holds anything but its kind."""
-    kinds = {key: FIELDS[key] for key in sorted(needed | optional)}
+    kinds = {key: fields[key] for key in sorted(needed | optional)}
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not needed <= entry.keys():
             raise UserError(f"{where}: entry {number} needs {', '.join(sorted(needed))}")

@@ -5,33 +5,36 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from cfinet_jax.overlaps import BLOCK, meeting_pairs
+
 MISS, HIT, FREE = 0, 1, 2  # fates of a detection; a free one is neither right nor wrong
-BLOCK = 1 << 20  # pairs of a detection and a box that are compared at a time
 
 
 class Truth(NamedTuple):
-    """Boxes x y w h of one class, image by image; what is not to be found in a range of sizes is ignored there."""
+    """Boxes of one class, image by image; what is not to be found in a range of sizes is ignored there."""
 
     images: Int[np.ndarray, "m"]  # ascending
-    boxes: Float[np.ndarray, "m 4"]
+    boxes: Float[np.ndarray, "m numbers"]  # x y w h, or cx cy w h angle
     ignored: Bool[np.ndarray, "m ranges"]
     absorbs: Bool[np.ndarray, "m ranges"]  # any number of detections, by the share of them that lies inside
 
 
 def match(
     images: Int[np.ndarray, "n"],
-    boxes: Float[np.ndarray, "n 4"],
+    boxes: Float[np.ndarray, "n numbers"],
     truth: Truth,
     overlaps: tuple[float, ...],
     unmatched: Int[np.ndarray, "ranges n"],
+    best_only: bool,
 ) -> UInt8[np.ndarray, "overlaps ranges n"]:
     """The fates of detections that come image by image, the best of an image first.
 
     A detection takes the free box of highest IoU, of equal ones the last, and an ignored box only where no other is
-    in reach; where none is, its fate is `unmatched`. All images match their first detection at once, then all their
-    second, and so on.
+    in reach; where none is, its fate is `unmatched`. With `best_only` the box of highest IoU, of equal ones the first,
+    is the only one that it may take. All images match their first detection at once, then all their second, and so on.
     """
-    found, of_truth, iou, inside = pairs(images, boxes, truth, min(overlaps))
+    near = pairs(images, boxes, truth, min(overlaps))
+    found, of_truth, iou, inside = best_pairs(*near) if best_only else near
     wanted, absorbs = ~truth.ignored[of_truth], truth.absorbs[of_truth]
     reach = np.where(absorbs, inside[:, None], iou[:, None])
     thresholds = np.minimum(overlaps, 1 - 1e-10)[:, None]  # as COCO has it, should one be 1
@@ -52,21 +55,21 @@ def match(
 
 def pairs(images: np.ndarray, boxes: np.ndarray, truth: Truth, least: float) -> tuple[np.ndarray, ...]:
     """Detection, box, IoU and share of the detection inside, of all pairs in reach of each other."""
-    start = np.searchsorted(truth.images, images)
-    count = np.searchsorted(truth.images, images, "right") - start
     absorbs = np.any(truth.absorbs, axis=1)
     blocks = []
-    for block in np.split(np.arange(len(images)), np.flatnonzero(np.diff(np.cumsum(count) // BLOCK)) + 1):
-        found = np.repeat(block, count[block])
-        of_truth = np.repeat((start + count)[block] - np.cumsum(count[block]), count[block]) + np.arange(len(found))
-        a, b = boxes[found], truth.boxes[of_truth]
-        sides = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-        meet = np.flatnonzero(np.all(sides > 0, axis=1))
-        shared, area, other = (size[meet, 0] * size[meet, 1] for size in (sides, a[:, 2:], b[:, 2:]))
+    for found, of_truth, shared in meeting_pairs(images, boxes, truth.images, truth.boxes, BLOCK):
+        area, other = (size[:, 2] * size[:, 3] for size in (boxes[found], truth.boxes[of_truth]))
         iou, inside = shared / (area + other - shared), shared / area
-        near = np.where(absorbs[of_truth[meet]], inside, iou) >= least
-        blocks.append((found[meet[near]], of_truth[meet[near]], iou[near], inside[near]))
+        near = np.where(absorbs[of_truth], inside, iou) >= least
+        blocks.append((found[near], of_truth[near], iou[near], inside[near]))
     return tuple(map(np.concatenate, zip(*blocks, strict=True)))
+
+
+def best_pairs(found: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of the pairs that `pairs` gives, that of the highest IoU of each detection."""
+    order = np.lexsort((-others[1], found))
+    best = order[np.flatnonzero(np.diff(found[order], prepend=-1))]
+    return found[best], *(column[best] for column in others)
 
 
 def _turns(images: np.ndarray, found: np.ndarray, overlap: np.ndarray) -> list[np.ndarray]:

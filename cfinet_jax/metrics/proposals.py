@@ -31,11 +31,15 @@ class Tally(NamedTuple):
 
 
 def tally_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) -> Tally:
-    """Image by image, by rising id; the columns are the ranges of the protocol."""
-    rules = dataclasses.replace(protocol, overlaps=OVERLAPS, limits=LIMITS)
+    """Image by image, by rising id; the columns are the ranges of the protocol.
+
+    Proposals are upright, and so are then the boxes that they are compared with: `bbox`, which encloses an oriented
+    one.
+    """
+    rules = dataclasses.replace(protocol, overlaps=OVERLAPS, limits=LIMITS, boxes="horizontal", best_only=False)
     ground_truth = of_one_class(ground_truth)
     truth = truth_of(annotations_of(ground_truth, rules), 0, rules)
-    found = detections_of(ground_truth, proposals)
+    found = detections_of(ground_truth, proposals, rules)
     images, fates, orders = fates_of(found, 0, truth, rules)
     _, of_truth, iou, _ = pairs(found.images, found.boxes, truth, NEAR)
     near = np.bincount(of_truth[iou > NEAR], minlength=len(truth.boxes))

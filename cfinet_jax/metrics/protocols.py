@@ -23,6 +23,8 @@ class Protocol:
     sizes_are_crowds: bool = False  # and so does an object outside the range
     region_flags: tuple[str, ...] = ("ignore", "iscrowd")  # of an annotation that is an ignored box
     overlaps: tuple[float, ...] = OVERLAPS  # IoU from which a box is found
+    boxes: str = "horizontal"  # or "oriented"
+    best_only: bool = False  # a detection may only find the box of its highest IoU, even if that is taken
 
     @property
     def marks(self) -> dict[str, int]:
@@ -38,13 +40,15 @@ class Protocol:
         low, high = self.ranges[self.headline]
         area = "any area" if high == ANY_AREA[1] else f"area {low:g}-{high:g} px"
         limits = "/".join(map(str, self.limits))
+        kind = "oriented boxes" if self.boxes == "oriented" else "boxes"
         step = self.overlaps[1] - self.overlaps[0]
         return (
-            f"{self.name}: AP at IoU {self.overlaps[0]:.2f}:{step:.2f}:{self.overlaps[-1]:.2f} of boxes of {area}, "
+            f"{self.name}: AP at IoU {self.overlaps[0]:.2f}:{step:.2f}:{self.overlaps[-1]:.2f} of {kind} of {area}, "
             f"every AP (the classes' too) with {self.precision_limit} detections per image and class, "
             f"AR with {limits}, AR of a size with {self.limits[-1]}; "
             f"an ignored box absorbs {'any number of detections' if self.regions_are_crowds else 'one detection'}"
             f"{', and so does an object of another size' if self.sizes_are_crowds else ''}"
+            f"{'; a detection may only find the box of its highest IoU' if self.best_only else ''}"
         )
 
 
@@ -53,6 +57,16 @@ SODA_SIZES = {"eS": (0.0, 144.0), "rS": (144.0, 400.0), "gS": (400.0, 1024.0), "
 SIZES = (*SODA_SIZES, "larger")
 LIMITS = tuple(high for _, high in SODA_SIZES.values())  # of the area in square pixels; a limit is of the smaller size
 
+SODA_A = Protocol(
+    name="soda_a",
+    headline="Small",
+    ranges={"Small": (0.0, 1024.0), **SODA_SIZES},
+    limits=(20_000,),
+    precision_limit=20_000,
+    regions_are_crowds=False,
+    region_flags=("ignore",),
+    boxes="oriented",
+)
 PROTOCOLS = {
     "coco": Protocol(
         name="coco",
@@ -72,6 +86,10 @@ PROTOCOLS = {
         regions_are_crowds=False,
         region_flags=("ignore",),
     ),
+    # The area is that of the rectangle. SODA-A has no ignored boxes; those that DOTA calls difficult are.
+    "soda_a": SODA_A,
+    # As SODA-A's code is since July 2025; the published numbers are probably of the code before.
+    "soda_a_2025": dataclasses.replace(SODA_A, name="soda_a_2025", best_only=True),
     # Of AI-TOD's own scoring code (jwwangchn/cocoapi-aitod). Its paper has very tiny objects from 2 x 2 pixels on and
     # medium ones up to 64 x 64; the code sets no such bounds.
     "ai_tod": Protocol(

@@ -27,7 +27,7 @@ class Evidence(NamedTuple):
 
 def gather(ground_truth: dict, detections: Columns, protocol: Protocol, ranges: tuple[str, ...]) -> Evidence:
     """That of detections, in the given ranges of a protocol."""
-    found, annotations = detections_of(ground_truth, detections), annotations_of(ground_truth, protocol)
+    found, annotations = detections_of(ground_truth, detections, protocol), annotations_of(ground_truth, protocol)
     places = [list(protocol.ranges).index(name) for name in ranges]
     limit = protocol.limits.index(protocol.precision_limit)
     boxes, ranked = [], []

@@ -9,16 +9,16 @@ from etils import epath
 from jaxtyping import Float, Int
 
 KEYS: tuple[str, ...] = ("image_id", "category_id", "bbox", "score")  # COCO's, in the order of the columns
-DIGITS = 3  # of a pixel
+DIGITS, ANGLE_DIGITS = 3, 5  # of a pixel, of a radian
 CHUNK = 4096  # detections that are Python objects at a time
 
 
 class Columns(NamedTuple):
-    """Detections as arrays, boxes x y w h; of equal scores the earlier counts as better."""
+    """Detections as arrays, boxes x y w h or cx cy w h angle; of equal scores the earlier counts as better."""
 
     image_ids: Int[np.ndarray, "n"]
     category_ids: Int[np.ndarray, "n"]
-    boxes: Float[np.ndarray, "n 4"]
+    boxes: Float[np.ndarray, "n numbers"]
     scores: Float[np.ndarray, "n"]
 
     def at_least(self, score: float) -> "Columns":
@@ -30,17 +30,28 @@ class Columns(NamedTuple):
 def columns(results: Sequence[dict[str, Any]]) -> Columns:
     """Those of a list in COCO's results format."""
     image_ids, category_ids = (np.array([entry[key] for entry in results], int) for key in KEYS[:2])
-    boxes = np.array([entry["bbox"] for entry in results], float).reshape(-1, 4)
+    boxes = np.array([entry["bbox"] for entry in results], float) if results else np.zeros((0, 4))
     return Columns(image_ids, category_ids, boxes, np.array([entry["score"] for entry in results], float))
 
 
+def box_of(entry: dict[str, Any]) -> list[float]:
+    """The box of an annotation or a detection: the oriented one of an annotation that has both."""
+    return entry["rbox"] if "rbox" in entry else entry["bbox"]
+
+
 def columns_of_image(
-    boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, "n"], category_ids: Int[np.ndarray, "n"], image_id: int
+    boxes: Float[np.ndarray, "n numbers"],
+    scores: Float[np.ndarray, "n"],
+    category_ids: Int[np.ndarray, "n"],
+    image_id: int,
 ) -> Columns:
-    """Those of one image; boxes x1 y1 x2 y2 become x y w h, to a thousandth of a pixel."""
-    corners = np.asarray(boxes, np.float64)
-    sides = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]]).round(DIGITS)
-    return Columns(np.full(len(sides), image_id), np.asarray(category_ids), sides, np.asarray(scores, np.float64))
+    """Those of one image, to a thousandth of a pixel; boxes x1 y1 x2 y2 become x y w h, oriented ones stay."""
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.shape[1] == 5:
+        rounded = np.hstack([boxes[:, :4].round(DIGITS), boxes[:, 4:].round(ANGLE_DIGITS)])
+    else:
+        rounded = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]).round(DIGITS)
+    return Columns(np.full(len(rounded), image_id), np.asarray(category_ids), rounded, np.asarray(scores, np.float64))
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

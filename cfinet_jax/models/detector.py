@@ -9,20 +9,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from cfinet_jax.boxes import kinds
 from cfinet_jax.boxes.similarity import SIMILARITIES
 from cfinet_jax.errors import UserError
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.fpn import FPN
-from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
+from cfinet_jax.models.proposals import PROPOSAL_NETWORKS, ROTATED_PROPOSAL_NETWORKS
 from cfinet_jax.models.proposals.assigners import RULES
 from cfinet_jax.models.resnet import ResNet
 from cfinet_jax.models.roi_head import RoiHead
+from cfinet_jax.models.rotated_roi_head import OrientedRoiHead, RotatedRoiHead
 from cfinet_jax.ops import exemplar_memory
 from cfinet_jax.ops.imitation import QUALITIES
 from cfinet_jax.structures import Batch, Detections, ExemplarMemory, Exemplars, Priorities, Proposals, Term
 
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TABLES = ("similarities", "assigners")  # of constants, from which a proposal network takes rows by name
+ROI_HEADS = {"horizontal": RoiHead, "rotated": RotatedRoiHead, "oriented": OrientedRoiHead}
 PARTS = {"backbone", "neck", "proposal_network", "roi_head", "imitation"}
 
 
@@ -40,6 +43,7 @@ class Detector(nn.Module):
         self, batch: Batch, memory: ExemplarMemory | None, priorities: Priorities
     ) -> tuple[dict[str, Term], dict[str, Term], Exemplars | None]:
         """Losses and statistics as terms per image `[batch]`, and the exemplars each image offers."""
+        batch = enclose(batch)  # only the last of the boxes to be learnt are oriented
         pyramid = self.pyramid(batch.images)
         # Stage one: where might an object be?
         outputs = self.proposal_network(pyramid, batch.sizes)
@@ -64,12 +68,13 @@ class Detector(nn.Module):
         return losses, statistics, exemplars
 
     def detect(self, batch: Batch) -> tuple[Detections, Proposals]:
-        """What is found in every image, and the proposals it is found among, in network pixels."""
+        """What is found in every image, and the upright proposals it is found among, in network pixels."""
         pyramid = self.pyramid(batch.images)
         outputs = self.proposal_network(pyramid, batch.sizes)
         proposals = self.proposal_network.choose(outputs, batch.sizes, batch.scales, "test")
         regions, _ = self.regions(pyramid, proposals.boxes, detecting=True)
-        return self.roi_head.detect(self.roi_head(regions), proposals, batch.sizes), proposals
+        found = self.roi_head.detect(self.roi_head(regions), proposals, batch.sizes)
+        return found, dataclasses.replace(proposals, boxes=kinds.enclose(proposals.boxes))
 
     def pyramid(self, images: Array) -> tuple[Array, ...]:
         """The feature maps, in the precision of the network."""
@@ -113,6 +118,15 @@ class Detector(nn.Module):
         return jax.vmap(of_image)(index)
 
 
+def enclose(batch: Batch) -> Batch:
+    """A batch whose objects have upright boxes: those around oriented ones, which then stand beside them."""
+    truth = batch.ground_truth
+    if truth.boxes.shape[-1] == 4:
+        return batch
+    truth = dataclasses.replace(truth, boxes=kinds.enclose(truth.boxes), oriented=truth.boxes)
+    return dataclasses.replace(batch, ground_truth=truth)
+
+
 def name_parts(part: str, terms: tuple[dict, dict]) -> tuple[dict, dict]:
     """Both dictionaries with the name of the part before every key."""
     return tuple({f"{part}/{name}": term for name, term in of.items()} for of in terms)  # type: ignore[return-value]
@@ -125,10 +139,13 @@ def build_detector(settings: Any, classes: int) -> Detector:
     """
     settings = settings.to_dict()
     check_keys("detector", settings, {"precision", "ignore_overlap", *TABLES} | PARTS)
-    network, imitation = settings["proposal_network"], settings["imitation"]
-    name, enabled = network["name"], imitation.pop("enabled")
+    network, roi_head, imitation = settings["proposal_network"], settings["roi_head"], settings["imitation"]
+    name, head, enabled = network["name"], roi_head.pop("name", None), imitation.pop("enabled")
     check_choice("detector.precision", settings["precision"], PRECISIONS)
-    check_choice("detector.proposal_network.name", name, PROPOSAL_NETWORKS)
+    check_choice("detector.roi_head.name", head, ROI_HEADS)
+    networks = PROPOSAL_NETWORKS | (ROTATED_PROPOSAL_NETWORKS if head != "horizontal" else {})
+    check_choice("detector.proposal_network.name", name, networks)
+    check_oriented(name, head, enabled)
     if "assign" in network[name]:
         check_choice(f"detector.proposal_network.{name}.assign", network[name]["assign"], network[name]["assign_modes"])
     check_rows(name, network[name], settings)
@@ -139,11 +156,24 @@ def build_detector(settings: Any, classes: int) -> Detector:
     return Detector(
         backbone=build(ResNet, "backbone", settings["backbone"]),
         neck=build(FPN, "neck", settings["neck"]),
-        proposal_network=build(PROPOSAL_NETWORKS[name], f"proposal_network.{name}", network[name], **common, **tables),
-        roi_head=build(RoiHead, "roi_head", settings["roi_head"], classes=classes, **common),
+        proposal_network=build(networks[name], f"proposal_network.{name}", network[name], **common, **tables),
+        roi_head=build(ROI_HEADS[head], "roi_head", roi_head, classes=classes, **common),
         imitation=build(FeatureImitation, "imitation", imitation) if enabled else None,
         precision=settings["precision"],
     )
+
+
+def check_oriented(network: str, head: str, imitates: bool) -> None:
+    """Oriented regions have a network that proposes them, and no exemplars, which are upright."""
+    if (network == "oriented_rpn") != (head == "oriented"):
+        raise UserError(
+            f"detector.roi_head.name is {head!r} and detector.proposal_network.name {network!r}: 'oriented' and "
+            "'oriented_rpn' go together, as in configs/sodaa.py:oriented_rcnn."
+        )
+    if head == "oriented" and imitates:
+        raise UserError(
+            "detector.imitation compares upright regions: set detector.imitation.enabled=False for the head 'oriented'."
+        )
 
 
 def check_rows(name: str, network: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes import kinds
 from cfinet_jax.models.layers import GroupNorm, Linear, he_normal
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.ops import exemplar_memory, imitation, losses
@@ -124,7 +124,7 @@ class FeatureImitation(nn.Module):
             objects = truth.labels.shape[0]
             label = jnp.minimum(samples.labels, predictions.deltas.shape[1] - 1)
             deltas = jnp.take_along_axis(predictions.deltas, label[:, None, None], 1)[:, 0]
-            boxes = horizontal.decode(samples.boxes, deltas, stds), truth.boxes[samples.matched]
+            boxes = kinds.decode(samples.boxes, deltas, stds), truth.goals[samples.matched]
             quality = imitation.QUALITIES[self.quality](
                 jax.nn.softmax(predictions.logits), samples, boxes, objects, self.min_score
             )

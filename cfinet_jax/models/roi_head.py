@@ -1,13 +1,13 @@
 """The second stage: what is in each proposed region, and where exactly (Shared2FC head)."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes import horizontal, kinds
 from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.models.layers import Linear, small_normal, xavier_uniform
 from cfinet_jax.ops import losses, matching, nms, roi_align, sampling
@@ -18,14 +18,16 @@ SMALL_AREA = 32.0**2  # square pixels of the stored image
 
 
 class Predictions(NamedTuple):
-    """Of regions: class logits, background last, and box deltas for every class."""
+    """Of regions: class logits, background last, and box deltas for every class, or for all of them."""
 
     logits: Float[Array, "*n classes_and_background"]
-    deltas: Float[Array, "*n classes 4"]
+    deltas: Float[Array, "*n classes_or_one numbers"]
 
 
 class RoiHead(nn.Module):
     """Samples regions, pools them, predicts class and box, and turns predictions into detections."""
+
+    numbers: ClassVar[int] = 4  # of a box
 
     classes: int
     pool_size: int
@@ -47,7 +49,12 @@ class RoiHead(nn.Module):
         self.hidden1 = Linear(self.hidden, xavier_uniform)
         self.hidden2 = Linear(self.hidden, xavier_uniform)
         self.classify = Linear(self.classes + 1, small_normal)
-        self.regress = Linear(4 * self.classes, nn.initializers.normal(0.001))
+        self.regress = Linear(self.numbers * self.shapes, nn.initializers.normal(0.001))
+
+    @property
+    def shapes(self) -> int:
+        """How many boxes are predicted for a region: one for every class."""
+        return self.classes
 
     def sample(self, proposals: Proposals, truth: GroundTruth, priorities: Array) -> RoiSamples:
         """The regions of every image to learn from; its objects themselves are among the candidates."""
@@ -63,6 +70,7 @@ class RoiHead(nn.Module):
             negative=self.positive_overlap,
             min_positive=None,
             ignore_overlap=self.ignore_overlap,
+            similarity=kinds.kind_of(boxes).iou,
         )
         objects = truth.labels.shape[0]
         own = jnp.arange(boxes.shape[0]) < objects  # an object stands for itself
@@ -89,38 +97,38 @@ class RoiHead(nn.Module):
             valid=sample.valid,
         )
 
-    def pool(self, pyramid: tuple[Array, ...], boxes: Float[Array, "batch regions 4"]) -> Array:
+    def pool(self, pyramid: tuple[Array, ...], boxes: Float[Array, "batch regions numbers"]) -> Array:
         """RoI features `[batch, regions, size, size, channels]`."""
-        pyramid = pyramid[:POOLED_LEVELS]
+        return jax.vmap(self.pool_image)(pyramid[:POOLED_LEVELS], boxes)
 
-        def of_image(pyramid: tuple[Array, ...], boxes: Array) -> Array:
-            levels = roi_align.levels_of(boxes, self.finest_scale, len(pyramid))
-            return roi_align.roi_align(
-                pyramid, boxes, levels, strides_of(len(pyramid)), size=self.pool_size, max_grid=self.max_grid
-            )
-
-        return jax.vmap(of_image)(pyramid, boxes)
+    def pool_image(self, pyramid: tuple[Array, ...], boxes: Float[Array, "regions 4"]) -> Array:
+        """RoI features of one image."""
+        levels = roi_align.levels_of(boxes, self.finest_scale, len(pyramid))
+        return roi_align.roi_align(
+            pyramid, boxes, levels, strides_of(len(pyramid)), size=self.pool_size, max_grid=self.max_grid
+        )
 
     def __call__(self, regions: Float[Array, "*n size size channels"]) -> Predictions:
         x = regions.reshape(*regions.shape[:-3], -1)
         x = nn.relu(self.hidden1(x))
         x = nn.relu(self.hidden2(x))
         deltas = self.regress(x).astype(jnp.float32)
-        return Predictions(self.classify(x).astype(jnp.float32), deltas.reshape(*deltas.shape[:-1], self.classes, 4))
+        deltas = deltas.reshape(*deltas.shape[:-1], self.shapes, self.numbers)
+        return Predictions(self.classify(x).astype(jnp.float32), deltas)
 
     def losses(self, predictions: Predictions, samples: RoiSamples, batch: Batch) -> tuple[dict, dict]:
         """Losses and statistics as terms per image `[batch]`; both losses are divided by the sampled regions."""
         truth = batch.ground_truth
-        matched = jnp.take_along_axis(truth.boxes, samples.matched[..., None], 1)
-        targets = horizontal.encode(samples.boxes, matched, self.stds)
-        labels = jnp.minimum(samples.labels, self.classes - 1)[..., None, None]
+        matched = jnp.take_along_axis(truth.goals, samples.matched[..., None], 1)
+        targets = kinds.encode(samples.boxes, matched, self.stds)
+        labels = jnp.minimum(samples.labels, self.shapes - 1)[..., None, None]
         deltas = jnp.take_along_axis(predictions.deltas, labels, 2)[..., 0, :]
-        distance = jnp.where(samples.is_object, jnp.abs(deltas - targets).sum(-1), 0.0)
+        distance = jnp.where(samples.is_object, self.distance(deltas, targets), 0.0)
         cross_entropy = jnp.where(samples.valid, losses.cross_entropy(predictions.logits, samples.labels), 0.0)
         count = samples.valid.sum(1).astype(jnp.float32)
 
         right = (predictions.logits.argmax(-1) == samples.labels) & samples.valid
-        small = horizontal.area(matched) < SMALL_AREA * batch.scales[:, None] ** 2
+        small = kinds.kind_of(matched).area(matched) < SMALL_AREA * batch.scales[:, None] ** 2
         terms = {
             "class": Term(self.class_weight * cross_entropy.sum(1), count),
             "box": Term(self.box_weight * distance.sum(1), count),
@@ -131,18 +139,22 @@ class RoiHead(nn.Module):
         }
         return terms, statistics
 
+    def distance(self, deltas: Float[Array, "*n numbers"], targets: Float[Array, "*n numbers"]) -> Float[Array, "*n"]:
+        """How far predicted deltas are from those that lead to the object."""
+        return losses.l1(deltas, targets)
+
     def detect(self, predictions: Predictions, proposals: Proposals, sizes: Array) -> Detections:
         """The detections of every image, in network pixels."""
+        return jax.vmap(self.detect_image)(predictions, proposals, sizes)
 
-        def of_image(predictions: Predictions, proposals: Proposals, size: Array) -> Detections:
-            boxes = horizontal.clip(horizontal.decode(proposals.boxes[:, None], predictions.deltas, self.stds), size)
-            return nms.class_wise(
-                boxes,
-                jax.nn.softmax(predictions.logits)[:, :-1],
-                proposals.valid,
-                min_score=self.min_score,
-                max_overlap=self.nms_overlap,
-                max_detections=self.max_detections,
-            )
-
-        return jax.vmap(of_image)(predictions, proposals, sizes)
+    def detect_image(self, predictions: Predictions, proposals: Proposals, size: Array) -> Detections:
+        """NMS within each class, which has boxes of its own."""
+        boxes = horizontal.clip(horizontal.decode(proposals.boxes[:, None], predictions.deltas, self.stds), size)
+        return nms.class_wise(
+            boxes,
+            jax.nn.softmax(predictions.logits)[:, :-1],
+            proposals.valid,
+            min_score=self.min_score,
+            max_overlap=self.nms_overlap,
+            max_detections=self.max_detections,
+        )

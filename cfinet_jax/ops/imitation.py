@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes.kinds import kind_of
 from cfinet_jax.ops import sampling
 from cfinet_jax.structures import RoiSamples
 
@@ -45,7 +46,7 @@ def quality_paper(
     """Eq. 3-4: the class is the most probable one, IoU of the predicted box; `boxes` is (predicted, true)."""
     own = jnp.take_along_axis(probabilities, samples.labels[:, None], 1)[:, 0]
     counts = samples.is_object & (samples.source >= objects) & (probabilities.argmax(1) == samples.labels)
-    return instance_quality(own, horizontal.paired_iou(*boxes), counts, samples.matched, objects)
+    return instance_quality(own, kind_of(boxes[0]).paired_iou(*boxes), counts, samples.matched, objects)
 
 
 QUALITIES = {"paper": quality_paper, "released": quality_released}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes.kinds import kind_of
 from cfinet_jax.boxes.similarity import Pairwise
 from cfinet_jax.structures import GroundTruth
 
@@ -36,17 +37,17 @@ class Assignment(NamedTuple):
 
 
 def chunks_of(truth: GroundTruth) -> tuple[Array, Array, Array]:
-    """The entries of an image in chunks: boxes `[chunks, CHUNK, 4]`, which are objects, the index of the first."""
+    """The entries of an image in chunks: boxes `[chunks, CHUNK, k]`, which are objects, the index of the first."""
     count = truth.labels.shape[0]
     chunks = -(-count // CHUNK)
     padding = chunks * CHUNK - count
-    objects = jnp.pad(truth.boxes, ((0, padding), (0, 0))).reshape(chunks, CHUNK, 4)
+    objects = jnp.pad(truth.boxes, ((0, padding), (0, 0))).reshape(chunks, CHUNK, truth.boxes.shape[-1])
     real = jnp.pad(truth.is_object, (0, padding)).reshape(chunks, CHUNK)
     return objects, real, jnp.arange(chunks, dtype=jnp.int32) * CHUNK
 
 
 def best_match(
-    boxes: Float[Array, "boxes 4"],
+    boxes: Float[Array, "boxes k"],
     truth: GroundTruth,
     min_forced: float = 2.0,
     similarity: Pairwise = horizontal.iou,
@@ -85,15 +86,15 @@ def iou_of_shapes(factors: Sequence[tuple[float, float]]) -> Pairwise:
     return similarity
 
 
-def inside_region(boxes: Float[Array, "boxes 4"], truth: GroundTruth, share: float) -> Bool[Array, " boxes"]:
+def inside_region(boxes: Float[Array, "boxes k"], truth: GroundTruth, share: float) -> Bool[Array, " boxes"]:
     """Boxes of which more than `share` lies in one ignore region."""
-    covered = jnp.where(truth.is_region, horizontal.overlap_of_first(boxes, truth.boxes), 0.0)
+    covered = jnp.where(truth.is_region, kind_of(boxes).overlap_of_first(boxes, truth.boxes), 0.0)
     return covered.max(1) > share
 
 
 @jax.named_scope("targets")
 def match_max_iou(
-    boxes: Float[Array, "boxes 4"],
+    boxes: Float[Array, "boxes k"],
     truth: GroundTruth,
     *,
     positive: float,
@@ -120,7 +121,7 @@ def match_max_iou(
 
 
 def dynamic_thresholds(
-    boxes: Float[Array, "objects 4"],
+    boxes: Float[Array, "objects k"],
     scale: Float[Array, ""],
     *,
     base_size: float,
@@ -134,7 +135,7 @@ def dynamic_thresholds(
     s is the square root of the object's area in stored pixels, `scale` network pixels per stored pixel. This is
     the paper's Eq. 1 and, with other constants, each variant of the released code.
     """
-    side = jnp.sqrt(jnp.maximum(horizontal.area(boxes), horizontal.EPSILON)) / scale
+    side = jnp.sqrt(jnp.maximum(kind_of(boxes).area(boxes), horizontal.EPSILON)) / scale
     return jnp.clip(base + slope * jnp.log2(side / base_size), low, cap)
 
 

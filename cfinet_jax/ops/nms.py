@@ -10,19 +10,22 @@ from cfinet_jax.structures import Detections
 
 
 def suppress(
-    boxes: Float[Array, "n 4"],
+    boxes: Float[Array, "n k"],
     valid: Bool[Array, " n"],
     max_overlap: float,
     similarity: Pairwise = horizontal.iou,
 ) -> Bool[Array, " n"]:
-    """Marks the boxes, sorted best first, that no better kept box overlaps by more than `max_overlap`.
+    """Marks the boxes, sorted best first, that no better kept box overlaps by more than `max_overlap`."""
+    return keep_best(similarity(boxes, boxes) > max_overlap, jnp.arange(boxes.shape[0]), valid)
+
+
+def keep_best(alike: Bool[Array, "n n"], places: Int[Array, " n"], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
+    """Marks the boxes that are not alike any kept box of a better, that is lower, place.
 
     Greedy NMS is the only fixed point of that sentence: each round settles at least the best unsettled box, and a
     few rounds settle all.
     """
-    count = boxes.shape[0]
-    better = jnp.arange(count)[None, :] < jnp.arange(count)[:, None]
-    suppresses = (similarity(boxes, boxes) > max_overlap) & better & valid[None, :]
+    suppresses = alike & (places[None, :] < places[:, None]) & valid[None, :]
 
     def refine(state: tuple[Array, Array]) -> tuple[Array, Array]:
         keep, _ = state
@@ -34,33 +37,70 @@ def suppress(
 
 
 def sort_and_suppress(
-    boxes: Float[Array, "n 4"], scores: Float[Array, " n"], valid: Bool[Array, " n"], max_overlap: float
+    boxes: Float[Array, "n k"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"],
+    max_overlap: float,
+    similarity: Pairwise = horizontal.iou,
 ) -> tuple[Int[Array, " n"], Bool[Array, " n"]]:
     """The order of falling score (invalid last, equals by index) and which boxes in that order are kept."""
-    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
-    return order, suppress(boxes[order], valid[order], max_overlap)
+    order = sort(scores, valid)
+    return order, suppress(boxes[order], valid[order], max_overlap, similarity)
+
+
+def sort(scores: Float[Array, " n"], valid: Bool[Array, " n"]) -> Int[Array, " n"]:
+    """The order of falling score, invalid last, equals by index."""
+    return jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
 
 
 def class_wise(
-    boxes: Float[Array, "n classes 4"],
+    boxes: Float[Array, "n classes k"],
     scores: Float[Array, "n classes"],
     valid: Bool[Array, " n"],
     *,
     min_score: float,
     max_overlap: float,
     max_detections: int,
+    similarity: Pairwise = horizontal.iou,
 ) -> Detections:
     """The best detections after NMS within each class, of the scores above `min_score`."""
-    count, classes = scores.shape
 
     def of_class(boxes: Array, scores: Array) -> tuple[Array, Array, Array]:
-        order, keep = sort_and_suppress(boxes, scores, valid & (scores > min_score), max_overlap)
+        order, keep = sort_and_suppress(boxes, scores, valid & (scores > min_score), max_overlap, similarity)
         return boxes[order], scores[order], keep
 
-    boxes, scores, keep = jax.vmap(of_class, in_axes=1)(boxes, scores)
+    return choose_best(*jax.vmap(of_class, in_axes=1)(boxes, scores), max_detections)
+
+
+def class_wise_shared(
+    boxes: Float[Array, "n k"],
+    scores: Float[Array, "n classes"],
+    valid: Bool[Array, " n"],
+    *,
+    min_score: float,
+    max_overlap: float,
+    max_detections: int,
+    similarity: Pairwise = horizontal.iou,
+) -> Detections:
+    """As `class_wise`, of boxes that all classes share, so that they are compared once."""
+    alike = similarity(boxes, boxes) > max_overlap
+
+    def of_class(scores: Array) -> Array:
+        candidate = valid & (scores > min_score)
+        return keep_best(alike, jnp.argsort(sort(scores, candidate)), candidate)
+
+    keep = jax.vmap(of_class)(scores.T)
+    return choose_best(jnp.broadcast_to(boxes, (len(keep), *boxes.shape)), scores.T, keep, max_detections)
+
+
+def choose_best(
+    boxes: Float[Array, "classes n k"], scores: Float[Array, "classes n"], keep: Bool[Array, "classes n"], most: int
+) -> Detections:
+    """The best of all classes among what was kept, padded to `most`."""
+    classes, count = scores.shape
     labels = jnp.broadcast_to(jnp.arange(classes, dtype=jnp.int32)[:, None], (classes, count))
-    flat = boxes.reshape(-1, 4), scores.reshape(-1), labels.reshape(-1), keep.reshape(-1)
-    padding = max(0, max_detections - classes * count)
+    flat = boxes.reshape(classes * count, -1), scores.reshape(-1), labels.reshape(-1), keep.reshape(-1)
+    padding = max(0, most - classes * count)
     boxes, scores, labels, keep = (jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for x in flat)
-    top, best = jax.lax.top_k(jnp.where(keep, scores, -1.0), max_detections)
+    top, best = jax.lax.top_k(jnp.where(keep, scores, -1.0), most)
     return Detections(boxes[best], jnp.maximum(top, 0.0), labels[best], top >= 0)

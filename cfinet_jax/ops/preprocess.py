@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes import horizontal, oriented
 from cfinet_jax.structures import Batch
 
 
@@ -39,11 +39,21 @@ def prepare_image(
 
 
 def prepare_boxes(
-    boxes: Float[Array, "objects 4"], size: Float[Array, "2"], scale: Float[Array, ""], flip: Bool[Array, ""]
-) -> Float[Array, "objects 4"]:
-    """The boxes of a picture, in pixels of the picture as `prepare_image` leaves it."""
-    boxes = boxes * scale
-    return jnp.where(flip, horizontal.flip(boxes, jnp.round(size[1] * scale)), boxes)
+    boxes: Float[Array, "objects numbers"], size: Float[Array, "2"], scale: Float[Array, ""], flip: Bool[Array, ""]
+) -> Float[Array, "objects numbers"]:
+    """The boxes of a picture, upright or oriented, in pixels of the picture as `prepare_image` leaves it."""
+    boxes, mirror = scale_boxes(boxes, scale), oriented.flip if boxes.shape[-1] == 5 else horizontal.flip
+    return jnp.where(flip, mirror(boxes, jnp.round(size[1] * scale)), boxes)
+
+
+def scale_boxes(boxes: Float[Array, "n numbers"], scale: Float[Array, ""]) -> Float[Array, "n numbers"]:
+    """Boxes of a picture that is scaled; an angle stays as it is."""
+    return jnp.concatenate([boxes[:, :4] * scale, boxes[:, 4:]], axis=1)
+
+
+def restore_boxes(boxes: Float[Array, "n numbers"], scale: Float[Array, ""]) -> Float[Array, "n numbers"]:
+    """Boxes of a picture as it was before it was scaled: the inverse of `scale_boxes`."""
+    return jnp.concatenate([boxes[:, :4] / scale, boxes[:, 4:]], axis=1)
 
 
 def prepare(

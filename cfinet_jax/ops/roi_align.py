@@ -13,7 +13,12 @@ from cfinet_jax.ops import bilinear
 
 def levels_of(boxes: Float[Array, "regions 4"], finest_scale: float, levels: int) -> Int[Array, " regions"]:
     """The pyramid level of each box: floor(log2(side / finest_scale)), kept in 0..levels-1."""
-    side = jnp.sqrt(jnp.maximum(horizontal.area(boxes), 0.0))
+    return levels_of_areas(horizontal.area(boxes), finest_scale, levels)
+
+
+def levels_of_areas(areas: Float[Array, " regions"], finest_scale: float, levels: int) -> Int[Array, " regions"]:
+    """`levels_of` boxes of any kind, whose side is the root of their area."""
+    side = jnp.sqrt(jnp.maximum(areas, 0.0))
     return jnp.clip(jnp.floor(jnp.log2(side / finest_scale + 1e-6)), 0, levels - 1).astype(jnp.int32)
 
 
@@ -54,12 +59,7 @@ def roi_align(
     Samples are visited one (row, column) at a time, so that nothing much larger than the result exists. Boxes get no
     gradient.
     """
-    channels = pyramid[0].shape[-1]
-    table = jnp.concatenate([features.reshape(-1, channels) for features in pyramid]).astype(jnp.float32)
-    shapes = np.array([features.shape[:2] for features in pyramid])
-    first = jnp.asarray(np.cumsum(np.prod(shapes, 1)) - np.prod(shapes, 1), jnp.int32)[levels]
-    shape = jnp.asarray(shapes, jnp.int32)[levels]
-
+    table, shape, first = flatten(pyramid, levels)
     boxes = jax.lax.stop_gradient(boxes) / jnp.asarray(strides, jnp.float32)[levels][:, None]
     start, extent = boxes[:, 1::-1] - 0.5, (boxes[:, 2:] - boxes[:, :2])[:, ::-1]  # (y, x)
     extent = jnp.maximum(extent, 0.0)
@@ -71,17 +71,37 @@ def roi_align(
         ]
         (y, y_weights), (x, x_weights) = axes
         grid = jnp.broadcast_to(y[:, :, None], (*y.shape, size)), jnp.broadcast_to(x[:, None], (*y.shape, size))
-        points = jnp.stack(grid, -1).reshape(-1, 2)
-        weights = (y_weights[:, :, None] * x_weights[:, None]).reshape(-1, 1)
-        bins = size * size
-        cells, corner_weights = bilinear.corners(points, jnp.repeat(shape, bins, axis=0))
-        columns = jnp.repeat(shape[:, 1], bins)[:, None]
-        rows = jnp.repeat(first, bins)[:, None] + cells[..., 0] * columns + cells[..., 1]
-        return rows, weights * corner_weights
+        points, weights = jnp.stack(grid, -1), y_weights[:, :, None] * x_weights[:, None]
+        return corners(points, weights, shape, first)
 
     samples = jnp.stack(jnp.meshgrid(jnp.arange(max_grid), jnp.arange(max_grid), indexing="ij"), -1).reshape(-1, 2)
     total = sum_of_reads(table, *jax.lax.map(read_by, samples))
-    return total.reshape(-1, size, size, channels).astype(pyramid[0].dtype)
+    return total.reshape(-1, size, size, table.shape[1]).astype(pyramid[0].dtype)
+
+
+def flatten(
+    pyramid: Sequence[Float[Array, "_ _ channels"]], levels: Int[Array, " regions"]
+) -> tuple[Float[Array, "cells channels"], Int[Array, "regions 2"], Int[Array, " regions"]]:
+    """The cells of all maps one below the other, and of each region's map its shape and its first row there."""
+    channels = pyramid[0].shape[-1]
+    table = jnp.concatenate([features.reshape(-1, channels) for features in pyramid]).astype(jnp.float32)
+    shapes = np.array([features.shape[:2] for features in pyramid])
+    first = np.cumsum(np.prod(shapes, 1)) - np.prod(shapes, 1)
+    return table, jnp.asarray(shapes, jnp.int32)[levels], jnp.asarray(first, jnp.int32)[levels]
+
+
+def corners(
+    points: Float[Array, "regions size size 2"],
+    weights: Float[Array, "regions size size"],
+    shape: Int[Array, "regions 2"],
+    first: Int[Array, " regions"],
+) -> tuple[Int[Array, "n 4"], Float[Array, "n 4"]]:
+    """The four rows of the table around each point (y, x), and their weights."""
+    bins = points.shape[1] * points.shape[2]
+    cells, corner_weights = bilinear.corners(points.reshape(-1, 2), jnp.repeat(shape, bins, axis=0))
+    columns = jnp.repeat(shape[:, 1], bins)[:, None]
+    rows = jnp.repeat(first, bins)[:, None] + cells[..., 0] * columns + cells[..., 1]
+    return rows, weights.reshape(-1, 1) * corner_weights
 
 
 @jax.custom_vjp

@@ -5,9 +5,13 @@ from collections.abc import Callable, Iterable
 import cv2
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
+
+from cfinet_jax.boxes import oriented
+from cfinet_jax.metrics.results import box_of
 
 Picture = UInt8[np.ndarray, "height width 3"]
+Outline = Int32[np.ndarray, "4 2"]  # corners x y, in pixels of the canvas
 
 CANVAS_SIDE = 2000  # pictures are enlarged towards it,
 MAX_ENLARGEMENT = 3  # but not beyond recognition
@@ -46,9 +50,9 @@ def draw_overlay(
 ) -> Picture:
     """The image with detections coloured by class, ground truth dashed, regions hatched, and a legend below.
 
-    Detections are COCO results and ground truth COCO annotations of this image (x y w h in its pixels); `classes` is
-    category_id -> name, and an annotation of any other category is a region, as one with `ignore` or `iscrowd` is.
-    The picture is enlarged by a whole number so that objects of 8 pixels are seen.
+    Detections are COCO results and ground truth COCO annotations of this image (x y w h or oriented, in its pixels);
+    `classes` is category_id -> name, and an annotation of any other category is a region, as one with `ignore` or
+    `iscrowd` is. The picture is enlarged by a whole number so that objects of 8 pixels are seen.
     """
     factor = int(np.clip(CANVAS_SIDE // max(image.shape[:2]), 1, MAX_ENLARGEMENT))
     canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
@@ -56,17 +60,17 @@ def draw_overlay(
     regions, objects = [], []
     for annotation in ground_truth:
         ignored = annotation.get("ignore") or annotation.get("iscrowd") or annotation["category_id"] not in classes
-        (regions if ignored else objects).append(_corners(annotation["bbox"], factor))
+        (regions if ignored else objects).append(_outline(box_of(annotation), factor))
     shown = sorted((d for d in detections if d["score"] >= min_score), key=lambda d: d["score"])
 
     _hatch(canvas, regions)
     for detection in shown:
-        x1, y1, x2, y2 = _corners(detection["bbox"], factor)
-        cv2.rectangle(canvas, (x1 - 1, y1 - 1), (x2 + 1, y2 + 1), colours[detection["category_id"]], 2)
+        around = _outline(detection["bbox"], factor, margin=1)
+        cv2.polylines(canvas, [around], True, colours[detection["category_id"]], 2)
     _dash(canvas, objects)
     for detection in shown:
         text = f"{classes[detection['category_id']][:3]} {100 * detection['score']:.0f}"
-        _tag(canvas, text, _corners(detection["bbox"], factor), colours[detection["category_id"]])
+        _tag(canvas, text, _outline(detection["bbox"], factor), colours[detection["category_id"]])
     seen = {entry["category_id"] for entry in [*shown, *ground_truth]}
     marks = {
         name: draw for name, draw, boxes in (("ground truth", _dash, objects), ("ignored", _hatch, regions)) if boxes
@@ -75,35 +79,43 @@ def draw_overlay(
     return np.concatenate([canvas, legend])
 
 
-def _corners(box: list[float], factor: int) -> tuple[int, int, int, int]:
+def _outline(box: list[float], factor: int, margin: int = 0) -> Outline:
+    """The corners of a box on the canvas, moved outwards by a margin in its pixels."""
+    if len(box) == 5:
+        x, y, width, height = (factor * side for side in box[:4])
+        larger = np.array([x, y, width + 2 * margin, height + 2 * margin, box[4]])
+        return oriented.to_polygon(larger).round().astype(np.int32).reshape(4, 2)
     x, y, width, height = (factor * side for side in box)
-    return round(x), round(y), round(x + width), round(y + height)
+    return _rectangle(round(x) - margin, round(y) - margin, round(x + width) + margin, round(y + height) + margin)
 
 
-def _hatch(canvas: Picture, boxes: list[tuple[int, int, int, int]]) -> None:
+def _rectangle(x1: int, y1: int, x2: int, y2: int) -> Outline:
+    return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.int32)
+
+
+def _hatch(canvas: Picture, outlines: list[Outline]) -> None:
     mask = np.zeros(canvas.shape[:2], np.uint8)
-    for x1, y1, x2, y2 in boxes:
-        cv2.rectangle(mask, (x1, y1), (x2, y2), 1, cv2.FILLED)
+    for outline in outlines:
+        cv2.fillConvexPoly(mask, outline, 1)
     rows, columns = np.nonzero(mask)
     canvas[rows, columns] = canvas[rows, columns] // 2 + 64
     stripes = (rows + columns) % 8 == 0
     canvas[rows[stripes], columns[stripes]] = 210
 
 
-def _dash(canvas: Picture, boxes: list[tuple[int, int, int, int]]) -> None:
+def _dash(canvas: Picture, outlines: list[Outline]) -> None:
     """White dashes with black between, so that they are seen on any ground and over a detection's colour."""
     mask = np.zeros(canvas.shape[:2], np.uint8)
-    for x1, y1, x2, y2 in boxes:
-        cv2.rectangle(mask, (x1, y1), (x2, y2), 1)
+    cv2.polylines(mask, outlines, True, 1)
     rows, columns = np.nonzero(mask)
     dashes = (rows + columns) // 4 % 2 == 0
     canvas[rows, columns] = np.where(dashes[:, None], WHITE, BLACK)
 
 
-def _tag(canvas: Picture, text: str, box: tuple[int, int, int, int], colour: tuple[int, int, int]) -> None:
+def _tag(canvas: Picture, text: str, outline: Outline, colour: tuple[int, int, int]) -> None:
     """Black on colour, above the box, or below it at the upper border of the picture."""
     (width, height), _ = cv2.getTextSize(text, FONT, TEXT_SCALE, 1)
-    x1, y1, _, y2 = box
+    (x1, y1), (_, y2) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
     x = max(min(x1 - 2, canvas.shape[1] - width - 4), 0)
     base = y1 - 4 if y1 > height + 8 else y2 + height + 6
     cv2.rectangle(canvas, (x, base - height - 2), (x + width + 3, base + 2), colour, cv2.FILLED)
@@ -122,7 +134,7 @@ def _legend(width: int, marks: dict[str, Callable], colours: dict[str, tuple[int
         x += SWATCH + 6 + text_width + 18
     strip = np.full((y + LINE_HEIGHT, width, 3), PANEL, np.uint8)
     for place, draw in zip(places, marks.values(), strict=False):
-        draw(strip, [place])
+        draw(strip, [_rectangle(*place)])
     for (x1, y1, x2, y2), colour in zip(places[len(marks) :], colours.values(), strict=True):
         cv2.rectangle(strip, (x1, y1), (x2, y2), colour, 2)
     for name, (_, y1, x2, _) in zip(names, places, strict=True):

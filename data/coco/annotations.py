@@ -11,12 +11,12 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_bgr
+from data.coco.boxes import BOXES
+from data.features import COLUMNS
 from data.journal import Journal, state_of
 from data.threads import map_images
 
 ANY_CLASS = -1  # label of a region in which objects of every class are to be ignored
-TOLERANCE = 0.01  # pixels by which rounding may push a box over the edge
-LARGEST = 1e18  # of a coordinate or an area; anything beyond, as NaN, is no number
 LIMIT = 2**31  # of ids, which are read as 32 bits
 NEEDED: dict[str, dict[str, Any]] = {  # keys and their types
     "images": {"id": object, "file_name": str, "height": int | float, "width": int | float},
@@ -36,13 +36,13 @@ class Split(NamedTuple):
     pictures: Callable[[int], bytes] | None = None  # of the record at an index, which then holds it, and has no path
 
 
-def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal) -> Split:
+def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal, boxes: str = "horizontal") -> Split:
     """Read a COCO JSON file and check it against the images in `folder`.
 
     Raises:
       UserError: the file is not COCO as a whole, repeats an image id, or leaves nothing to use.
     """
-    return check_split(split, load_coco(path), path, folder, journal)
+    return check_split(split, load_coco(path), path, folder, journal, boxes=boxes)
 
 
 def no_tasks(images: list[dict[str, Any]]) -> dict[int, Task]:
@@ -58,11 +58,12 @@ def check_split(
     journal: Journal,
     label_files: Sequence[epath.Path] = (),
     tasks_of: Callable[[list[dict[str, Any]]], Mapping[int, Task]] = no_tasks,
+    boxes: str = "horizontal",
 ) -> Split:
     """Check the content of a COCO file against the images in `folder`.
 
     `path` is where it was described, `label_files` those of the images where the objects stand in such. `tasks_of` says
-    what to make of the decoded pictures of records, by image id.
+    what to make of the decoded pictures of records, by image id; `boxes` what they are, a row of `BOXES`.
 
     Raises:
       UserError: there is no class, or nothing is left to use; in `train`, no object.
@@ -76,7 +77,7 @@ def check_split(
     files = {image["id"]: image["file_name"] for image in coco["images"]}
     annotations = group_by_image(coco["annotations"], files, problems)
 
-    described = [read_image(image, annotations[image["id"]], labels, folder) for image in coco["images"]]
+    described = [read_image(image, annotations[image["id"]], labels, folder, boxes) for image in coco["images"]]
     images = [each for each, _ in described]
     look = partial(image_problem, journal=journal, tasks=tasks_of(images))
     found = map_images(look, images, f"Checking {split}")
@@ -163,6 +164,8 @@ def group_by_image(
 def describe(entry: dict[str, Any], file_name: str) -> str:
     if "label_line" in entry:  # of a label file, whose lines have no ids of their own
         return f"line {entry['label_line']} of the labels of {file_name}"
+    if "label_entry" in entry:  # of an image's own file
+        return f"annotation {entry['label_entry']} of the labels of {file_name}"
     return f"annotation {entry.get('id')} of {file_name}"
 
 
@@ -200,59 +203,43 @@ def decode(encoded: bytes) -> np.ndarray | None:
 
 
 def read_image(
-    image: dict[str, Any], entries: Iterable[dict[str, Any]], labels: dict[int, int], folder: epath.Path
+    image: dict[str, Any], entries: Iterable[dict[str, Any]], labels: dict[int, int], folder: epath.Path, boxes: str
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """An image with its annotations as a record, and what is wrong with these."""
     problems: dict[str, list[str]] = defaultdict(list)
-    objects = (read_object(entry, image, labels, problems) for entry in entries)
-    return record(image, folder, [entry for entry in objects if entry]), problems
+    objects = (read_object(entry, image, labels, problems, boxes) for entry in entries)
+    return record(image, folder, [entry for entry in objects if entry], boxes), problems
 
 
 def read_object(
-    entry: dict[str, Any], image: dict[str, Any], labels: dict[int, int], problems: dict[str, list[str]]
+    entry: dict[str, Any], image: dict[str, Any], labels: dict[int, int], problems: dict[str, list[str]], boxes: str
 ) -> dict[str, Any] | None:
     """An annotation as an object of a record, or None if it cannot be used."""
     name = describe(entry, image["file_name"])
     if not is_id(entry.get("category_id")) or entry["category_id"] not in labels:
         problems["annotation of an unknown category, skipped"].append(name)
         return None
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
-        problems["box is not four finite numbers, skipped"].append(name)
+    box = BOXES[boxes](entry, image, lambda problem: problems[problem].append(name))
+    if box is None:
         return None
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        problems["box without width or height, skipped"].append(name)
-        return None
-    x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + width, image["width"]), min(y + height, image["height"])
-    if x2 <= x1 or y2 <= y1:
-        problems["box outside the image, skipped"].append(name)
-        return None
-    if max(x1 - x, y1 - y, x + width - x2, y + height - y2) > TOLERANCE:
-        problems["box partly outside the image, clipped"].append(name)
-    label, area, number = labels[entry["category_id"]], entry.get("area"), entry.get("id")
+    label, number = labels[entry["category_id"]], entry.get("id")
     region = label == ANY_CLASS  # stands for any number of objects, as a crowd does
-    return {
-        "bbox": (x1, y1, x2, y2),
+    return box | {
         "label": label,
         "ignore": region or bool(entry.get("ignore")) or bool(entry.get("iscrowd")),
         "iscrowd": region or bool(entry.get("iscrowd")),
-        "area": area if is_number(area) and area > 0 else (x2 - x1) * (y2 - y1),
         "id": number if is_id(number) else 0,
     }
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def is_id(value: Any) -> bool:
     return type(value) is int and abs(value) < LIMIT
 
 
-def record(image: dict[str, Any], folder: epath.Path, objects: list[dict[str, Any]]) -> dict[str, Any]:
+def record(
+    image: dict[str, Any], folder: epath.Path, objects: list[dict[str, Any]], boxes: str = "horizontal"
+) -> dict[str, Any]:
     """An image as a record that refers to its file."""
-    keys = ("bbox", "label", "ignore", "iscrowd", "area", "id")
     return {
         "image": b"",
         "path": str(folder / image["file_name"]),
@@ -260,7 +247,7 @@ def record(image: dict[str, Any], folder: epath.Path, objects: list[dict[str, An
         "file_name": image["file_name"],
         "height": image["height"],
         "width": image["width"],
-        "objects": {key: [entry[key] for entry in objects] for key in keys},
+        "objects": {key: [entry[key] for entry in objects] for key in COLUMNS[boxes]},
     }
 
 

@@ -12,7 +12,7 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.own_data import state
 from data.coco.annotations import Split, summary
-from data.features import FEATURES, columns
+from data.features import columns, features
 from data.journal import Journal
 
 SHARD = 400  # records in a file; TFDS holds those of one file, which are up to 100 MiB of pictures
@@ -27,11 +27,17 @@ class Builder(tfds.core.ShardBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(
-        self, *, read: Callable[[Journal], Mapping[str, Split]], origin: Mapping[str, str], name: str, **arguments
+        self,
+        *,
+        read: Callable[[Journal], Mapping[str, Split]],
+        origin: Mapping[str, str],
+        name: str,
+        boxes: str = "horizontal",
+        **arguments,
     ):
         """Take the function that reads every split, and what is to be kept of where it reads: `source`, `annotations`.
 
-        The rest as every TFDS builder does.
+        `boxes` is what those that it reads are, "horizontal" or "oriented"; the rest as every TFDS builder does.
 
         Raises:
           UserError: the name cannot be that of a data set.
@@ -41,6 +47,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         self.name = name
         self.read = read
         self.origin = dict(origin)
+        self.boxes = boxes
         super().__init__(**arguments)
         self.unfinished = epath.Path(self.data_dir).parents[1] / f"{name}.unfinished"
 
@@ -51,14 +58,14 @@ class Builder(tfds.core.ShardBasedBuilder):
             leftover.rmtree(missing_ok=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(features=FEATURES, metadata=tfds.core.MetadataDict())
+        return self.dataset_info_from_configs(features=features(self.boxes), metadata=tfds.core.MetadataDict())
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, list[Callable[[], Iterator]]]:
         splits, record = self._read_recorded()
         categories = check_same_categories(splits)
-        named = {"classes": list(categories.values()), "category_ids": list(categories)}
+        named = {"classes": list(categories.values()), "category_ids": list(categories), "boxes": self.boxes}
         self.info.metadata.update(self.origin, **record, **named)
         accounts = {split: content.account for split, content in splits.items()}
         (epath.Path(self.data_dir) / "account.json").write_text(json.dumps(accounts, indent=2))
@@ -67,7 +74,7 @@ class Builder(tfds.core.ShardBasedBuilder):
                 f"{split}: {account['images_kept']} of {account['images']} images and {account['annotations_kept']} of "
                 f"{account['annotations']} annotations kept; {summary(account['problems'])}"
             )
-        return {split: shards(content) for split, content in splits.items()}
+        return {split: shards(content, self.boxes) for split, content in splits.items()}
 
     def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, list]]:
         """Every split, and the record of the files that describe them: which, and in what state."""
@@ -81,18 +88,19 @@ class Builder(tfds.core.ShardBasedBuilder):
             raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error
 
 
-def shards(content: Split) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
+def shards(content: Split, boxes: str) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
     """What yields the records of every file of a split, each with its key."""
     count = len(content.records)
-    return [partial(keyed, content, range(start, min(start + SHARD, count))) for start in range(0, count, SHARD)]
+    parts = (range(start, min(start + SHARD, count)) for start in range(0, count, SHARD))
+    return [partial(keyed, content, part, boxes) for part in parts]
 
 
-def keyed(content: Split, indices: range) -> Iterator[tuple[int, dict[str, Any]]]:
+def keyed(content: Split, indices: range, boxes: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Records as they are written, with their pictures if these are to be held."""
     for index in indices:
         record = content.records[index]
         own = {"image": content.pictures(index), "path": ""} if content.pictures else {}
-        yield record["image_id"], record | own | {"objects": columns(record["objects"])}
+        yield record["image_id"], record | own | {"objects": columns(record["objects"], boxes)}
 
 
 def check_same_categories(splits: Mapping[str, Split]) -> dict[int, str]:

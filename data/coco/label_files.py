@@ -15,12 +15,12 @@ def coco_of(
     files: Iterable[tuple[epath.Path, epath.Path]],
     names: Mapping[int, str],
     root: epath.Path,
-    read_label: Callable[[str, int, int], dict[str, Any]],
+    read_label: Callable[[str, int, int], dict[str, Any] | None],
 ) -> dict[str, list[dict[str, Any]]]:
     """The content of a COCO file, from pairs of an image and its label file.
 
-    `names` are the classes by id; `read_label(line, height, width)` gives `category_id`, `bbox` and perhaps `ignore` of
-    a line, as COCO has them, None for what it cannot read.
+    `names` are the classes by id; `read_label(line, height, width)` gives `category_id`, `bbox` or `poly`, and perhaps
+    `ignore` of a line, as COCO has them, None for what it cannot read; nothing at all of a line that is of no object.
     """
     described, annotations = [], []
     for image_id, (image, labels) in enumerate(files, start=1):
@@ -28,8 +28,9 @@ def coco_of(
         name = str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
         described.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for line, text in read_lines(labels):
-            label = {"image_id": image_id, "id": len(annotations) + 1, "label_line": line}
-            annotations.append(label | read_label(text, height, width))
+            label = read_label(text, height, width)
+            if label is not None:
+                annotations.append({"image_id": image_id, "id": len(annotations) + 1, "label_line": line} | label)
     categories = [{"id": index, "name": name} for index, name in names.items()]
     return {"images": described, "annotations": annotations, "categories": categories}
 

@@ -23,12 +23,14 @@ IMAGES = ("images", "{split}*", "images/{split}*", "{split}*/images")
 TRIED = 10  # of the images of a file: a few may be missing
 
 
-def read_named(annotations: Mapping[str, tuple[epath.Path, epath.Path]], journal: Journal) -> dict[str, Split]:
+def read_named(
+    annotations: Mapping[str, tuple[epath.Path, epath.Path]], journal: Journal, boxes: str = "horizontal"
+) -> dict[str, Split]:
     """The splits of a (JSON file, image folder) each."""
-    return {split: read_split(split, *paths, journal) for split, paths in annotations.items()}
+    return {split: read_split(split, *paths, journal, boxes) for split, paths in annotations.items()}
 
 
-def read_found(source: epath.Path, journal: Journal) -> dict[str, Split]:
+def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") -> dict[str, Split]:
     """The splits of a folder, by the names of its files.
 
     Raises:
@@ -40,7 +42,7 @@ def read_found(source: epath.Path, journal: Journal) -> dict[str, Split]:
             f"{source} holds neither data.yaml (YOLO) nor COCO files ({listed(ANNOTATIONS, SPLITS)}): "
             "rename them, or name them with --annotations SPLIT=JSON[,IMAGES]"
         )
-    return {split: read_beside(split, load_coco(path), path, source, journal) for split, path in found.items()}
+    return {split: read_beside(split, load_coco(path), path, source, journal, boxes) for split, path in found.items()}
 
 
 def find_splits(source: epath.Path, names: Sequence[str], splits: Sequence[str]) -> dict[str, epath.Path]:
@@ -70,10 +72,18 @@ def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> ep
     return None
 
 
-def read_beside(split: str, coco: dict[str, Any], path: epath.Path, source: epath.Path, journal: Journal) -> Split:
+def read_beside(
+    split: str,
+    coco: dict[str, Any],
+    path: epath.Path,
+    source: epath.Path,
+    journal: Journal,
+    boxes: str = "horizontal",
+) -> Split:
     """A split, described in the file `path`, whose images lie somewhere in `source`."""
     folders = [folder for name in IMAGES for folder in sorted(source.glob(name.format(split=split)))]
-    return check_split(split, coco, path, folder_of(coco["images"], [source, path.parent, *folders]), journal)
+    folder = folder_of(coco["images"], [source, path.parent, *folders])
+    return check_split(split, coco, path, folder, journal, boxes=boxes)
 
 
 def folder_of(images: Sequence[dict[str, Any]], folders: Sequence[epath.Path]) -> epath.Path:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cfinet_jax.progress import track
-from data.features import FEATURES, columns
+from data.features import columns, features
 from data.scenes.render import SIZE, Scene, render_scene
 from data.scenes.templates import CLASSES
 
@@ -28,7 +28,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         metadata = {"classes": CLASSES, "category_ids": range(1, len(CLASSES) + 1)}
         return self.dataset_info_from_configs(
-            features=FEATURES,
+            features=features("horizontal"),
             metadata=tfds.core.MetadataDict({key: list(value) for key, value in metadata.items()}),
         )
 

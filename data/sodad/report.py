@@ -35,7 +35,7 @@ def report(splits: Mapping[str, Split]) -> str:
         found["images"] += images
         found["objects"] += objects
         found[f"windows of {split}"] = windows
-    return "\n".join([*lines, *(compare(name, found.get(name, 0), known) for name, known in KNOWN.items())])
+    return "\n".join([*lines, *(compare(name, found.get(name, 0), known, "SODA-D") for name, known in KNOWN.items())])
 
 
 def count_objects(content: Split) -> np.ndarray:
@@ -69,7 +69,7 @@ def histogram(counts: np.ndarray) -> list[str]:
     return [f"{size:<7}{share:5.0%} {'#' * round(BAR * share)}" for size, share in zip(SIZES, shares, strict=True)]
 
 
-def compare(name: str, found: int, known: int) -> str:
+def compare(name: str, found: int, known: int, whole: str) -> str:
     """Whether a number is that of the whole data set."""
-    remark = "as known" if found == known else f"where the whole of SODA-D has {known:,}"
+    remark = "as known" if found == known else f"where the whole of {whole} has {known:,}"
     return f"{name}: {found:,}, {remark}"

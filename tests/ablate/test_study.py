@@ -13,9 +13,10 @@ from cfinet_jax.run_log import flatten
 from cfinet_jax.trained import state_shapes
 from cfinet_jax.training import make_step
 from configs import ablations, sodad
-from tests import tiny
+from tests import tiny, tiny_oriented
 
 BASE = tiny.tiny_config()
+ORIENTED = tiny_oriented.get_config()
 STUDIES = ablations.get_studies(BASE)
 ROWS = [(study, row.name) for study in STUDIES for row in STUDIES[study].rows]
 EXPERIMENTS = {
@@ -23,7 +24,7 @@ EXPERIMENTS = {
     for study in STUDIES.values()
     if study.measure != "anchors"
     for row in study.rows
-    for config in [config_of(row, BASE)]
+    for config in [config_of(row, ORIENTED if study.boxes == "oriented" else BASE)]
 }
 TRAINED = [pytest.param(config, id=row.name) for row, config in EXPERIMENTS.values()]
 
@@ -42,7 +43,8 @@ def test_step_and_detection_trace(config):
     detect = make_detect(detector, config.dataset, over)
     found, _ = jax.eval_shape(detect, variables, shipped_shapes(config.dataset, "eval_batch_size", over))
     most = config.detector.roi_head.max_detections
-    assert found.boxes.shape == (config.dataset.eval_batch_size, most, 4)
+    numbers = 5 if config.dataset.boxes == "oriented" else 4
+    assert found.boxes.shape == (config.dataset.eval_batch_size, most, numbers)
 
 
 def test_all_tables_are_there():
@@ -77,6 +79,7 @@ def test_a_controlled_comparison_switches_two_things(base):
     [
         ("table1", {"AP": (0.2, 0.6, -1.4)}),
         ("table2", {"AP": (0.2, 0.8, 1.8), "AP_eS": (-1.3, -0.6, 0.9)}),
+        ("table3", {"AP": (1.9, 1.9), "AP_eS": (0.6, 1.6)}),
         ("table4", {"proposals/AR300": (0.1, 0.9, 0.6, 1.4)}),
         ("table5", {"AP": (1.4, 0.6, 1.8)}),
         ("table6", {"AP": (-0.4, -0.2)}),
@@ -109,6 +112,13 @@ def test_a_seed_makes_no_other_experiment():
 def test_a_row_that_cannot_be_set_is_named(changes):
     with pytest.raises(UserError, match="The row 'mine' of the study cannot be set"):
         config_of(Row("mine", changes), BASE)
+
+
+def test_a_study_of_oriented_boxes_wants_an_experiment_with_them():
+    with pytest.raises(UserError, match="table3 wants oriented boxes: .* --config=configs/sodaa.py"):
+        load_study("table3", BASE)
+    assert len(load_study("table3", ORIENTED).rows) == 3
+    assert load_study("table5", ORIENTED).boxes is None
 
 
 @pytest.mark.parametrize(

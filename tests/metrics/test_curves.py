@@ -11,7 +11,8 @@ from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import Columns, columns
 from tests import coco_reference
 
-AS_COCO = [protocol for protocol in PROTOCOLS.values() if not protocol.sizes_are_crowds]
+UPRIGHT = [protocol for protocol in PROTOCOLS.values() if protocol.boxes == "horizontal"]
+AS_COCO = [protocol for protocol in UPRIGHT if not protocol.sizes_are_crowds]
 CATEGORIES = [{"id": key, "name": f"class{key}"} for key in (9, 2)]
 FLAGS = ("ignore", "iscrowd", "uncertain")
 

@@ -104,6 +104,28 @@ def test_what_cannot_be_scored(row, call, tmp_path):
     assert (status, printed) == (2, "") and fragment in errors and len(errors.splitlines()) == 1
 
 
+TURNED = OBJECT | {"rbox": [70, 60, 20, 10, 0.5]}
+OF_TURNED = {**TRUTH, "annotations": [TURNED]}
+BAD_TURNED = {
+    "upright ground truth": (TRUTH, [], "'annotations': entry 1 needs bbox, category_id, image_id, rbox"),
+    "upright detections": (OF_TURNED, [FOUND], "bbox of entry 1 must be five finite numbers, cx cy w h angle"),
+    "degrees": (OF_TURNED, [FOUND | {"bbox": [70, 60, 20, 10, 30]}], "must be five finite numbers, cx cy w h angle in"),
+    "ground truth in degrees": (
+        {**TRUTH, "annotations": [TURNED | {"rbox": [70, 60, 20, 10, -45]}]},
+        [],
+        "rbox of entry 1 must be five finite numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", BAD_TURNED)
+def test_oriented_boxes_that_cannot_be_scored(row, call, tmp_path):
+    ground_truth, detections, fragment = BAD_TURNED[row]
+    files = write(tmp_path, "truth.json", ground_truth), write(tmp_path, "found.json", detections)
+    status, printed, errors = call("--protocol=soda_a", f"--annotations={files[0]}", f"--detections={files[1]}")
+    assert (status, printed) == (2, "") and fragment in errors and len(errors.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
@@ -133,8 +155,11 @@ def test_what_is_unusual_but_sound(protocol, change, detections, expected, call,
     ground_truth = copy.deepcopy(TRUTH) | change
     if not ground_truth["categories"]:
         ground_truth["annotations"] = []
-    ground_truth["annotations"] = [entry | {"bbox": [60, 50, 19, 19]} for entry in ground_truth["annotations"]]
-    detections = [entry | {"bbox": [60, 50, 19, 19]} for entry in detections]
+    upright, oriented = [60, 50, 19, 19], [69.5, 59.5, 19, 19, 0]
+    box = oriented if PROTOCOLS[protocol].boxes == "oriented" else upright
+    boxes = {"bbox": upright, "rbox": oriented}
+    ground_truth["annotations"] = [entry | boxes for entry in ground_truth["annotations"]]
+    detections = [entry | {"bbox": box} for entry in detections]
     files = write(tmp_path, "truth.json", ground_truth), write(tmp_path, "found.json", detections)
     output = tmp_path / "metrics.json"
     arguments = f"--annotations={files[0]}", f"--detections={files[1]}", f"--output={output}"

@@ -106,7 +106,9 @@ def overlap(detection: list, box: list, crowd: bool) -> float:
     return shared / union
 
 
-def match(detections: list[dict], boxes: list[tuple[dict, bool, bool]], threshold: float) -> list[str]:
+def match(
+    detections: list[dict], boxes: list[tuple[dict, bool, bool]], threshold: float, best_only: bool = False
+) -> list[str]:
     """The fate of each detection of one image and class, best first: hit, miss or free (neither)."""
     taken, fates = set(), []
     for detection in sorted(detections, key=lambda d: -d["score"]):
@@ -116,6 +118,9 @@ def match(detections: list[dict], boxes: list[tuple[dict, bool, bool]], threshol
                 if ignored == wanted or (index in taken and not crowd):
                     continue
                 value = overlap(detection["bbox"], box["bbox"], crowd)
+                others = [overlap(detection["bbox"], other["bbox"], False) for other, _, _ in boxes]
+                if best_only and index != int(np.argmax(others)):
+                    continue
                 if value >= threshold and (best is None or value >= best[0]):
                     best = value, index, ignored
             if best is not None:
@@ -145,7 +150,7 @@ def average_precision(ground_truth: dict, detections: list[dict], protocol: Prot
             total += sum(not ignored for _, ignored, _ in boxes)
             own = [d for d in detections if (d["image_id"], d["category_id"]) == (image, category)]
             own = sorted(own, key=lambda d: -d["score"])[: protocol.precision_limit]
-            for detection, fate in zip(own, match(own, boxes, threshold), strict=True):
+            for detection, fate in zip(own, match(own, boxes, threshold, protocol.best_only), strict=True):
                 outside = not low <= detection["bbox"][2] * detection["bbox"][3] <= high
                 if fate != "free" and not (fate == "miss" and outside):
                     ranked.append((detection["score"], fate == "hit"))

@@ -1,13 +1,17 @@
 """NMS against the greedy loop and the reference's numbers, at every threshold."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from cfinet_jax.boxes import horizontal, oriented
 from cfinet_jax.ops import nms
+from tests import oriented as reference
 from tests import plain
 
 THRESHOLDS = (0.05, 0.3, 0.5, 0.7, 0.9)
@@ -123,3 +127,39 @@ def test_a_score_has_to_exceed_the_limit_and_the_box_to_be_valid(two_boxes):
     found = class_wise(two_boxes, scores, jnp.array([True, False]), min_score=0.25, max_overlap=0.5, max_detections=4)
     np.testing.assert_allclose(found.scores, [0.5, 0, 0, 0])
     assert found.valid.tolist() == [True, False, False, False]
+
+
+# Oriented boxes
+
+rotated = {t: jax.jit(lambda b, v, t=t: nms.suppress(b, v, t, oriented.iou)) for t in (0.1, *THRESHOLDS)}
+
+
+@given(seeds, st.sampled_from(tuple(rotated)))
+def test_rotated_nms_equals_the_greedy_loop(seed, threshold):
+    rng = np.random.default_rng(seed)
+    boxes, valid = reference.some_boxes(rng, COUNT, extent=40.0), rng.random(COUNT) < 0.8
+    boxes[5] = boxes[1]
+    overlaps = reference.ious(boxes, boxes)
+    assume(np.abs(overlaps - threshold).min() > 1e-5)  # a tie is nobody's
+    kept: list[int] = []
+    for index in np.flatnonzero(valid):
+        if (overlaps[index, kept] <= threshold).all():
+            kept.append(index)
+    np.testing.assert_array_equal(np.flatnonzero(rotated[threshold](boxes, valid)), kept)
+
+
+@pytest.mark.parametrize("similarity", [horizontal.iou, oriented.iou])
+def test_boxes_that_classes_share_are_treated_as_their_own(rng, similarity):
+    boxes = plain.some_boxes(rng, 40) if similarity is horizontal.iou else reference.some_boxes(rng, 40)
+    boxes, scores, valid = (
+        jnp.asarray(boxes),
+        jnp.asarray(rng.random((40, 3)).round(1)),
+        jnp.asarray(rng.random(40) < 0.9),
+    )
+    limits = {"min_score": 0.2, "max_overlap": 0.3, "max_detections": 150, "similarity": similarity}
+    of_classes = jax.jit(partial(nms.class_wise, **limits))(jnp.repeat(boxes[:, None], 3, 1), scores, valid)
+    shared = jax.jit(partial(nms.class_wise_shared, **limits))(boxes, scores, valid)
+    assert 20 < shared.valid.sum() < 110
+    for name in ("valid", "boxes", "scores", "labels"):
+        ours, expected = getattr(shared, name)[shared.valid], getattr(of_classes, name)[of_classes.valid]
+        np.testing.assert_array_equal(ours, expected, err_msg=name)

@@ -49,6 +49,16 @@ def test_boxes_are_scaled_then_mirrored():
     np.testing.assert_allclose(preprocess.prepare_boxes(boxes, size, scale, jnp.array(True)), [[105, 30, 135, 90]])
 
 
+def test_oriented_boxes_are_scaled_then_mirrored_and_back():
+    boxes = jnp.array([[20.0, 40.0, 30.0, 10.0, 0.5]])
+    size, scale = jnp.array([200.0, 100.0]), jnp.array(1.5)
+    scaled = preprocess.prepare_boxes(boxes, size, scale, jnp.array(False))
+    np.testing.assert_allclose(scaled, [[30, 60, 45, 15, 0.5]])
+    mirrored = preprocess.prepare_boxes(boxes, size, scale, jnp.array(True))
+    np.testing.assert_allclose(mirrored, [[120, 60, 45, 15, -0.5]])
+    np.testing.assert_allclose(preprocess.restore_boxes(scaled, scale), boxes)
+
+
 def test_a_box_keeps_its_object_when_flipped():
     """A bright object is where its box says, in either orientation, at any scale."""
     images = np.zeros((2, 20, 30, 3), np.uint8)

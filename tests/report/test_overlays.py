@@ -62,3 +62,13 @@ def test_overlays_are_written_and_inputs_kept(tmp_path):
     written = cv2.imread(str(tmp_path / "overlays" / "first.png"))
     np.testing.assert_array_equal(written[..., ::-1], draw_overlay(scene(), detections, ground_truth, CLASSES, 0.3))
     np.testing.assert_array_equal(image, scene())
+
+
+def test_oriented_boxes_are_drawn_as_they_lie():
+    """A diagonal line of pixels, and nothing at the corners of the upright box around it."""
+    found = {"category_id": 3, "bbox": [60, 50, 40, 6, np.pi / 4], "score": 0.9}
+    region = {"category_id": 99, "bbox": [86, 36, 28, 28], "rbox": [100, 50, 34, 6, -np.pi / 4]}
+    changed = (overlay([found], [region])[:300] != overlay()[:300]).any(axis=-1)
+    assert changed[3 * 50 - 12 : 3 * 50 + 12, 3 * 60 - 12 : 3 * 60 + 12].any()
+    assert not changed[3 * 60 : 3 * 66, 3 * 44 : 3 * 52].any()  # below, to the left
+    assert changed[3 * 50, 3 * 100] and not changed[3 * 38 : 3 * 42, 3 * 86 : 3 * 92].any()

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.adaptive_conv import AdaptiveConv
@@ -92,7 +92,7 @@ class TwoStageRPN(nn.Module):
             coarse, statistics = self.coarse_loss(outputs.anchors, coarse_deltas, truth, scale)
             assignment = assigners.assign(self, coarse_boxes, levels, truth, scale)
             fine = proposal_network.anchor_losses(
-                self, self.fine_stds, coarse_boxes, logits, deltas, assignment, truth, scale, priorities
+                self, self.fine_stds, coarse_boxes, logits, deltas, assignment, truth.boxes, scale, priorities
             )
             return {"coarse_box": coarse} | fine, statistics
 
@@ -142,7 +142,11 @@ class CoarseToFineRPN(TwoStageRPN):
     def coarse_match(self, grids: PerLevel, truth: GroundTruth, scale: Array) -> tuple[Array, Array]:
         """By the dynamic threshold (Eq. 1)."""
         mode = self.assign_modes[self.assign]
-        thresholds = matching.dynamic_thresholds(truth.boxes, scale, base_size=self.base_size, **mode)
+        thresholds = matching.dynamic_thresholds(self.measured(truth), scale, base_size=self.base_size, **mode)
         anchors = jnp.concatenate(grids)
         assignment = matching.match_dynamic(anchors, truth, thresholds, ignore_overlap=self.ignore_overlap)
         return assignment.positive, assignment.indices
+
+    def measured(self, truth: GroundTruth) -> Float[Array, "objects numbers"]:
+        """The boxes whose areas are the sizes of objects."""
+        return truth.boxes

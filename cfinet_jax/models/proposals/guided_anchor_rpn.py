@@ -114,7 +114,7 @@ class GuidedAnchorRPN(nn.Module):
             }
             assignment = assigners.assign(self, anchors, levels, truth, scale)
             terms = proposal_network.anchor_losses(
-                self, self.stds, anchors, logits, deltas, assignment, truth, scale, of_anchors
+                self, self.stds, anchors, logits, deltas, assignment, truth.boxes, scale, of_anchors
             )
             statistics = proposal_network.recall_statistics(assignment.positive, assignment.indices, truth)
             return guides | terms, statistics

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from cfinet_jax.boxes import anchors, horizontal
+from cfinet_jax.boxes import anchors, horizontal, kinds, midpoint_offset
 from cfinet_jax.boxes.similarity import in_pixels
 from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.models.proposals.assigners import similarity_of
@@ -58,7 +58,8 @@ def choose_proposals(
 ) -> Proposals:
     """The best boxes after NMS within each level, of so many `candidates` per level as `network.proposals` says.
 
-    The argument `candidates`, `[batch, n]` per level, marks the boxes that may be chosen; None: all.
+    The argument `candidates`, `[batch, n]` per level, marks the boxes that may be chosen; None: all. Of
+    oriented boxes those around them are compared.
     """
     settings = network.proposals
     limits = settings[phase]
@@ -70,10 +71,11 @@ def choose_proposals(
     ) -> tuple[Array, Array, Array]:
         scores = jnp.where(candidates, jax.nn.sigmoid(logits), -1.0)
         scores, best = jax.lax.top_k(scores, min(limits["candidates"], logits.shape[0]))
-        chosen = horizontal.clip(boxes[best], size)
-        real = (chosen[:, 2] > chosen[:, 0]) & (chosen[:, 3] > chosen[:, 1]) & (scores >= 0)
+        chosen = kinds.kind_of(boxes).clip(boxes[best], size)
+        around = kinds.enclose(chosen)
+        real = (around[:, 2] > around[:, 0]) & (around[:, 3] > around[:, 1]) & (scores >= 0)
         similarity = similarity_of(network.similarities, settings["nms_similarity"], scale)
-        return chosen, scores, nms.suppress(chosen, real, limits["nms_overlap"], similarity)
+        return chosen, scores, nms.suppress(around, real, limits["nms_overlap"], similarity)
 
     def of_image(boxes: PerLevel, logits: PerLevel, candidates: PerLevel, size: Array, scale: Array) -> Proposals:
         levels = [of_level(*level, size, scale) for level in zip(boxes, logits, candidates, strict=True)]
@@ -113,16 +115,19 @@ def anchor_losses(
     logits: Array,
     deltas: Array,
     assignment: matching.Assignment,
-    truth: GroundTruth,
+    boxes: Array,
     scale: Array,
     priorities: Array,
 ) -> dict[str, Term]:
-    """Binary cross-entropy and box loss, both weighted, of the anchors of one image that `network` samples."""
+    """Binary cross-entropy and box loss, both weighted, of the anchors of one image that `network` samples.
+
+    The argument `boxes` holds those of the objects, `[objects, 4]` or, for midpoint offsets, `[objects, 5]`.
+    """
     sample, count = sample_anchors(network, assignment, priorities)
     loss = losses.binary_cross_entropy(logits[sample.indices], sample.positive)
     objectness = network.objectness_weight * jnp.where(sample.valid, loss, 0.0).sum()
     anchors, deltas, objects = (x[sample.indices] for x in (anchors, deltas, assignment.indices))
-    loss = box_losses(network, stds, anchors, deltas, truth.boxes[objects], scale)
+    loss = box_losses(network, stds, anchors, deltas, boxes[objects], scale)
     box = network.box_weight * jnp.where(sample.positive, loss, 0.0).sum()
     return {"objectness": Term(objectness, count), "box": Term(box, count)}
 
@@ -131,10 +136,11 @@ def box_losses(
     network: Any, stds: tuple[float, ...], anchors: Array, deltas: Array, boxes: Array, scale: Array
 ) -> Float[Array, " anchors"]:
     """How far `deltas` lead from what leads from anchors to `boxes`, as `network.box_loss` measures it; unweighted."""
+    coder = midpoint_offset if boxes.shape[-1] == 5 else horizontal
     if network.box_loss == "l1":
-        return losses.l1(deltas, horizontal.encode(anchors, boxes, stds))
+        return losses.l1(deltas, coder.encode(anchors, boxes, stds))
     if network.box_loss == "smooth_l1":
-        return losses.smooth_l1(deltas, horizontal.encode(anchors, boxes, stds), network.smooth_beta)
+        return losses.smooth_l1(deltas, coder.encode(anchors, boxes, stds), network.smooth_beta)
     decoded = horizontal.decode(anchors, deltas, stds)
     if network.box_loss == "iou":
         return losses.iou_loss(decoded, boxes)

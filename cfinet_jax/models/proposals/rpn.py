@@ -1,18 +1,18 @@
 """The plain region proposal network (Ren et al. 2015), as the baselines of the paper use it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.layers import Conv, small_normal
 from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
-from cfinet_jax.structures import Batch, Priorities, Proposals
+from cfinet_jax.structures import Batch, GroundTruth, Priorities, Proposals
 
 
 class Outputs(NamedTuple):
@@ -20,7 +20,7 @@ class Outputs(NamedTuple):
 
     anchors: PerLevel  # [n, 4]
     logits: PerLevel  # [batch, n]
-    deltas: PerLevel  # [batch, n, 4]
+    deltas: PerLevel  # [batch, n, numbers]
 
 
 class RPN(nn.Module):
@@ -44,11 +44,13 @@ class RPN(nn.Module):
     similarities: Mapping[str, Mapping[str, float]]
     assigners: Mapping[str, Mapping[str, Any]]
 
+    numbers: ClassVar[int] = 4  # that lead from an anchor to a proposal
+
     def setup(self) -> None:
         ratios = len(self.aspect_ratios)
         self.conv = Conv(self.channels, 3, use_bias=True, kernel_init=small_normal)
         self.objectness = Conv(ratios, 1, use_bias=True, kernel_init=small_normal)
-        self.box = Conv(4 * ratios, 1, use_bias=True, kernel_init=small_normal)
+        self.box = Conv(self.numbers * ratios, 1, use_bias=True, kernel_init=small_normal)
 
     def __call__(self, pyramid: tuple[Array, ...], sizes: Array) -> Outputs:
         grids = proposal_network.anchors_of(pyramid, self.anchor_scale, self.aspect_ratios)
@@ -56,7 +58,7 @@ class RPN(nn.Module):
         return Outputs(
             tuple(jnp.asarray(grid) for grid in grids),
             tuple(proposal_network.flatten(self.objectness(x), 1)[..., 0] for x in features),
-            tuple(proposal_network.flatten(self.box(x), 4) for x in features),
+            tuple(proposal_network.flatten(self.box(x), self.numbers) for x in features),
         )
 
     def losses(self, outputs: Outputs, batch: Batch, priorities: Priorities) -> tuple[dict, dict]:
@@ -67,11 +69,15 @@ class RPN(nn.Module):
         def of_image(truth, scale, logits, deltas, priorities):
             assignment = assigners.assign(self, anchors, levels, truth, scale)
             terms = proposal_network.anchor_losses(
-                self, self.stds, anchors, logits, deltas, assignment, truth, scale, priorities
+                self, self.stds, anchors, logits, deltas, assignment, self.goals(truth), scale, priorities
             )
             return terms, proposal_network.recall_statistics(assignment.positive, assignment.indices, truth)
 
         return jax.vmap(of_image)(batch.ground_truth, batch.scales, logits, deltas, priorities.anchors)
+
+    def goals(self, truth: GroundTruth) -> Float[Array, "objects numbers"]:
+        """What proposals are to become."""
+        return truth.boxes
 
     def count_anchors(self, shape: tuple[int, int], levels: int) -> int:
         """Anchors of an input of `shape` (height, width)."""

@@ -1,0 +1,51 @@
+"""Midpoint offsets (Oriented R-CNN, Xie et al. 2021): six numbers that lead from an upright anchor to an oriented box.
+
+Four lead to the upright box around it; two say how far its topmost and its rightmost corner lie from the middles of the
+sides they touch, as shares of these sides.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cfinet_jax.boxes import horizontal, oriented
+from cfinet_jax.boxes.similarity import norm
+
+LEVEL = 0.1  # pixels; of two corners whose heights differ less the right one is topmost, as in the released code
+
+
+def encode(
+    anchors: Float[Array, "*#n 4"], boxes: Float[Array, "*#n 5"], stds: tuple[float, ...]
+) -> Float[Array, "*#n 6"]:
+    """Deltas (dx, dy, dw, dh, top, right) / stds that lead from anchors to boxes; finite for empty boxes too.
+
+    Both corners are chosen at once: where only two of four are level the released code may take one corner for both,
+    from which no box can be decoded.
+    """
+    around = oriented.enclose(boxes)
+    level = LEVEL / jnp.maximum(boxes[..., 2:4].max(-1), 1.0)  # radians
+    leaning_left = oriented.turn_back(boxes, jnp.ceil((boxes[..., 4] - level) / oriented.QUARTER))
+    _, _, top, _, _, right, _, _ = jnp.moveaxis(oriented.to_polygon(leaning_left), -1, 0)  # of the second and the third
+    centre, size = horizontal.centre_size(around)
+    middles = (jnp.stack([top, right], -1) - centre) / jnp.maximum(size, horizontal.EPSILON)
+    deltas = horizontal.encode(anchors, around, stds[:4])
+    middles = jnp.broadcast_to(middles / jnp.asarray(stds[4:], deltas.dtype), (*deltas.shape[:-1], 2))
+    return jnp.concatenate([deltas, middles], -1)
+
+
+def decode(
+    anchors: Float[Array, "*#n 4"], deltas: Float[Array, "*#n 6"], stds: tuple[float, ...]
+) -> Float[Array, "*#n 5"]:
+    """The boxes to which deltas lead from anchors: the inverse of `encode`, sides limited to 62.5 times.
+
+    The four corners are a parallelogram; its shorter diagonal is made as long as the other, which leaves a rectangle.
+    """
+    centre, size = horizontal.centre_size(horizontal.decode(anchors, deltas[..., :4], stds[:4]))
+    top, right = jnp.moveaxis(jnp.clip(deltas[..., 4:] * jnp.asarray(stds[4:], deltas.dtype), -0.5, 0.5), -1, 0)
+    w, h = size[..., 0], size[..., 1]
+    upward, rightward = jnp.stack([top * w, -h / 2], -1), jnp.stack([w / 2, right * h], -1)  # halves of the diagonals
+    lengths = norm(upward)[..., None], norm(rightward)[..., None]
+    up, right = (
+        half * jnp.maximum(*lengths) / jnp.maximum(length, horizontal.EPSILON)
+        for half, length in zip((upward, rightward), lengths, strict=True)
+    )
+    return oriented.from_polygon(jnp.concatenate([centre + up, centre + right, centre - up, centre - right], -1))

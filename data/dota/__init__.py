@@ -1,0 +1,1 @@
+"""Any data set of oriented boxes in the label files of DOTA."""

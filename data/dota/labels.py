@@ -1,0 +1,80 @@
+"""Reads folders as DOTA has them: a label file per image, with the corners, the class and the difficulty of objects.
+
+A line is `x1 y1 x2 y2 x3 y3 x4 y4 class difficult`; those of the source and the resolution of an image are passed over.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.pictures import ENDINGS
+from data.coco.annotations import Split, check_split
+from data.coco.label_files import coco_of, number, read_lines
+from data.coco.layout import SPLITS
+from data.journal import Journal
+
+HEADERS = ("imagesource:", "gsd:")  # beginnings of lines that are of no object
+CORNERS = 8  # numbers
+
+
+class Label(NamedTuple):
+    """What a line says."""
+
+    polygon: list[float]
+    name: str
+    difficult: bool
+
+
+def read_dota(source: epath.Path, journal: Journal) -> dict[str, Split]:
+    """The splits whose folders are in `source`, each with `images` and `labelTxt`; classes are ordered by their names.
+
+    Raises:
+      UserError: there is none, no line names a class, or a split leaves nothing to use.
+    """
+    found = {split: sorted((source / split / "labelTxt").glob("*.txt")) for split in SPLITS}
+    found = {split: labels for split, labels in found.items() if labels}
+    if not found:
+        raise UserError(f"{source} holds no SPLIT/labelTxt/NAME.txt (SPLIT is {', '.join(SPLITS)})")
+    ids = {name: place for place, name in enumerate(class_names(itertools.chain(*found.values())), start=1)}
+    return {split: read_folder(split, source / split, labels, ids, journal) for split, labels in found.items()}
+
+
+def class_names(labels: itertools.chain[epath.Path]) -> list[str]:
+    """Every class that a sound line of the label files names, by name."""
+    lines = (parse(text) for path in labels for _, text in read_lines(path))
+    return sorted({line.name for line in lines if line and len(line.polygon) == CORNERS and line.name})
+
+
+def read_folder(
+    split: str, folder: epath.Path, labels: list[epath.Path], ids: Mapping[str, int], journal: Journal
+) -> Split:
+    """A split: every label file describes the image of its name in `images`."""
+    images = folder / "images"
+    pictures = {path.stem: path for path in images.glob("*") if path.suffix.lower() in ENDINGS}
+    files = [(pictures.get(path.stem, images / f"{path.stem}.png"), path) for path in labels]
+    names = {place: name for name, place in ids.items()}
+    coco = coco_of(files, names, images, partial(read_label, ids=ids))
+    return check_split(split, coco, folder / "labelTxt", images, journal, labels, boxes="oriented")
+
+
+def read_label(line: str, height: int, width: int, ids: Mapping[str, int]) -> dict[str, Any] | None:
+    """A line as category, corners in pixels, and whether the object is difficult, which is to be ignored then."""
+    label = parse(line)
+    if label is None:
+        return None
+    return {"category_id": ids.get(label.name), "poly": label.polygon, "ignore": label.difficult}
+
+
+def parse(line: str) -> Label | None:
+    """What a line says; None for one that is of no object."""
+    if line.strip().lower().startswith(HEADERS):
+        return None
+    words = line.split()
+    polygon = [*itertools.takewhile(math.isfinite, map(number, words))]
+    rest = words[len(polygon) :]
+    return Label(polygon, rest[0] if rest else "", rest[1:2] not in ([], ["0"]))

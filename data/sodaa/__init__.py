@@ -1,0 +1,1 @@
+"""SODA-A, the aerial sister of the paper's data set, with oriented boxes."""

@@ -1,0 +1,185 @@
+"""Oriented boxes: scores, mistakes and DOTA's files against plain loops, and against upright boxes where they are."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from etils import epath
+
+from cfinet_jax import overlaps
+from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.dota import write_task1
+from cfinet_jax.metrics.errors import OUTCOMES, count_outcomes
+from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
+from cfinet_jax.metrics.results import columns, columns_of_image
+from cfinet_jax.metrics.score import score
+from tests import plain
+from tests.metrics.test_score import random_case
+
+SODA_A, SODA_A_2025, SODA_D = (PROTOCOLS[name] for name in ("soda_a", "soda_a_2025", "soda_d"))
+
+
+def some_case(seed: int, images: int = 3, classes: int = 2) -> tuple[dict, list[dict]]:
+    """Crowded boxes at all angles, and jittered, doubled and invented detections."""
+    rng = np.random.default_rng(seed)
+
+    def some_box() -> np.ndarray:
+        sides = np.sort(rng.uniform(3, 45, 2))[::-1]
+        return np.r_[rng.uniform(0, 100, 2), sides, rng.uniform(-math.pi / 2, math.pi / 2)]
+
+    annotations, detections = [], []
+    for image in range(images):
+        for _ in range(rng.integers(0, 14)):
+            box, owner = some_box(), {"image_id": image, "category_id": int(rng.integers(0, classes))}
+            annotations.append(owner | {"rbox": box.tolist(), "bbox": [0, 0, 1, 1], "area": 1.0, "ignore": 0})
+            for _ in range(rng.integers(0, 4)):
+                near = box * np.r_[1, 1, rng.uniform(0.8, 1.2, 2), 1] + np.r_[rng.normal(0, 1.5, 2), 0, 0, 0]
+                near[4] += rng.normal(0, 0.1)
+                detections.append(owner | {"bbox": near.tolist()})
+        for _ in range(rng.integers(0, 4)):
+            detections.append({"image_id": image, "category_id": 0, "bbox": some_box().tolist()})
+    for detection, rank in zip(detections, rng.permutation(len(detections)), strict=True):
+        detection["score"] = float(rank + 1) / (len(detections) + 1)
+    categories = [{"id": k, "name": f"class{k}"} for k in range(classes)]
+    return {
+        "images": [{"id": i} for i in range(images)],
+        "annotations": annotations,
+        "categories": categories,
+    }, detections
+
+
+def fate(box: list, truths: list, taken: set, threshold: float, low: float, high: float, best_only: bool) -> str:
+    """Of the next best detection of an image and class: hit, miss or free; what it takes joins `taken`."""
+    values = [plain.oriented_iou(box, truth) for truth in truths]
+    inside = [low <= truth[2] * truth[3] <= high for truth in truths]
+    candidates = [k for k, value in enumerate(values) if value >= threshold and k not in taken]
+    if best_only and values:
+        candidates = [k for k in candidates if k == int(np.argmax(values))]
+    candidates.sort(key=lambda k: (inside[k], values[k]))
+    if not candidates:
+        return "miss" if low <= box[2] * box[3] <= high else "free"
+    taken.add(candidates[-1])
+    return "hit" if inside[candidates[-1]] else "free"
+
+
+def plain_ap(ground_truth: dict, detections: list[dict], protocol: Protocol, size: str) -> float | None:
+    """The mean over classes and IoUs of the precision at 101 recalls."""
+    (low, high), of_classes = protocol.ranges[size], []
+    for category in ground_truth["categories"]:
+        own = [entry for entry in ground_truth["annotations"] if entry["category_id"] == category["id"]]
+        total = sum(low <= entry["rbox"][2] * entry["rbox"][3] <= high for entry in own)
+        if not total:
+            continue
+        for threshold in protocol.overlaps:
+            taken, ranked = {image["id"]: set() for image in ground_truth["images"]}, []
+            for found in sorted(detections, key=lambda entry: -entry["score"]):
+                if found["category_id"] == category["id"]:
+                    truths = [entry["rbox"] for entry in own if entry["image_id"] == found["image_id"]]
+                    rules = threshold, low, high, protocol.best_only
+                    ranked.append(fate(found["bbox"], truths, taken[found["image_id"]], *rules))
+            hits = np.cumsum([each == "hit" for each in ranked if each != "free"])
+            precision, recall = hits / np.arange(1, len(hits) + 1), hits / total
+            steps = np.linspace(0, 1, 101)
+            of_classes.append(np.mean([max(precision[recall >= step], default=0.0) for step in steps]))
+    return float(np.mean(of_classes)) if of_classes else None
+
+
+@pytest.mark.parametrize("protocol", [SODA_A, SODA_A_2025], ids=lambda protocol: protocol.name)
+@pytest.mark.parametrize("seed", range(4))
+def test_agrees_with_plain_loops(seed, protocol):
+    ground_truth, detections = some_case(seed)
+    result = score(ground_truth, detections, protocol)
+    for size in protocol.ranges:
+        suffix = "" if size == protocol.headline else f"_{size}"
+        assert result[f"AP{suffix}"] == pytest.approx(plain_ap(ground_truth, detections, protocol, size), abs=1e-9)
+    assert result["protocol"] == protocol.name and "oriented boxes" in str(protocol)
+
+
+def test_the_two_variants_differ():
+    """Two objects and two detections, both nearest to the first object."""
+    boxes = [50, 50, 20, 10, 0.3], [52, 50, 20, 10, 0.3]
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "rbox": box} for box in boxes]
+    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "ship"}], "annotations": annotations}
+    found = [{"image_id": 1, "category_id": 1, "bbox": boxes[0], "score": s} for s in (0.9, 0.8)]
+    recalls = [score(ground_truth, found, protocol)["AP50"] for protocol in (SODA_A, SODA_A_2025)]
+    assert recalls == [pytest.approx(1), pytest.approx(51 / 101)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_upright_boxes_score_as_in_the_horizontal_protocol(seed):
+    ground_truth, detections = random_case(seed)
+    rules = dataclasses.replace(SODA_D, limits=SODA_A.limits, precision_limit=SODA_A.precision_limit, name="soda_a")
+    expected = score(ground_truth, detections, rules)
+    assert score(ground_truth, detections, SODA_A) == expected
+    for entry in ground_truth["annotations"]:
+        entry["rbox"] = as_rbox(entry["bbox"])
+    turned = [entry | {"bbox": as_rbox(entry["bbox"])} for entry in detections]
+    assert score(ground_truth, turned, SODA_A) == expected
+
+
+def as_rbox(box: list) -> list[float]:
+    x, y, width, height = box
+    return overlaps.as_oriented(np.array([[x, y, width, height]]))[0].tolist()
+
+
+def test_boxes_without_area_find_nothing():
+    ground_truth, detections = some_case(2)
+    flat = [entry | {"bbox": [*entry["bbox"][:3], 0.0, 0.7], "score": 1.0} for entry in detections]
+    assert score(ground_truth, flat, SODA_A)["AP"] == 0
+
+
+def test_oriented_detections_have_no_upright_score():
+    ground_truth, detections = some_case(0)
+    with pytest.raises(UserError, match="scores upright boxes: choose soda_a"):
+        score(ground_truth, detections, SODA_D)
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    ground_truth, detections = some_case(1)
+    expected = score(ground_truth, detections, SODA_A)
+    monkeypatch.setattr("cfinet_jax.metrics.matching.BLOCK", 3)
+    monkeypatch.setattr(overlaps, "EXACT", 2)
+    assert score(ground_truth, detections, SODA_A) == expected
+
+
+def test_mistakes_of_oriented_boxes():
+    """A long thing is missed by what lies across it, though their upright boxes are the same."""
+    across, along = [50, 50, 40, 5, math.pi / 4], [50, 50, 40, 5, -math.pi / 4]
+    entry = {"image_id": 1, "category_id": 1}
+    ground_truth = {"images": [{"id": 1}], "annotations": [entry | {"bbox": [34, 34, 32, 32], "rbox": along}]}
+    found = [entry | {"bbox": across, "score": 0.9}, entry | {"bbox": along, "score": 0.8}]
+    counts = count_outcomes(ground_truth, found, (1,), 0.3)[0, 0]
+    assert {name: n for name, n in zip(OUTCOMES, counts.tolist(), strict=True) if n} == {"true": 1, "background": 1}
+    region = ground_truth["annotations"][0] | {"category_id": 9, "rbox": [50, 50, 50, 50, 0.1]}
+    ground_truth["annotations"].append(region)
+    counts = count_outcomes(ground_truth, found, (1,), 0.3)[0, 0]
+    assert counts[OUTCOMES.index("absorbed")] == 1 and counts[OUTCOMES.index("background")] == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mistakes_of_upright_boxes_are_the_same(seed):
+    ground_truth, detections = random_case(seed)
+    expected = count_outcomes(ground_truth, detections, (1, 2), 0.2)
+    ground_truth["annotations"] = [entry | {"rbox": as_rbox(entry["bbox"])} for entry in ground_truth["annotations"]]
+    turned = [entry | {"bbox": as_rbox(entry["bbox"])} for entry in detections]
+    np.testing.assert_array_equal(count_outcomes(ground_truth, turned, (1, 2), 0.2), expected)
+
+
+def test_files_of_dota(tmp_path):
+    found = columns_of_image(np.array([[50, 40, 20, 10, 0]]), np.array([0.5]), np.array([3]), 7)
+    folder = epath.Path(tmp_path) / "dota"
+    for _ in range(2):  # a second time in place of the first
+        write_task1(found, {7: "P0007"}, {3: "ship", 4: "large-vehicle"}, folder)
+    assert (folder / "Task1_ship.txt").read_text() == (
+        "P0007 0.500000 40.00 35.00 60.00 35.00 60.00 45.00 40.00 45.00\n"
+    )
+    assert (folder / "Task1_large-vehicle.txt").read_text() == ""
+
+
+def test_columns_keep_oriented_boxes():
+    box = [50.12345, 40, 20, 10, 0.1234567]
+    found = columns_of_image(np.array([box]), np.array([0.5]), np.array([3]), 7)
+    np.testing.assert_array_equal(found.boxes, [[50.123, 40, 20, 10, 0.12346]])
+    again = columns([{"image_id": 7, "category_id": 3, "bbox": box, "score": 0.5}])
+    assert again.boxes.shape == (1, 5) and columns([]).boxes.shape == (0, 4)

@@ -1,0 +1,104 @@
+"""SODA-A as it is downloaded becomes a report by the commands of the documents, and what they say of a mistake."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+from jax import export
+
+import cfinet_jax
+from data import prepare
+from tests import sodaa, tiny, tiny_oriented
+
+
+def arguments(folder: Path, workdir: str = "run") -> list[str]:
+    """Of a run on what is prepared in a folder."""
+    data = f"--config.dataset.data_dir={folder / 'prepared'}"
+    return [f"--config={tiny_oriented.__file__}", data, f"--workdir={folder / workdir}"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """The folder with the tiny SODA-A, raw and prepared."""
+    folder = tmp_path_factory.mktemp("sodaa")
+    source = sodaa.make(folder / "SODA-A")
+    command = ["prepare.py", "sodaa", f"--source={source}", f"--data_dir={folder / 'prepared'}"]
+    with mock.patch.object(sys, "argv", command):
+        assert prepare.main() == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(prepared) -> Path:
+    """The same folder with a run of rotated CFINet."""
+    status, output, errors = tiny.call_main(*arguments(prepared))
+    assert (status, errors) == (0, ""), errors
+    assert "After 16 images" in output or "AP50" in output
+    return prepared
+
+
+def test_a_run_leaves_scores_detections_and_a_report(trained):
+    run = trained / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["boxes"]["Small"] == 1 and "AR300" in metrics["proposals"]
+    for entry in json.loads((run / "detections.json").read_text()):
+        assert len(entry["bbox"]) == 5 and entry["category_id"] in range(9)
+    assert "oriented boxes" in (run / "report.md").read_text()
+    assert list((run / "overlays").iterdir()) and (run / "dota").is_dir()
+
+
+def test_another_split_is_scored_without_a_configuration(trained):
+    data = f"--config.dataset.data_dir={trained / 'prepared'}"
+    status, output, errors = tiny.call_main(
+        *arguments(trained), "--mode=evaluate", "--config.dataset.eval_split=test", data
+    )
+    assert (status, errors) == (0, ""), errors
+    assert "AP50" in output
+
+
+def test_predictions_are_oriented(trained, tmp_path):
+    pictures = trained / "SODA-A" / "Images"
+    flags = ["--mode=predict", f"--images={pictures}", f"--output={tmp_path}", "--config.prediction.min_score=0.0"]
+    status, _, errors = tiny.call_main(*arguments(trained), *flags)
+    assert (status, errors) == (0, ""), errors
+    with (tmp_path / "counts.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(list(pictures.iterdir())) == len(list((tmp_path / "overlays").iterdir()))
+    picture = cv2.imread(str(next(iter(pictures.iterdir()))))[..., ::-1]
+    (prediction,) = cfinet_jax.load(trained / "run").predict([picture])
+    assert prediction.boxes.shape == (len(prediction.scores), 5)
+
+
+def test_the_export_finds_oriented_boxes(trained):
+    status, _, errors = tiny.call_main(*arguments(trained), "--mode=export")
+    assert (status, errors) == (0, ""), errors
+    folder = trained / "run" / "export"
+    exported = export.deserialize(bytearray((folder / "detector.stablehlo").read_bytes()))
+    assert {(8, 20, 5), (8, 20)} == {each.shape for each in exported.out_avals}
+    assert "`cx cy w h angle`" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (f"--config={tiny.__file__}", "choose another data set"),
+        ("--config.detector.roi_head.name=horizontal", "choose one of rotated, oriented, or another configuration"),
+        ("--config.evaluation.protocol=coco", "choose one of soda_a"),
+    ],
+)
+def test_horizontal_and_oriented_do_not_mix(prepared, change, message):
+    flags = [*arguments(prepared, "mixed"), "--config.dataset.name=sodaa", change]
+    status, _, errors = tiny.call_main(*flags)
+    assert status == 2 and message in errors and len(errors.splitlines()) == 1
+
+
+def test_an_oriented_run_refuses_upright_data(tiny_scenes, tmp_path):
+    flags = [f"--config={tiny_oriented.__file__}", f"--config.dataset.data_dir={tiny_scenes}", f"--workdir={tmp_path}"]
+    status, _, errors = tiny.call_main(*flags, "--config.dataset.name=scenes")
+    assert status == 2 and "dataset.boxes is oriented, but those of scenes are horizontal" in errors
+    np.testing.assert_equal(len(errors.splitlines()), 1)
