@@ -2,8 +2,8 @@
 
 * Boxes are `x1 y1 x2 y2` in pixels, float32; width is `x2 - x1` (no "+1"). Inside the detector a pixel is
   one of the network's input, outside it one of the stored image; `Batch.scales` leads from the latter to the former.
-* Oriented boxes are `cx cy w h angle` in pixels and radians, as `boxes/oriented.py` has them. Those of the ground truth
-  and of detections are such where `dataset.boxes` says so. Proposals are upright where they are scored.
+* Oriented boxes are `cx cy w h angle`, clockwise on the screen, w >= h, radians in [-pi/2, pi/2) ("le90"). Those of the
+  ground truth and of detections are such where `dataset.boxes` says so. Proposals are upright where they are scored.
 * Labels are 0..C-1; background is C, the last logit.
 * Images and feature maps are NHWC, channels R G B.
 * Every padded set carries a mask that is True where an entry is real; padding holds finite values.

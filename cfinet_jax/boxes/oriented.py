@@ -19,7 +19,7 @@ PAIRS = ((0, 1), (1, 2), (2, 3), (3, 0), (0, 2), (1, 3))  # of corners
 
 
 def _columns(boxes: Float[Array, "*n k"]) -> Any:
-    """The k numbers, each of all boxes; slices along the last axis would have gradients that XLA is slow to compile."""
+    """The k numbers of boxes, one array each."""
     return boxes.__array_namespace__().moveaxis(boxes, -1, 0)
 
 
@@ -161,13 +161,14 @@ def intersection(a: Float[Array, "*#n 5"], b: Float[Array, "*#n 5"]) -> Float[Ar
     """Area shared by boxes of equal (broadcast) position; exactly 0 where a line parallel to a side separates them.
 
     By Green's theorem it is the integral of x dy around `a` with x and y held within `b`, in the axes of `b`. There are
-    no crossings to find and to sort, and nothing jumps where boxes touch or sides coincide.
+    no crossings to find and to sort, and nothing jumps where boxes touch or sides coincide. In float32 an IoU is off by
+    up to 1e-6 for boxes of 1 : 100, 1e-5 for those of 1 : 1,000, from sides of 1e-3 to 1e4.
     """
     (*centre, w, h, angle), (*origin, frame_w, frame_h, frame_angle) = _columns(a), _columns(b)
     x, y, angle = centre[0] - origin[0], centre[1] - origin[1], angle - frame_angle
     xp = x.__array_namespace__()
     smaller = xp.minimum(w * h, frame_w * frame_h)
-    w, h, frame_w, frame_h = w / 2, h / 2, frame_w / 2, frame_h / 2
+    w, h, frame_w, frame_h = w / 2, h / 2, frame_w / 2, frame_h / 2  # halves from here on
     x, y = _turn(xp, x, y, -frame_angle)
     cos, sin = xp.cos(angle), xp.sin(angle)
     corners = [(x + i * w * cos - j * h * sin, y + i * w * sin + j * h * cos) for i, j in CORNERS]
@@ -193,10 +194,11 @@ def _integrate(xp: Any, start: tuple[Array, Array], end: tuple[Array, Array], ha
     low, high = xp.clip(y, -half_h, half_h), xp.clip(end_y, -half_h, half_h)
     first = x + run * xp.clip(_divide(xp, low - y, rise), 0.0, 1.0)
     last = end_x + run * xp.clip(_divide(xp, high - end_y, rise), -1.0, 0.0)
-    # The mean of x held within a strip is that of its own ends for the share of the line inside, of the held ends else.
+    # The mean of x held within a strip is that of its ends for the share of the line inside, of the held ends else.
     held_first, held_last = xp.clip(first, -half_w, half_w), xp.clip(last, -half_w, half_w)
+    held_mean = (held_first + held_last) / 2  # named: with its sum in two places XLA makes 13 loops of `iou`, not one
     inside = _divide(xp, held_last - held_first, last - first)
-    return (high - low) * (inside * (first + last) + (1 - inside) * (held_first + held_last)) / 2
+    return (high - low) * (held_mean + inside * ((first + last) / 2 - held_mean))
 
 
 def _divide(xp: Any, numerator: Array, denominator: Array) -> Array:
