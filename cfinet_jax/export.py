@@ -102,7 +102,7 @@ def inference(trained: Trained, settings: ConfigDict) -> Callable[..., dict[str,
         variables = jax.tree_util.tree_map_with_path(
             lambda path, _: weights[pretrained.path_name(path)], trained.variables
         )
-        found, _ = detect(variables, without_truth(images, sizes, scales_of(sizes, settings)))
+        found, _ = detect(variables, without_truth(images, sizes, jnp.asarray(scales_of(sizes, settings))))
         return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, "valid": found.valid}
 
     return infer
