@@ -77,7 +77,7 @@ class Batch:
 class Proposals:
     """Boxes that may hold an object, best first."""
 
-    boxes: Float[Array, "*batch proposals 4"]
+    boxes: Float[Array, "*batch proposals 4"]  # of Oriented R-CNN 5, inside the detector
     scores: Float[Array, "*batch proposals"]
     valid: Bool[Array, "*batch proposals"]
 
@@ -86,7 +86,7 @@ class Proposals:
 class RoiSamples:
     """Regions the second stage learns from: objects first, then background."""
 
-    boxes: Float[Array, "*batch samples 4"]
+    boxes: Float[Array, "*batch samples 4"]  # of Oriented R-CNN 5
     labels: Int[Array, "*batch samples"]  # C for background
     matched: Int[Array, "*batch samples"]  # index of the ground truth; any where background
     overlaps: Float[Array, "*batch samples"]  # IoU with it

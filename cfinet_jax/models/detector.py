@@ -43,7 +43,7 @@ class Detector(nn.Module):
         self, batch: Batch, memory: ExemplarMemory | None, priorities: Priorities
     ) -> tuple[dict[str, Term], dict[str, Term], Exemplars | None]:
         """Losses and statistics as terms per image `[batch]`, and the exemplars each image offers."""
-        batch = enclose(batch)  # only the last of the boxes to be learnt are oriented
+        batch = enclose(batch)  # upright boxes for all but what is learnt last
         pyramid = self.pyramid(batch.images)
         # Stage one: where might an object be?
         outputs = self.proposal_network(pyramid, batch.sizes)

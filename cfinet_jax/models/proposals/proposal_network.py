@@ -58,8 +58,8 @@ def choose_proposals(
 ) -> Proposals:
     """The best boxes after NMS within each level, of so many `candidates` per level as `network.proposals` says.
 
-    The argument `candidates`, `[batch, n]` per level, marks the boxes that may be chosen; None: all. Of
-    oriented boxes those around them are compared.
+    The argument `candidates`, `[batch, n]` per level, marks the boxes that may be chosen; None: all. Of oriented
+    boxes those around them are compared.
     """
     settings = network.proposals
     limits = settings[phase]
