@@ -43,7 +43,10 @@ COMMANDS = {
     "value missing": (["--config.training.images"], "Missing value for flag --config.training.images"),
     "unknown flag": (["--workdri=x"], "Did you mean: workdir"),
     "stray argument": (["seed=3"], "'seed=3': settings are given as --config.key=value"),
-    "unknown mode": (["--mode=tain"], "should be one of <train|evaluate|export|predict|analyse|rules|compile|profile>"),
+    "unknown mode": (
+        ["--mode=tain"],
+        "should be one of <train|evaluate|export|predict|analyse|rules|compile|profile|ablate>",
+    ),
     "half a cluster": (["--processes=2", "--process=0"], "Give --coordinator=HOST:PORT, --processes and --process"),
     "no cluster": (["--coordinator=host:1", "--processes=2", "--process=0"], "The processes do not meet at host:1"),
     "scenes not prepared": (["--config.dataset.data_dir=TMP"], "`python data/prepare.py scenes --data_dir=TMP`"),

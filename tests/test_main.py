@@ -29,6 +29,7 @@ def test_training_leaves_everything(trained):
         "metrics.jsonl",
         "metrics.md",
         "overlays",
+        "proposals.npz",
         "proposals.png",
         "report.html",
         "report.md",

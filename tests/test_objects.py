@@ -22,6 +22,7 @@ from cfinet_jax.evaluate import detect_split, score_split, write_results
 from cfinet_jax.objects import Objects, enclosing, fill_a_pixel, objects_in_window
 from cfinet_jax.run import check_boxes, check_values
 from cfinet_jax.slicing import WHOLE, fill_polygons, share_in_window, windows_with_objects
+from configs import sodaa as sodaa_config
 from configs import sodad
 from data.coco.coco_dataset_builder import Builder
 from data.sodaa.layout import read_sodaa
@@ -205,11 +206,12 @@ def test_a_split_is_detected_scored_and_left(settings, tmp_path):
         return found, SimpleNamespace(boxes=oriented.enclose(truth.boxes), scores=scores, valid=valid)
 
     results, proposals = detect_split(detect, None, prepared, config, mesh.make_mesh())
-    metrics = score_split(results, proposals, prepared, "soda_a")
+    scored = score_split(results, proposals, prepared, "soda_a")
+    metrics = scored.metrics
     assert len(results.scores) == metrics["boxes"]["Small"] + 1 == 5  # one is larger than 1024 square pixels
     assert metrics["AP"] == pytest.approx(1) and metrics["proposals"]["AR100"] == pytest.approx(1)
     (tmp_path / "run").mkdir()
-    write_results(epath.Path(tmp_path / "run"), metrics, results, prepared, config)
+    write_results(epath.Path(tmp_path / "run"), scored, prepared, config)
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"metrics.json", "detections.json", "report.html", "dota"} <= left
     (line,) = (tmp_path / "run" / "dota" / "Task1_container.txt").read_text().splitlines()
@@ -235,7 +237,7 @@ def test_boxes_and_data_fit_together(settings, prepared):
     ],
 )
 def test_boxes_and_protocol_fit_together(boxes, protocol, said):
-    config = sodad.get_config()
+    config = (sodaa_config if boxes == "oriented" else sodad).get_config()
     config.dataset.boxes, config.evaluation.protocol = boxes, protocol
     with pytest.raises(UserError, match=said):
         check_values(config)
