@@ -118,12 +118,12 @@ def check_values(config: ConfigDict) -> None:
     fitting = sorted(name for name, protocol in PROTOCOLS.items() if protocol.boxes == config.dataset.boxes)
     if not fitting:
         raise UserError(f"dataset.boxes is {config.dataset.boxes!r}: choose horizontal or oriented.")
-    check_head(config)
     if config.evaluation.protocol not in fitting:
         raise UserError(
             f"evaluation.protocol is {config.evaluation.protocol!r}: choose one of {', '.join(fitting)}, "
             f"which score {config.dataset.boxes} boxes."
         )
+    check_head(config)
 
 
 def check_head(config: ConfigDict) -> None:
