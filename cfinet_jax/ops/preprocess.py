@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from cfinet_jax.boxes import horizontal, oriented
+from cfinet_jax.boxes import kinds
 from cfinet_jax.structures import Batch
 
 
@@ -42,8 +42,8 @@ def prepare_boxes(
     boxes: Float[Array, "objects numbers"], size: Float[Array, "2"], scale: Float[Array, ""], flip: Bool[Array, ""]
 ) -> Float[Array, "objects numbers"]:
     """The boxes of a picture, upright or oriented, in pixels of the picture as `prepare_image` leaves it."""
-    boxes, mirror = scale_boxes(boxes, scale), oriented.flip if boxes.shape[-1] == 5 else horizontal.flip
-    return jnp.where(flip, mirror(boxes, jnp.round(size[1] * scale)), boxes)
+    boxes = scale_boxes(boxes, scale)
+    return jnp.where(flip, kinds.kind_of(boxes).flip(boxes, jnp.round(size[1] * scale)), boxes)
 
 
 def scale_boxes(boxes: Float[Array, "n numbers"], scale: Float[Array, ""]) -> Float[Array, "n numbers"]:
