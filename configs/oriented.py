@@ -15,7 +15,7 @@ from configs import coco, sodaa, sodad
 
 SECTIONS = [f"detector.proposal_network.{name}" for name in ("coarse_to_fine", "rpn", "oriented_rpn")]
 OWN_DATA = coco.OWN_DATA | {
-    "evaluation.protocol": "soda_a",
+    "evaluation.protocol": "oriented",
     **{f"{section}.anchor_scale": 2.0 for section in SECTIONS},  # pictures are not enlarged
 }
 FEWER = {
