@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from cfinet_jax.boxes import oriented
 from cfinet_jax.slicing import (
     CUT_OFF,
     WHOLE,
@@ -108,8 +107,3 @@ def sides(boxes: np.ndarray) -> Float[np.ndarray, "n 2"]:
 def fill_a_pixel(boxes: np.ndarray) -> np.ndarray:
     """Which boxes of either kind are at least one pixel wide and high: the others are not trained on."""
     return np.all(sides(boxes) >= 1, axis=1)
-
-
-def enclosing(boxes: np.ndarray) -> Float[np.ndarray, "n 4"]:
-    """Upright boxes around those of either kind."""
-    return oriented.enclose(boxes) if boxes.shape[1] == 5 else boxes

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from cfinet_jax import mesh
 from cfinet_jax.analyse.contents import read_contents
 from cfinet_jax.batches import train_batches, views, windows_of
-from cfinet_jax.boxes import oriented
+from cfinet_jax.boxes import kinds, oriented
 from cfinet_jax.dataset import Prepared, open_dataset
 from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import detect_split, score_split, write_results
-from cfinet_jax.objects import Objects, enclosing, fill_a_pixel, objects_in_window
+from cfinet_jax.objects import Objects, fill_a_pixel, objects_in_window
 from cfinet_jax.run import check_boxes, check_values
 from cfinet_jax.slicing import WHOLE, fill_polygons, share_in_window, windows_with_objects
 from configs import sodaa as sodaa_config
@@ -120,8 +120,8 @@ def test_an_object_cut_off_is_dropped_and_an_ignored_one_stays():
 def test_boxes_of_both_kinds():
     upright, turned = np.array([[0, 0, 10, 0.5], [0, 0, 3, 4]]), np.array([[5, 5, 10, 0.5, 1], [5, 5, 4, 2, 0]])
     assert fill_a_pixel(upright).tolist() == fill_a_pixel(turned).tolist() == [False, True]
-    np.testing.assert_array_equal(enclosing(upright), upright)
-    np.testing.assert_allclose(enclosing(turned)[1], [3, 4, 7, 6])
+    np.testing.assert_array_equal(kinds.enclose(upright), upright)
+    np.testing.assert_allclose(kinds.enclose(turned)[1], [3, 4, 7, 6])
 
 
 # --- a split ---------------------------------------------------------------------------------------------------------

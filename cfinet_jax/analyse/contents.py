@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from cfinet_jax.boxes import kinds
 from cfinet_jax.boxes.anchors import best_overlap
 from cfinet_jax.inputs import input_shape, scales_of
 from cfinet_jax.models.fpn import strides_of
-from cfinet_jax.objects import Objects, enclosing, fill_a_pixel
+from cfinet_jax.objects import Objects, fill_a_pixel
 from cfinet_jax.ops.matching import dynamic_thresholds
 
 
@@ -47,7 +48,7 @@ def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], settings: Co
         sound = fill_a_pixel(objects.boxes)
         learnt = sound & ~objects.ignore
         pictures.append(size)
-        boxes.append(enclosing(objects.boxes[learnt].astype(float)))
+        boxes.append(kinds.enclose(objects.boxes[learnt].astype(float)))
         labels.append(objects.labels[learnt])
         owners.append(np.full(learnt.sum(), index))
         regions.append(np.sum(sound & objects.ignore))

@@ -12,8 +12,8 @@ def kind_of(boxes: Float[Array, "*n k"]) -> ModuleType:
     return oriented if boxes.shape[-1] == 5 else horizontal
 
 
-def enclose(boxes: Float[Array, "*n k"]) -> Float[Array, "*n 4"]:
-    """The upright boxes around boxes of either kind."""
+def enclose(boxes: Float[oriented.Array, "*n k"]) -> Float[oriented.Array, "*n 4"]:
+    """The upright boxes around boxes of either kind, NumPy's or JAX's."""
     return oriented.enclose(boxes) if boxes.shape[-1] == 5 else boxes
 
 
