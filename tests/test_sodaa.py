@@ -84,7 +84,7 @@ def test_the_export_finds_oriented_boxes(trained):
     [
         ("--config.dataset.boxes=slanted", "choose horizontal or oriented"),
         ("--config.detector.roi_head.name=horizontal", "choose one of rotated, oriented, or another configuration"),
-        ("--config.evaluation.protocol=coco", "choose one of soda_a"),
+        ("--config.evaluation.protocol=coco", "choose one of oriented, soda_a"),
     ],
 )
 def test_horizontal_and_oriented_do_not_mix(prepared, change, message):

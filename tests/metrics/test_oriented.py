@@ -118,6 +118,17 @@ def test_upright_boxes_score_as_in_the_horizontal_protocol(seed):
     assert score(ground_truth, turned, SODA_A) == expected
 
 
+def test_only_the_plain_protocol_counts_large_objects():
+    """Of 50 x 60 pixels; SODA-A's end at 2,000 square pixels."""
+    box = [50.0, 50.0, 60.0, 50.0, 0.3]
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "rbox": box}]
+    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "ship"}], "annotations": annotations}
+    found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9}]
+    scores = score(ground_truth, found, PROTOCOLS["oriented"])
+    assert scores["AP"] == scores["AP_larger"] == pytest.approx(1) and scores["AP_N"] is None
+    assert score(ground_truth, found, SODA_A)["AP"] is None
+
+
 def as_rbox(box: list) -> list[float]:
     x, y, width, height = box
     return overlaps.as_oriented(np.array([[x, y, width, height]]))[0].tolist()
@@ -131,7 +142,7 @@ def test_boxes_without_area_find_nothing():
 
 def test_oriented_detections_have_no_upright_score():
     ground_truth, detections = some_case(0)
-    with pytest.raises(UserError, match="scores upright boxes: choose soda_a"):
+    with pytest.raises(UserError, match="scores upright boxes: choose oriented or soda_a"):
         score(ground_truth, detections, SODA_D)
 
 
