@@ -57,7 +57,7 @@ def yolo(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     if not arguments.source or arguments.annotations:
         raise UserError("yolo needs --source=FOLDER, the folder of data.yaml, and no --annotations")
     if arguments.boxes == "oriented":
-        raise UserError("the boxes of yolo are horizontal: leave out --boxes=oriented")
+        raise UserError("the boxes of yolo are horizontal: leave out --boxes=oriented, or choose configs/coco.py")
     return own_builder(arguments, partial(read_yolo, absolute(arguments.source)))
 
 
@@ -70,9 +70,17 @@ def published(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
 
 
 def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
-    """The builder of a folder that describes itself in either way."""
-    found = arguments.source and not arguments.annotations and (absolute(arguments.source) / "data.yaml").exists()
-    return (yolo if found else coco)(arguments)
+    """The builder of a folder that describes itself in one of three ways."""
+    if not arguments.source or arguments.annotations:
+        return coco(arguments)
+    source = absolute(arguments.source)
+    if (source / "data.yaml").exists():
+        return yolo(arguments)
+    if not any(source.glob("*/labelTxt")):
+        return coco(arguments)
+    if arguments.boxes == "horizontal":
+        raise UserError(f"{source} has oriented boxes, as DOTA: add --boxes=oriented, or choose configs/oriented.py")
+    return own_builder(arguments, partial(read_dota, source), "oriented")
 
 
 def sodad(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:

@@ -61,7 +61,9 @@ def test_the_best_anchor_of_all_levels(rng, network, levels):
     low, extent = rng.uniform(0, 60, (20, 2)), rng.uniform(1, 40, (20, 2))
     boxes = np.concatenate([low, low + extent], axis=1)
     scales = np.array([0.7, 1.5])
-    contents = Contents(np.zeros((2, 2)), scales, boxes, np.zeros(20, int), np.arange(20) % 2, np.zeros(2))
+    contents = Contents(
+        np.zeros((2, 2)), scales, boxes, np.zeros(20), np.zeros(20, int), np.arange(20) % 2, np.zeros(2)
+    )
     ratios = (1.0,) if network == "coarse_to_fine" else (0.5, 1.0, 2.0)
     grids = [
         anchor_grid((-(-160 // stride), -(-96 // stride)), stride, 3.0, ratios)
@@ -78,11 +80,20 @@ def test_objects_without_an_anchor():
     """Of sides 12 and 48: Eq. 1 asks for 0.25 and 0.5, as the code has it for 0.25 and 0.55, and so on."""
     config = coco.get_config()
     boxes = np.array([[0.0, 0, 12, 12], [0, 0, 48, 48], [0, 0, 48, 48], [0, 0, 48, 48]])
-    contents = Contents(np.zeros((1, 2)), np.full(1, 7.0), boxes, np.zeros(4, int), np.zeros(4, int), np.zeros(1))
+    rest = np.zeros(4), np.zeros(4, int), np.zeros(4, int), np.zeros(1)
+    contents = Contents(np.zeros((1, 2)), np.full(1, 7.0), boxes, *rest)
     shares = unmatched(contents, config, np.array([0.24, 0.51, 0.49, 0.1]))
     assert shares == {"paper": 0.75, "released": 0.5, "literal": 1.0, "fixed": 0.25}
     config.detector.proposal_network.name = "rpn"
     assert unmatched(contents, config, np.ones(4)) == {}
+
+
+def test_oriented_objects_are_counted_by_their_own_size():
+    """One of 30 x 10 pixels at 45 degrees stands in a square of 28 x 28."""
+    box = np.array([[50, 50, 30, 10, np.pi / 4]])
+    objects = Objects(box, np.zeros(1, int), np.zeros(1, bool), np.zeros((1, 4, 2)))
+    contents = read_contents([((100, 100), objects)], sizes((100, 100)))
+    assert contents.areas.tolist() == [300] and np.ptp(contents.boxes[0, ::2]) == pytest.approx(40 / np.sqrt(2))
 
 
 def rows(markdown: str) -> list[list[str]]:
@@ -122,9 +133,8 @@ def sound(changes: dict) -> tuple[ConfigDict, Contents]:
     config.update_from_flattened_dict(settings | changes)
     boxes = np.tile([5.0, 5.0, 25.0, 30.0], (6000, 1))
     boxes[:10, 2] = 6  # a few thin ones
-    return config, Contents(
-        np.tile((60, 90), (100, 1)), np.ones(100), boxes, np.arange(6000) % 2, np.arange(6000) % 100, np.zeros(100, int)
-    )
+    areas, labels, owners = np.full(6000, 500.0), np.arange(6000) % 2, np.arange(6000) % 100
+    return config, Contents(np.tile((60, 90), (100, 1)), np.ones(100), boxes, areas, labels, owners, np.zeros(100, int))
 
 
 OVERLAPS, RULES, GIB = {2.0: 0.6, 4.0: 0.61}, {"paper": 0.05, "released": 0.04}, 2**30

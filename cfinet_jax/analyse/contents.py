@@ -11,7 +11,7 @@ from cfinet_jax.boxes import kinds
 from cfinet_jax.boxes.anchors import best_overlap
 from cfinet_jax.inputs import input_shape, scales_of
 from cfinet_jax.models.fpn import strides_of
-from cfinet_jax.objects import Objects, fill_a_pixel
+from cfinet_jax.objects import Objects, fill_a_pixel, sides
 from cfinet_jax.ops.matching import dynamic_thresholds
 
 
@@ -21,14 +21,10 @@ class Contents(NamedTuple):
     pictures: np.ndarray  # [pictures, 2], height and width as stored
     scales: np.ndarray  # [pictures], network pixels per stored pixel
     boxes: np.ndarray  # [objects, 4], in stored pixels; of oriented objects those that enclose them
+    areas: np.ndarray  # [objects], in stored square pixels, of oriented objects their own
     labels: np.ndarray  # [objects]
     owners: np.ndarray  # [objects], index of the picture
     regions: np.ndarray  # [pictures], how many regions to ignore
-
-    @property
-    def areas(self) -> np.ndarray:
-        """Of the objects, in stored square pixels."""
-        return np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1)
 
     @property
     def objects(self) -> np.ndarray:
@@ -43,19 +39,20 @@ class Contents(NamedTuple):
 
 def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], settings: ConfigDict) -> Contents:
     """The contents of pictures, or windows, given by size and objects; those of less than a pixel are left out."""
-    pictures, boxes, labels, owners, regions = [], [], [], [], []
+    pictures, boxes, areas, labels, owners, regions = [], [], [], [], [], []
     for index, (size, objects) in enumerate(views):
         sound = fill_a_pixel(objects.boxes)
         learnt = sound & ~objects.ignore
         pictures.append(size)
-        boxes.append(kinds.enclose(objects.boxes[learnt].astype(float)))
+        annotated = objects.boxes[learnt].astype(float)
+        boxes.append(kinds.enclose(annotated))
+        areas.append(np.prod(sides(annotated), axis=1))
         labels.append(objects.labels[learnt])
         owners.append(np.full(learnt.sum(), index))
         regions.append(np.sum(sound & objects.ignore))
-    sides = np.array(pictures)
-    scales = scales_of(sides, settings)
-    content = np.concatenate(boxes), np.concatenate(labels), np.concatenate(owners)
-    return Contents(sides, scales, *content, np.array(regions))
+    sizes = np.array(pictures)
+    content = map(np.concatenate, (boxes, areas, labels, owners))
+    return Contents(sizes, scales_of(sizes, settings), *content, np.array(regions))
 
 
 def overlaps_with_anchors(contents: Contents, config: ConfigDict, scale: float) -> np.ndarray:

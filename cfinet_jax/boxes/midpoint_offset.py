@@ -48,4 +48,9 @@ def decode(
         half * jnp.maximum(*lengths) / jnp.maximum(length, horizontal.EPSILON)
         for half, length in zip((upward, rightward), lengths, strict=True)
     )
-    return oriented.from_polygon(jnp.concatenate([centre + up, centre + right, centre - up, centre - right], -1))
+    along, across = right - up, right + up  # sides
+    length = norm(along)[..., None]
+    x, y = jnp.split(
+        jnp.where(length > 0, along, jnp.array([1.0, 0.0])), 2, -1
+    )  # a flat box has an angle, and a gradient
+    return oriented.normalise(jnp.concatenate([centre, length, norm(across)[..., None], jnp.arctan2(y, x)], -1))

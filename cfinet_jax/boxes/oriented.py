@@ -7,13 +7,14 @@ le90 is w >= h and an angle from x to w in [-pi/2, pi/2). Other code has other r
 import math
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from cfinet_jax.boxes import MAX_LOG_RATIO
 
 Array = Any  # NumPy's or JAX's
 EPSILON = 1e-9  # a length or an area that is divided by is not below it
 QUARTER = math.pi / 2
+TURN = 2 * math.pi  # an angle beyond it is none in radians
 CORNERS = ((-1, -1), (1, -1), (1, 1), (-1, 1))  # in halves of w and h, clockwise on the screen
 PAIRS = ((0, 1), (1, 2), (2, 3), (3, 0), (0, 2), (1, 3))  # of corners
 
@@ -224,6 +225,14 @@ def overlap_of_first(a: Float[Array, "m 5"], b: Float[Array, "n 5"]) -> Float[Ar
     """Share of each box of `a` that lies inside each box of `b`, in [0, 1]."""
     shared = intersection(a[:, None], b[None])
     return shared / shared.__array_namespace__().maximum(area(a), EPSILON)[:, None]
+
+
+def contain(boxes: Float[Array, "n 5"], points: Float[Array, "m 2"]) -> Bool[Array, "m n"]:
+    """Whether each point (x, y) lies in each box."""
+    x, y, w, h, angle = _columns(boxes)
+    xp = boxes.__array_namespace__()
+    along, across = _turn(xp, points[:, :1] - x, points[:, 1:] - y, -angle)
+    return (xp.abs(along) <= w / 2) & (xp.abs(across) <= h / 2)
 
 
 def encode(

@@ -83,7 +83,9 @@ def detections_of(ground_truth: dict, detections: list[dict] | Columns, protocol
     if protocol.boxes == "oriented":
         boxes = as_oriented(boxes)
     elif boxes.shape[1] != 4:
-        raise UserError(f"the detections are oriented, and {protocol.name} scores upright boxes: choose oriented or soda_a")
+        raise UserError(
+            f"the detections are oriented, and {protocol.name} scores upright boxes: choose oriented or soda_a"
+        )
     images, owners = _indices(ground_truth, found.image_ids, found.category_ids, "detections")
     return _Detections(images, owners, boxes, scores)
 

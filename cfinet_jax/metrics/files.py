@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from cfinet_jax.boxes import oriented
 from cfinet_jax.errors import UserError
 
-TURN = 2 * np.pi  # an angle beyond it is none in radians
 LARGEST = 1e18  # of a number; anything beyond, as NaN, is none
 
 
@@ -26,7 +26,9 @@ def _is_box(value: Any) -> bool:
 
 
 def _is_oriented(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 5 and all(map(_is_number, value)) and abs(value[4]) <= TURN
+    return (
+        isinstance(value, list) and len(value) == 5 and all(map(_is_number, value)) and abs(value[4]) <= oriented.TURN
+    )
 
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -90,9 +90,14 @@ PROTOCOLS = {
     "soda_a": SODA_A,
     # As SODA-A's code is since July 2025; the published numbers are probably of the code before.
     "soda_a_2025": dataclasses.replace(SODA_A, name="soda_a_2025", best_only=True),
-    # For oriented data that no benchmark names: objects of every size.
+    # For oriented data that no benchmark names: objects of every size, and regions as COCO has them.
     "oriented": dataclasses.replace(
-        SODA_A, name="oriented", headline="all", ranges={"all": ANY_AREA, **SODA_SIZES, "larger": (2000.0, ANY_AREA[1])}
+        SODA_A,
+        name="oriented",
+        headline="all",
+        ranges={"all": ANY_AREA, **SODA_SIZES, "larger": (2000.0, ANY_AREA[1])},
+        regions_are_crowds=True,
+        region_flags=("ignore", "iscrowd"),
     ),
     # Of AI-TOD's own scoring code (jwwangchn/cocoapi-aitod). Its paper has very tiny objects from 2 x 2 pixels on and
     # medium ones up to 64 x 64; the code sets no such bounds.

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 KEYS: tuple[str, ...] = ("image_id", "category_id", "bbox", "score")  # COCO's, in the order of the columns
 DIGITS, ANGLE_DIGITS = 3, 5  # of a pixel, of a radian
+STEEPEST = 1.57079  # the largest of so many digits below pi / 2
 CHUNK = 4096  # detections that are Python objects at a time
 
 
@@ -48,7 +49,8 @@ def columns_of_image(
     """Those of one image, to a thousandth of a pixel; boxes x1 y1 x2 y2 become x y w h, oriented ones stay."""
     boxes = np.asarray(boxes, np.float64)
     if boxes.shape[1] == 5:
-        rounded = np.hstack([boxes[:, :4].round(DIGITS), boxes[:, 4:].round(ANGLE_DIGITS)])
+        angles = np.clip(boxes[:, 4:].round(ANGLE_DIGITS), -STEEPEST, STEEPEST)
+        rounded = np.hstack([boxes[:, :4].round(DIGITS), angles])
     else:
         rounded = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]).round(DIGITS)
     return Columns(np.full(len(rounded), image_id), np.asarray(category_ids), rounded, np.asarray(scores, np.float64))

@@ -208,7 +208,7 @@ def check_keys(section: str, settings: Collection[str], known: Collection[str]) 
             raise UserError(f"{section} has no key {key!r}: choose from {', '.join(sorted(known))}.")
     for key in known:
         if key not in settings:
-            raise UserError(f"{section} lacks the key {key!r}: set it, as configs/sodad.py does.")
+            raise UserError(f"{section} lacks the key {key!r}: set it, as configs/sodad.py or configs/sodaa.py does.")
 
 
 def check_choice(key: str, value: Any, choices: Collection[Any]) -> None:

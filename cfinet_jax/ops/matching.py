@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes import horizontal, oriented
 from cfinet_jax.boxes.kinds import kind_of
 from cfinet_jax.boxes.similarity import Pairwise
 from cfinet_jax.structures import GroundTruth
@@ -87,8 +87,13 @@ def iou_of_shapes(factors: Sequence[tuple[float, float]]) -> Pairwise:
 
 
 def inside_region(boxes: Float[Array, "boxes k"], truth: GroundTruth, share: float) -> Bool[Array, " boxes"]:
-    """Boxes of which more than `share` lies in one ignore region."""
+    """Boxes of which more than `share` lies in one ignore region.
+
+    Of upright boxes and oriented regions: in the box around the region, and their centres in the region itself.
+    """
     covered = jnp.where(truth.is_region, kind_of(boxes).overlap_of_first(boxes, truth.boxes), 0.0)
+    if truth.oriented is not None and kind_of(boxes) is horizontal:
+        covered = jnp.where(oriented.contain(truth.oriented, horizontal.centre_size(boxes)[0]), covered, 0.0)
     return covered.max(1) > share
 
 

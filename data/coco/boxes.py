@@ -68,6 +68,9 @@ def corners_of(entry: Entry, note: Note) -> np.ndarray | None:
     if not are_numbers(entry["rbox"], 5):
         note("oriented box is not five finite numbers, skipped")
         return None
+    if abs(entry["rbox"][4]) > oriented.TURN:
+        note("oriented box whose angle is not in radians, skipped")
+        return None
     return oriented.to_polygon(np.array(entry["rbox"], float)).reshape(4, 2)
 
 

@@ -1,6 +1,7 @@
 """Reads folders as DOTA has them: a label file per image, with the corners, the class and the difficulty of objects.
 
-A line is `x1 y1 x2 y2 x3 y3 x4 y4 class difficult`; those of the source and the resolution of an image are passed over.
+A line is `x1 y1 x2 y2 x3 y3 x4 y4 class difficult`, where a class may be several words; lines of the source and the
+resolution of an image are passed over.
 """
 
 import itertools
@@ -53,9 +54,12 @@ def class_names(labels: itertools.chain[epath.Path]) -> list[str]:
 def read_folder(
     split: str, folder: epath.Path, labels: list[epath.Path], ids: Mapping[str, int], journal: Journal
 ) -> Split:
-    """A split: every label file describes the image of its name in `images`."""
+    """A split: every label file describes the image of its name in `images`; how many have none is printed."""
     images = folder / "images"
     pictures = {path.stem: path for path in images.glob("*") if path.suffix.lower() in ENDINGS}
+    unlabelled = sorted(pictures.keys() - {path.stem for path in labels})
+    if unlabelled:
+        print(f"{split}: {len(unlabelled)} pictures without a label file are left out, {unlabelled[0]} the first")
     files = [(pictures.get(path.stem, images / f"{path.stem}.png"), path) for path in labels]
     names = {place: name for name, place in ids.items()}
     coco = coco_of(files, names, images, partial(read_label, ids=ids))
@@ -75,6 +79,7 @@ def parse(line: str) -> Label | None:
     if line.strip().lower().startswith(HEADERS):
         return None
     words = line.split()
-    polygon = [*itertools.takewhile(math.isfinite, map(number, words))]
-    rest = words[len(polygon) :]
-    return Label(polygon, rest[0] if rest else "", rest[1:2] not in ([], ["0"]))
+    polygon = [*itertools.takewhile(math.isfinite, map(number, words[:CORNERS]))]
+    name = words[len(polygon) :]  # of one word or more, and perhaps the difficulty
+    difficult = len(name) > 1 and math.isfinite(number(name[-1])) and number(name.pop()) != 0
+    return Label(polygon, " ".join(name), difficult)

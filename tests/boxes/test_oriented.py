@@ -95,6 +95,14 @@ def test_overlap_of_first_is_the_share_inside(rng):
     np.testing.assert_allclose(jax.jit(oriented.overlap_of_first)(a, b), expected, atol=1e-5)
 
 
+def test_points_lie_in_boxes(rng):
+    boxes, points = some_boxes(rng, 30, largest=60), rng.uniform(0, 64, (50, 2)).astype(np.float32)
+    apart = shapely.distance(shapely.points(points)[:, None], shapely.boundary(reference.polygons(boxes)))
+    expected = shapely.contains(reference.polygons(boxes), shapely.points(points)[:, None])
+    assert 0.05 < expected.mean() < 0.95
+    np.testing.assert_array_equal((oriented.contain(boxes, points) == expected)[apart > 1e-3], True)
+
+
 def test_gradients_are_those_of_differences(rng):
     a, b = reference.pairs(rng, 200)
     gradients = jax.jit(jax.grad(lambda a, b: oriented.paired_iou(a, b).sum(), (0, 1)))(a, b)

@@ -15,6 +15,7 @@ from cfinet_jax import dataset, own_data
 from cfinet_jax.boxes import oriented
 from data import prepare
 from data.coco.boxes import read_oriented
+from data.dota.labels import parse
 from tests.soda import draw
 from tests.sodaa import IGNORE, IMAGES, NAMES, make, turned
 
@@ -115,7 +116,11 @@ def test_rboxes_are_read_where_there_is_no_polygon():
     found = read_oriented({"rbox": [50, 40, 10, 30, 3.0]}, {"height": 100, "width": 150}, noted.append)
     np.testing.assert_allclose(found["rbox"], [50, 40, 30, 10, 3.0 - math.pi / 2])
     assert read_oriented({"rbox": [50, 40, 10, 30]}, {"height": 100, "width": 150}, noted.append) is None
-    assert noted == ["oriented box is not five finite numbers, skipped"]
+    assert read_oriented({"rbox": [50, 40, 10, 30, 45]}, {"height": 100, "width": 150}, noted.append) is None
+    assert noted == [
+        "oriented box is not five finite numbers, skipped",
+        "oriented box whose angle is not in radians, skipped",
+    ]
 
 
 REFUSED = {  # content of a file of train, and what is said
@@ -167,7 +172,7 @@ def dota(tmp_path) -> Path:
     lines = {
         "train": [
             "10 10 40 10 40 20 10 20 ship 0",
-            "50 50 80 50 80 70 50 70 large-vehicle 1",
+            "50 50 80 50 80 70 50 70 large vehicle 1",
             "1 2 3 ship 0",
             "nonsense",
         ],
@@ -182,12 +187,14 @@ def dota(tmp_path) -> Path:
     return folder
 
 
-def test_label_files_of_dota(dota):
+def test_label_files_of_dota(dota, capsys):
+    cv2.imwrite(str(dota / "train" / "images" / "P2.png"), draw(100, 120))
     assert call(dota, name="dota") == 0
+    assert "train: 1 pictures without a label file are left out, P2 the first" in capsys.readouterr().out
     prepared = open_split(dota, "train", "dota")
     assert (prepared.boxes, prepared.classes, prepared.category_ids) == (
         "oriented",
-        ("large-vehicle", "ship"),
+        ("large vehicle", "ship"),
         (1, 2),
     )
     objects = prepared.source[0]["objects"]
@@ -198,6 +205,14 @@ def test_label_files_of_dota(dota):
         "annotation of an unknown category, skipped": ["line 6 of the labels of P1.png"],
     }
     assert open_split(dota, "val", "dota").classes == prepared.classes
+
+
+@pytest.mark.parametrize(
+    ("rest", "name", "difficult"),
+    [("ship", "ship", False), ("small car 1", "small car", True), ("747 0.0", "747", False), ("747", "747", False)],
+)
+def test_a_line_of_dota(rest, name, difficult):
+    assert parse(f"1 2 3 4 5 6 7 8 {rest}") == ([1, 2, 3, 4, 5, 6, 7, 8], name, difficult)
 
 
 def test_a_folder_that_is_not_dotas_is_refused(tmp_path, capsys):
@@ -225,6 +240,13 @@ def test_coco_files_are_read_as_asked(tmp_path, boxes):
         np.testing.assert_allclose(objects["rbox"], [[50, 50, 40, 10, math.pi / 4]], rtol=1e-5)
     else:
         np.testing.assert_allclose(objects["bbox"], [[32, 32, 68, 68]])
+
+
+def test_own_data_may_be_in_dotas_layout(dota, capsys):
+    assert call(dota, "--name=mine", "--boxes=oriented", name="own") == 0
+    assert open_split(dota, "train", "mine").boxes == "oriented"
+    assert call(dota, "--name=other", name="own") == 2
+    assert "has oriented boxes, as DOTA: add --boxes=oriented" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sodad", "yolo", "visdrone"])

@@ -129,6 +129,19 @@ def test_only_the_plain_protocol_counts_large_objects():
     assert score(ground_truth, found, SODA_A)["AP"] is None
 
 
+@pytest.mark.parametrize("flag", ["ignore", "iscrowd"])
+def test_regions_of_own_data_absorb_all_detections(flag):
+    """SODA-A's has none; of others' it forgives one."""
+    boxes = [50.0, 50.0, 60.0, 50.0, 0.3], [200.0, 200.0, 100.0, 100.0, 0.5]
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "rbox": box} for box in boxes]
+    annotations[1][flag] = 1
+    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "ship"}], "annotations": annotations}
+    inside = [[200.0 + shift, 200.0, 10.0, 10.0, 0.0] for shift in (-20, 0, 20)]
+    scored = zip((boxes[0], *inside), (0.5, 0.9, 0.8, 0.7), strict=True)
+    found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": score} for box, score in scored]
+    assert score(ground_truth, found, PROTOCOLS["oriented"])["AP"] == pytest.approx(1)
+
+
 def as_rbox(box: list) -> list[float]:
     x, y, width, height = box
     return overlaps.as_oriented(np.array([[x, y, width, height]]))[0].tolist()
@@ -192,5 +205,9 @@ def test_columns_keep_oriented_boxes():
     box = [50.12345, 40, 20, 10, 0.1234567]
     found = columns_of_image(np.array([box]), np.array([0.5]), np.array([3]), 7)
     np.testing.assert_array_equal(found.boxes, [[50.123, 40, 20, 10, 0.12346]])
+    steep = columns_of_image(
+        np.array([[9, 9, 4, 2, -np.pi / 2], [9, 9, 4, 2, 1.5707962]]), np.ones(2), np.ones(2, int), 7
+    )
+    assert (np.abs(steep.boxes[:, 4]) < np.pi / 2).all()  # rounding leaves the range no more
     again = columns([{"image_id": 7, "category_id": 3, "bbox": box, "score": 0.5}])
     assert again.boxes.shape == (1, 5) and columns([]).boxes.shape == (0, 4)

@@ -1,5 +1,7 @@
 """Assignment of boxes to objects against plain loops and the reference's numbers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfinet_jax.boxes import oriented
 from cfinet_jax.boxes.anchors import anchor_grid
 from cfinet_jax.ops import matching
 from cfinet_jax.structures import GroundTruth
@@ -231,6 +234,17 @@ def test_boxes_inside_regions_are_neither_positive_nor_negative():
         assert ours.negative.tolist() == [False, False, False, True, True]
     dynamic = match_released(boxes, truth, jnp.array(1.0))
     assert dynamic.positive.tolist() == [True, False, False, False, False]
+
+
+def test_a_slanted_region_is_less_than_the_box_around_it():
+    """A bar of 200 x 20 at 45 degrees: in its corner of the square around it stands an object."""
+    bar, corner, middle = [100, 100, 200, 20, np.pi / 4], [150.0, 40.0, 160.0, 50.0], [95.0, 95.0, 105.0, 105.0]
+    boxes = jnp.array([corner, middle])
+    upright = plain.ground_truth([corner, middle], regions=[np.asarray(oriented.enclose(np.array(bar)))])
+    standing = np.array([[155, 45, 10, 10, 0], [100, 100, 10, 10, 0], bar], np.float32)
+    truth = dataclasses.replace(upright, oriented=jnp.asarray(standing))
+    assert matching.inside_region(boxes, upright, 0.5).tolist() == [True, True]
+    assert matching.inside_region(boxes, truth, 0.5).tolist() == [False, True]
 
 
 def test_an_ignore_region_is_no_object():
