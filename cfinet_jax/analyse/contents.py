@@ -51,8 +51,8 @@ def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], settings: Co
         owners.append(np.full(learnt.sum(), index))
         regions.append(np.sum(sound & objects.ignore))
     sizes = np.array(pictures)
-    content = map(np.concatenate, (boxes, areas, labels, owners))
-    return Contents(sizes, scales_of(sizes, settings), *content, np.array(regions))
+    joined = [np.concatenate(parts) for parts in (boxes, areas, labels, owners)]
+    return Contents(sizes, scales_of(sizes, settings), *joined, regions=np.array(regions))
 
 
 def overlaps_with_anchors(contents: Contents, config: ConfigDict, scale: float) -> np.ndarray:
