@@ -85,4 +85,5 @@ def test_two_processes_are_one_run(tmp_path):
     assert found.keys() == expected.keys() == set(range(1, stopped + 3))
     for step, values in expected.items():
         for name, value in values.items():
-            np.testing.assert_allclose(found[step][name], value, rtol=2e-3, atol=1e-4, err_msg=f"{step} {name}")
+            tolerance = 5e-4 * step  # what is rounded otherwise grows from step to step
+            np.testing.assert_allclose(found[step][name], value, rtol=tolerance, atol=1e-4, err_msg=f"{step} {name}")
