@@ -78,7 +78,9 @@ def compare(
         plots.draw_differences(found, of_paper, names, workdir / f"{name}_differences.png")
         sections["Differences"] = (
             f"{tables.difference_table(found, study, protocol, boxes, on_soda)}\nIn percent points of {study.measure}, "
-            f"seed by seed; the interval is over {RESAMPLES:,} choices of as many images and seeds.\n\n"
+            f"seed by seed; the interval is over seeds (Student's t) and "
+            f"images ({RESAMPLES:,} choices of as many). With one seed it is over images only: another seed may say "
+            "otherwise.\n\n"
             f"![differences by size]({name}_differences.png)"
         )
         heading = "Of these runs, and no further:\n\n" if warning(rows) else ""

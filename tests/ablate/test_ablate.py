@@ -85,7 +85,7 @@ def test_a_study_is_run_once_and_reported(ablate, trainings, tmp_path):
         assert (tmp_path / "work" / f"mine_{number}.png").stat().st_size > 1000
     assert (tmp_path / "work" / "mine.html").stat().st_size > 10_000
     saved = json.loads((tmp_path / "work" / "mine.json").read_text())
-    assert saved["differences"]["plain"]["AP"] == [0.0, 0.0, 0.0]
+    assert saved["differences"]["plain"]["AP"] == [0.0, 0.0, 0.0, 2]
     assert all(Path(tmp_path, "work", folder).exists() for folder in links(page))
 
     trainings.clear()
