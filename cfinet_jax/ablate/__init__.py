@@ -21,6 +21,7 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
     Raises:
       UserError: the study cannot be set up, or a run failed; everything else is finished and reported by then.
     """
+    shared = devices.leave_to_helpers(given, workdir) if given and not devices.is_helper() else []
     config = discover_sizes(config, workdir)
     check_values(config)
     loaded, name = load_study(study, config), study.rpartition(":")[2]
@@ -34,8 +35,8 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
         build_detector(run.config.detector, len(prepared.classes))
     if devices.is_helper():
         return run_all(runs)
-    if given:
-        devices.run_on(given.split(","), runs, workdir)
+    if shared:
+        devices.run_on(shared, runs, workdir)
     else:
         run_all(runs)
     page.write(loaded, runs, prepared, config, workdir, name)

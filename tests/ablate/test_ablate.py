@@ -158,6 +158,7 @@ def test_what_another_process_is_at_is_left_to_it(ablate, trainings, tmp_path):
         (("broken",), "detector.precision is 'float8'"),
         (("none",), "has no study 'none': choose one of mine, recall"),
         (("mine", "--devices=a,b"), "--devices has 'a': give numbers, such as 0,1,2,3."),
+        (("mine", "--devices=0", "--workdir=gs://bucket/work"), "--devices wants a --workdir on a disk"),
         (("recall", "--config.evaluation.proposals=False"), "set evaluation.proposals"),
     ],
 )
