@@ -88,7 +88,7 @@ def run_on(devices: list[str], runs: list[Run], workdir: epath.Path) -> None:
             bad = stop(started)
             if isinstance(error, Interrupted) and bad:
                 raise Interrupted(
-                    f"Stopped by {request.signal}, but work since the last checkpoint may be lost: {' and '.join(bad)}. "
+                    f"Stopped by {request.signal}, but some work may be lost: {' and '.join(bad)}. "
                     f"See {folder}. {GO_ON}"
                 ) from error
             raise

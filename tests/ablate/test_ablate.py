@@ -1,6 +1,7 @@
 """`--mode=ablate`: runs are skipped, resumed, shared and reported as they should be."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,7 @@ def test_a_row_that_fails_stops_nothing(ablate, trainings, tmp_path, monkeypatch
 
     monkeypatch.setattr(runs, "train", refuse)
     status, _, errors = ablate("mine")
+    assert "not finished" not in errors and errors.endswith("The same command goes on with what is left.\n")
     assert status == 2 and f"1 of 6 runs failed, the first (lighter, seed 1) with: {line}" in errors
     assert f"| lighter | 1 | failed: {line} |" in (tmp_path / "work" / "mine.md").read_text()
     assert len(trainings) == 5
@@ -147,8 +149,9 @@ def test_what_another_process_is_at_is_left_to_it(ablate, trainings, tmp_path):
     trainings.clear()
     folder = next((tmp_path / "work" / "runs").glob("*"))
     with locked(runs.epath.Path(folder / "seed_1" / "claim")):
-        status, output, _ = ablate("two")
-    assert status == 0 and len(trainings) == 1 and "another process is at it" in output
+        status, output, errors = ablate("two")
+    assert status == 2 and len(trainings) == 1 and "another process is at it" in output
+    assert re.search("1 of 4 runs are not finished [(](base|plain), seed 1[)]: another process is at them, or", errors)
     assert "| not finished |" in (tmp_path / "work" / "two.md").read_text()
 
 
