@@ -10,8 +10,22 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.run_log import flatten
 
 STUDIES = "configs/ablations.py"  # where a study is looked for unless a file is named
+
+OF_NO_EFFECT = (  # on what a run of some seed learns and scores: they make no other experiment
+    "seed",
+    "dataset.read_threads",
+    "training.on_nonfinite",
+    "training.log_every_images",
+    "training.checkpoint_every_images",
+    "training.keep_checkpoints",
+    "evaluation.overlays",
+    "evaluation.overlay_min_score",
+    "prediction.overlap",
+    "prediction.min_score",
+)
 
 
 class Row(NamedTuple):
@@ -68,6 +82,6 @@ def config_of(row: Row, config: ConfigDict) -> ConfigDict:
 
 
 def digest(config: ConfigDict) -> str:
-    """A name for an experiment, whatever its seed: rows of several studies that are equal are trained once."""
-    settings = json.loads(config.to_json()) | {"seed": None}
+    """A name for an experiment by what has an effect: rows of several studies that are equal are trained once."""
+    settings = {key: value for key, value in flatten(json.loads(config.to_json())).items() if key not in OF_NO_EFFECT}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

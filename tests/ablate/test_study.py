@@ -4,12 +4,12 @@ import jax
 import pytest
 
 from cfinet_jax import mesh
-from cfinet_jax.ablate.study import Row, config_of, digest, load_study
+from cfinet_jax.ablate.study import OF_NO_EFFECT, Row, config_of, digest, load_study
 from cfinet_jax.compile import shipped_shapes
 from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import make_detect
 from cfinet_jax.run import build
-from cfinet_jax.run_log import flatten
+from cfinet_jax.run_log import flatten, identity
 from cfinet_jax.trained import state_shapes
 from cfinet_jax.training import make_step
 from configs import ablations, sodad
@@ -100,11 +100,20 @@ def test_the_paper_s_choice_of_a_key_is_the_experiment_itself():
     assert digest(config_of(STUDIES["choices"].rows[-2], sodad.get_config())) == digest(sodad.get_config("released"))
 
 
-def test_a_seed_makes_no_other_experiment():
-    other = BASE.copy_and_resolve_references()
-    other.seed = 5
+@pytest.mark.parametrize("key", OF_NO_EFFECT)
+def test_what_has_no_effect_makes_no_other_experiment(key):
+    """And a run that has begun goes on with it changed."""
+    other, value = BASE.copy_and_resolve_references(), flatten(BASE.to_dict())[key]
+    other.update_from_flattened_dict({key: "skip" if isinstance(value, str) else value + 1})
     assert digest(other) == digest(BASE)
-    other.detector.imitation.weight = 0.1
+    if key != "seed":
+        assert identity(other.to_dict()) == identity(BASE.to_dict())
+
+
+@pytest.mark.parametrize("key", ["detector.imitation.weight", "training.images", "evaluation.every_images"])
+def test_what_has_an_effect_makes_another(key):
+    other = BASE.copy_and_resolve_references()
+    other.update_from_flattened_dict({key: flatten(BASE.to_dict())[key] * 2})
     assert digest(other) != digest(BASE)
 
 
