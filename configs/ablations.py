@@ -24,6 +24,7 @@ from configs.sodaa import ORIENTED_RCNN, ROTATED_FASTER_RCNN
 from configs.sodad import CASCADE, FASTER_RCNN, GUIDED_ANCHOR, RELEASED, RPN_HALF
 
 NETWORK = "detector.proposal_network"
+SAMPLES = "detector.roi_head.samples"
 WITHOUT_IMITATION = {"detector.imitation.enabled": False}
 # CRPN in the place of RPN, where proposal networks are compared on Faster R-CNN; it reads P2-P5.
 CRPN = FASTER_RCNN | {f"{NETWORK}.name": "coarse_to_fine", "detector.neck.levels": 4}
@@ -57,7 +58,7 @@ NETWORKS = (
 
 def get_studies(config: ConfigDict) -> dict[str, Study]:
     """All studies of an experiment, by name."""
-    return {
+    studies = {
         "table1": table1(),
         "table2": table2(),
         "table3": table3(),
@@ -92,9 +93,20 @@ def get_studies(config: ConfigDict) -> dict[str, Study]:
         ),
         "figure1": figure1(),
         "figure4": figure4(config),
-        "choices": choices(),
+        "choices": choices(config),
         "assigners": assigners(),
     }
+    return {
+        name: study._replace(rows=tuple(fitted(row, config) for row in study.rows)) for name, study in studies.items()
+    }
+
+
+def fitted(row: Row, config: ConfigDict) -> Row:
+    """Faster R-CNN has twice the RoI samples of CFINet, as in the paper, on a smaller experiment too."""
+    if SAMPLES not in row.changes:
+        return row
+    samples = min(row.changes[SAMPLES], 2 * config.detector.roi_head.samples)
+    return row._replace(changes={**row.changes, SAMPLES: samples})
 
 
 NETWORK_NOTE = (
@@ -253,10 +265,10 @@ def figure4(config: ConfigDict) -> Study:
     return Study("Figure 4: proposals over the training", rows, NETWORK_NOTE, measure="proposals/AR300")
 
 
-def choices() -> Study:
+def choices(config: ConfigDict) -> Study:
     """Where the released code leaves the paper, one choice at a time, and a smaller memory."""
     rows = [Row(f"{key.removeprefix('detector.')} = {value}", {key: value}) for key, value in RELEASED.items()]
-    smaller = Row("a quarter of the memory", {"detector.imitation.slots": 64})
+    smaller = Row("a quarter of the memory", {"detector.imitation.slots": config.detector.imitation.slots // 4})
     return Study(
         "The released code's choices, one at a time", (Row("paper", {}), *rows, Row("all six", RELEASED), smaller)
     )

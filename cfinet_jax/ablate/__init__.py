@@ -9,7 +9,7 @@ from cfinet_jax.ablate.runs import Run, run_all, runs_of
 from cfinet_jax.ablate.study import load_study
 from cfinet_jax.errors import UserError
 from cfinet_jax.models.detector import build_detector
-from cfinet_jax.run import check_values, discover_sizes
+from cfinet_jax.run import check_start, check_values, discover_sizes
 
 
 def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, given: str | None) -> None:
@@ -32,6 +32,8 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
     runs = runs_of(loaded, config, workdir, seeds)
     for run in runs:  # before anything is trained
+        check_values(run.config)
+        check_start(run.config)
         build_detector(run.config.detector, len(prepared.classes))
     if devices.is_helper():
         return run_all(runs)

@@ -51,15 +51,19 @@ def load_study(name: str, config: ConfigDict) -> Study:
     """The study NAME of `configs/ablations.py`, or FILE:NAME; its rows may depend on the experiment.
 
     Raises:
-      UserError: there is no such file or study, or it is for other boxes.
+      UserError: there is no such file or study, it is for other boxes, or its rows are no runs of their own.
     """
     path, _, name = name.rpartition(":")
     path = path or STUDIES
-    spec = importlib.util.spec_from_file_location("studies", path)
-    if spec is None or spec.loader is None or not epath.Path(path).exists():
+    if not epath.Path(path).exists():
         raise UserError(f"--study: there is no file {path}: run from the repository's folder, or give FILE.py:NAME.")
+    spec = importlib.util.spec_from_file_location("studies", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--study: {path} does not end in .py: give FILE.py:NAME.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_studies"):
+        raise UserError(f"--study: {path} has no function get_studies(config): write one as in {STUDIES}.")
     studies = module.get_studies(config)
     if name not in studies:
         raise UserError(f"--study: {path} has no study {name!r}: choose one of {', '.join(studies)}.")
@@ -68,7 +72,31 @@ def load_study(name: str, config: ConfigDict) -> Study:
         raise UserError(
             f"{name} wants {study.boxes} boxes: give an experiment with them, as --config=configs/sodaa.py."
         )
+    check_rows(study, name, config)
     return study
+
+
+def check_rows(study: Study, name: str, config: ConfigDict) -> None:
+    """Rows are told apart by their names and by what they change, and leave the seed alone.
+
+    Raises `UserError` for the first one that does not, or that cannot be set.
+    """
+    names, experiments = set(), {}
+    for row in study.rows:
+        if row.name in names:
+            raise UserError(f"{name} has two rows {row.name!r}: rename one of them.")
+        names.add(row.name)
+        if "seed" in row.changes:
+            raise UserError(
+                f"The row {row.name!r} of {name} sets seed: leave it out, for all rows are run from the same seeds, "
+                "--seeds=NUMBER of them from --config.seed on."
+            )
+        same = experiments.setdefault(digest(config_of(row, config)), row.name)
+        if same != row.name and study.measure != "anchors":
+            raise UserError(
+                f"The rows {same!r} and {row.name!r} of {name} are the same experiment with this --config: give "
+                "another one, or leave out a row."
+            )
 
 
 def config_of(row: Row, config: ConfigDict) -> ConfigDict:

@@ -33,6 +33,8 @@ def get_studies(config):
         "mine": Study("Mine", rows, "A note.", quoted=(Row("theirs", {}, {"AP": 12.5}),)),
         "recall": Study("Recall", rows[:2], measure="proposals/AR300"),
         "fit": Study("Fit", anchors, measure="anchors"),
+        "unscored": Study("Unscored", (Row("base", {}), Row("odd", {"evaluation.protocol": "soda_a"}))),
+        "frozen": Study("Frozen", (Row("base", {}), Row("odd", {"detector.backbone.frozen_stages": 1}))),
         "broken": Study("Broken", (Row("base", {}), Row("odd", {"detector.precision": "float8"}))),
         "quoted": Study("Quoted", (), quoted=(Row("theirs", {}, {"AP": 12.5}),)),
         "two": Study("Two", rows[::2]),
@@ -159,6 +161,8 @@ def test_what_another_process_is_at_is_left_to_it(ablate, trainings, tmp_path):
     ("arguments", "message"),
     [
         (("broken",), "detector.precision is 'float8'"),
+        (("unscored",), "evaluation.protocol is 'soda_a'"),
+        (("frozen",), "detector.backbone.frozen_stages would freeze random weights"),
         (("none",), "has no study 'none': choose one of mine, recall"),
         (("mine", "--devices=a,b"), "--devices has 'a': give numbers, such as 0,1,2,3."),
         (("mine", "--devices=0", "--workdir=gs://bucket/work"), "--devices wants a --workdir on a disk"),
