@@ -1,7 +1,7 @@
 """The paper's study: every table and two figures as rows of changed entries, each one command.
 
 Command:   python -m cfinet_jax.main --mode=ablate --config=configs/sodad.py --workdir=runs/ablations
-               --study=table5 --seeds=3
+               --study=table5 --seeds=3 --config.training.pretrained=resnet50.npz
            the same command goes on with what is not finished; rows that several studies share are trained once;
            --devices=0,1,2,3 trains a run on each of four devices instead of one run on all
 Studies:   table1 ... table9, figure1, figure4: those of the paper; table5 is controlled, table5_as_published is not
