@@ -14,7 +14,7 @@ import pytest
 
 from cfinet_jax import training
 from cfinet_jax.ablate import intervals, runs
-from cfinet_jax.errors import Interrupted, UserError
+from cfinet_jax.errors import Interrupted, Unwritable, UserError
 from cfinet_jax.lock import locked
 from tests import tiny
 
@@ -144,6 +144,19 @@ def test_an_interrupted_study_goes_on_where_it_was(ablate, trainings, monkeypatc
     monkeypatch.setattr(runs, "train", train)
     assert ablate("mine")[0] == 0
     assert trainings == [("0.5", 0), ("0.5", 1), ("0.25", 0), ("0.25", 1), ("plain", 0), ("plain", 1)]
+
+
+def test_a_workdir_that_cannot_be_written_ends_the_study(ablate, trainings, tmp_path, monkeypatch):
+    """As of a full disk: every other run would end in the same way."""
+
+    def refuse(config, folder, programs):
+        trainings.append(config.seed)
+        raise Unwritable("Checkpoint 8 cannot be written: make room.")
+
+    monkeypatch.setattr(runs, "train", refuse)
+    status, _, errors = ablate("mine")
+    assert (status, errors) == (2, "cfinet_jax: Checkpoint 8 cannot be written: make room.\n")
+    assert trainings == [0] and not list((tmp_path / "work").glob("runs/*/*/failure.txt"))
 
 
 def test_what_another_process_is_at_is_left_to_it(ablate, trainings, tmp_path):
