@@ -170,6 +170,7 @@ def table3() -> Study:
             Row("CFINet", {}, published(SCORES, 34.4, 73.1, 26.1, 13.5, 29.3, 44.0, 35.9)),
         ),
         "How CFINet was set up there is not known: docs/fidelity.md says what is assumed.",
+        published_on="sodaa",
         boxes="oriented",
         quoted=(
             quote("Rotated RetinaNet", 26.8, 63.4, 16.2, 9.1, 22.0, 35.4, 28.2),

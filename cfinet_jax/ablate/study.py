@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
     name: str
     changes: Mapping[str, Any]  # key of the configuration -> value
-    published: Mapping[str, float] = {}  # score -> percent on SODA's test set, by the name of the score here
+    published: Mapping[str, float] = {}  # score -> percent in the paper, by the name of the score here
 
 
 class Study(NamedTuple):
@@ -44,7 +44,12 @@ class Study(NamedTuple):
     note: str = ""
     measure: Literal["AP", "proposals/AR300", "anchors"] = "AP"  # anchors: nothing is trained, the data are looked at
     quoted: tuple[Row, ...] = ()  # of the paper, not built here
+    published_on: str = "sodad"  # the data set on whose test split the paper's numbers are
     boxes: str | None = None  # what `dataset.boxes` of the experiment has to be; None: anything
+
+    def stands_beside(self, settings: ConfigDict) -> bool:
+        """Whether scores with this section `dataset` are of what the paper's are of; elsewhere they are context."""
+        return (settings.name, settings.eval_split) == (self.published_on, "test")
 
 
 def load_study(name: str, config: ConfigDict) -> Study:

@@ -72,11 +72,12 @@ def difference_table(
     study: Study,
     protocol: Protocol,
     boxes: Mapping[str, int],
-    on_soda: bool,
+    same_data: bool,
 ) -> str:
     """Every row against the first, in percent points with the interval; bold where that excludes zero."""
     keys = keys_of(study.measure, protocol)
-    context = "the paper's difference" if on_soda else "context: the paper's difference, on SODA's test set"
+    of_paper = "the paper's difference"
+    context = of_paper if same_data else f"context: {of_paper}, on the test split of {study.published_on}"
     lines = []
     for row in study.rows[1:]:
         of_row = found.get(row.name, {})

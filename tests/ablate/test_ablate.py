@@ -81,7 +81,7 @@ def test_a_study_is_run_once_and_reported(ablate, trainings, tmp_path):
     page = (tmp_path / "work" / "mine.md").read_text()
     assert page in output and "A note." in page
     assert "**Proves the runner, no evidence**: 2 seeds, fewer than 3; trained on a CPU" in page
-    assert "| context: the paper's difference, on SODA's test set | +1.5 |" in page
+    assert "| context: the paper's difference, on the test split of sodad | +1.5 |" in page
     assert "30.0" not in page and "| theirs | 12.5 |" in page  # of the paper no absolute number beside ours
     assert "- No difference from base can be claimed for:" in page
     for number in ("differences", "imitation"):
@@ -144,6 +144,22 @@ def test_an_interrupted_study_goes_on_where_it_was(ablate, trainings, monkeypatc
     monkeypatch.setattr(runs, "train", train)
     assert ablate("mine")[0] == 0
     assert trainings == [("0.5", 0), ("0.5", 1), ("0.25", 0), ("0.25", 1), ("plain", 0), ("plain", 1)]
+
+
+def test_a_study_without_a_log_has_scores(ablate, trainings, tmp_path, monkeypatch):
+    """As of runs shorter than `training.log_every_images`."""
+    train = runs.train
+
+    def log_nothing(config, folder, programs):
+        train(config, folder, programs)
+        log = folder / "metrics.jsonl"
+        log.write_text("".join(line for line in log.read_text().splitlines(True) if json.loads(line)["kind"] == "eval"))
+
+    monkeypatch.setattr(runs, "train", log_nothing)
+    status, _, errors = ablate("two")
+    assert (status, errors) == (0, "")
+    page = (tmp_path / "work" / "two.md").read_text()
+    assert "No curves: " in page and "has no training record yet" in page and "## Scores" in page
 
 
 def test_a_workdir_that_cannot_be_written_ends_the_study(ablate, trainings, tmp_path, monkeypatch):

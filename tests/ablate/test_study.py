@@ -123,6 +123,23 @@ def test_a_row_that_cannot_be_set_is_named(changes):
         config_of(Row("mine", changes), BASE)
 
 
+@pytest.mark.parametrize(
+    ("study", "data", "split", "beside"),
+    [
+        ("table2", "sodad", "test", True),
+        ("table2", "sodad", "val", False),
+        ("table2", "sodaa", "test", False),
+        ("table3", "sodaa", "test", True),
+        ("table3", "sodad", "test", False),
+        ("table5", "scenes", "test", False),
+    ],
+)
+def test_the_paper_s_numbers_stand_beside_those_of_the_same_data(study, data, split, beside):
+    settings = BASE.dataset.copy_and_resolve_references()
+    settings.update(name=data, eval_split=split)
+    assert STUDIES[study].stands_beside(settings) == beside
+
+
 def test_a_study_of_oriented_boxes_wants_an_experiment_with_them():
     with pytest.raises(UserError, match="table3 wants oriented boxes: .* --config=configs/sodaa.py"):
         load_study("table3", BASE)
