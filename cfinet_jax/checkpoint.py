@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cfinet_jax.buckets import in_bucket
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import Unwritable, UserError
 from cfinet_jax.train_state import TrainState
 
 # Every device holds the whole state: one writes it. Otherwise each would write a slice of every array, small as it is.
@@ -40,7 +40,7 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any)
     """Saves the state of a step, and where in the data the run stands.
 
     Raises:
-      UserError: it cannot be written; the checkpoint before is still there.
+      Unwritable: the checkpoint before is still there.
     """
     step, last = int(state.step), checkpoints.latest_step()
     parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(encode(data_state)))
@@ -50,7 +50,7 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any)
             checkpoints.save(step, args=parts)
     except (OSError, ValueError) as error:
         before = "the start" if last is None else f"checkpoint {last}"
-        raise UserError(
+        raise Unwritable(
             f"Checkpoint {step} cannot be written to {checkpoints.directory} ({first_line(error)}): make room, or see "
             f"to its rights; then the same command goes on from {before}."
         ) from error

@@ -16,6 +16,10 @@ class UserError(Exception):
     """
 
 
+class Unwritable(UserError):
+    """A workdir that cannot be written, full or closed: what comes next would fail as well."""
+
+
 class Interrupted(Exception):
     """A run that was asked to stop and has saved what it did; the message is one line that says how to go on.
 

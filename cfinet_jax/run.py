@@ -32,6 +32,11 @@ AT_LEAST_ONE = (
     "training.keep_checkpoints",
     "evaluation.every_images",
 )
+FROZEN_AT_RANDOM = (
+    "detector.backbone.frozen_stages would freeze random weights: name published ones with "
+    "--config.training.pretrained=FILE, or train all with --config.detector.backbone.frozen_stages=-1 "
+    "--config.detector.backbone.last_norm_scale=0.3."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +105,7 @@ def first_state(config: ConfigDict, run: Run) -> TrainState:
         loaded = load_published(config, variables, run.training.classes)
     frozen = tuple(f"params/backbone/{part}" for part in frozen_parts(config.detector.backbone.frozen_stages))
     if any(name.startswith(frozen) for name in loaded.at_random):
-        raise UserError(
-            "detector.backbone.frozen_stages would freeze random weights: name published ones with "
-            "--config.training.pretrained=FILE, or train all with --config.detector.backbone.frozen_stages=-1 "
-            "--config.detector.backbone.last_norm_scale=0.3."
-        )
+        raise UserError(FROZEN_AT_RANDOM)
     return mesh.replicate(dataclasses.replace(run.state, **loaded.variables), run.mesh)
 
 
@@ -124,6 +125,12 @@ def check_values(config: ConfigDict) -> None:
             f"which score {config.dataset.boxes} boxes."
         )
     check_head(config)
+
+
+def check_start(config: ConfigDict) -> None:
+    """There are weights for what is frozen, as far as can be told without reading them."""
+    if frozen_parts(config.detector.backbone.frozen_stages) and not config.training.pretrained:
+        raise UserError(FROZEN_AT_RANDOM)
 
 
 def check_head(config: ConfigDict) -> None:

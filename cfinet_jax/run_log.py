@@ -17,7 +17,7 @@ from tensorboardX.record_writer import directory_check
 from tensorboardX.summary import scalar
 
 from cfinet_jax.buckets import in_bucket
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import Unwritable, UserError
 
 BUCKET_PAUSE = 60  # seconds; a bucket takes one version of a file in a second, and all of it each time
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -28,7 +28,7 @@ def write_settings(
 ) -> None:
     """Writes the resolved config, classes, package versions, machine and git revision as `settings.json`.
 
-    Raises `UserError` where another model has learnt in the workdir, or it cannot be written.
+    Raises `UserError` where another model has learnt in the workdir, `Unwritable` where it cannot be written.
     """
     path = workdir / "settings.json"
     settings = json.loads(config.to_json())
@@ -40,7 +40,7 @@ def write_settings(
         workdir.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(facts, indent=1, sort_keys=True))
     except OSError as error:
-        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+        raise Unwritable(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
 
 
 def has_learnt(workdir: epath.Path) -> bool:

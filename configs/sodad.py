@@ -3,6 +3,7 @@
 Data:      python data/prepare.py sodad --source=SODA-D --data_dir=prepared
            (with --windows it also cuts what is trained on: then --config.dataset.train_split=train_windows reads it)
 Command:   python -m cfinet_jax.main --config=configs/sodad.py --workdir=runs/sodad
+               --config.training.pretrained=resnet50.npz
 Variants:  sodad.py:released      the six choices in which the released code leaves the paper
            sodad.py:faster_rcnn   the baseline: RPN with three anchors on P2-P6, no imitation
            sodad.py:rpn_0.5       the baseline, its anchors positive from an IoU of 0.5 on (Table 4)

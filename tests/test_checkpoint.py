@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax import checkpoint
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import Unwritable, UserError
 from cfinet_jax.structures import ExemplarMemory
 from cfinet_jax.train_state import TrainState
 
@@ -56,7 +56,7 @@ def test_what_is_saved_is_what_was_given_even_if_the_next_step_takes_it_over(tmp
 def test_a_checkpoint_is_not_begun_without_room_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000))
     with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
-        with pytest.raises(UserError, match=r"Checkpoint 7 .* \(0.0 MB are free, 0.0 MB are needed\): make room"):
+        with pytest.raises(Unwritable, match=r"Checkpoint 7 .* \(0.0 MB are free, 0.0 MB are needed\): make room"):
             checkpoint.save(checkpoints, make_state(), 0)
         assert checkpoints.latest_step() is None and not [*checkpoints.directory.iterdir()]
 

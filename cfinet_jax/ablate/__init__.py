@@ -5,11 +5,11 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import dataset
 from cfinet_jax.ablate import anchors, devices, page
-from cfinet_jax.ablate.runs import run_all, runs_of
+from cfinet_jax.ablate.runs import Run, run_all, runs_of
 from cfinet_jax.ablate.study import load_study
 from cfinet_jax.errors import UserError
 from cfinet_jax.models.detector import build_detector
-from cfinet_jax.run import check_values, discover_sizes
+from cfinet_jax.run import check_start, check_values, discover_sizes
 
 
 def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, given: str | None) -> None:
@@ -19,8 +19,9 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
     goes on with what is not finished.
 
     Raises:
-      UserError: the study cannot be set up, or a run failed; everything else is finished and reported by then.
+      UserError: the study cannot be set up, or a run failed or is not finished; the rest is, and reported by then.
     """
+    shared = devices.leave_to_helpers(given, workdir) if given and not devices.is_helper() else []
     config = discover_sizes(config, workdir)
     check_values(config)
     loaded, name = load_study(study, config), study.rpartition(":")[2]
@@ -31,17 +32,32 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
     runs = runs_of(loaded, config, workdir, seeds)
     for run in runs:  # before anything is trained
+        check_values(run.config)
+        check_start(run.config)
         build_detector(run.config.detector, len(prepared.classes))
     if devices.is_helper():
         return run_all(runs)
-    if given:
-        devices.run_on(given.split(","), runs, workdir)
+    if shared:
+        devices.run_on(shared, runs, workdir)
     else:
         run_all(runs)
     page.write(loaded, runs, prepared, config, workdir, name)
+    check_finished(runs)
+
+
+def check_finished(runs: list[Run]) -> None:
+    """Raises `UserError` that says which runs are not, and why, where that is known."""
     failed = [run for run in runs if run.failure]
+    missing = [run.name for run in runs if not (run.finished or run.failure)]
+    lines = []
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed, the first ({failed[0].name}) with: {failed[0].failure} "
-            "The same command tries them again."
+        lines.append(
+            f"{len(failed)} of {len(runs)} runs failed, the first ({failed[0].name}) with: {failed[0].failure}"
         )
+    if missing:
+        lines.append(
+            f"{len(missing)} of {len(runs)} runs are not finished ({'; '.join(missing)}): another process is at "
+            "them, or broke off."
+        )
+    if lines:
+        raise UserError(f"{' '.join(lines)} The same command goes on with what is left.")

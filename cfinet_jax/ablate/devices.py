@@ -5,16 +5,19 @@ import subprocess
 import sys
 import time
 
+import jax
 from etils import epath
 
 from cfinet_jax.ablate.runs import Run
+from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import Interrupted, UserError
-from cfinet_jax.interruption import requests
+from cfinet_jax.interruption import GO_ON, requests
 from cfinet_jax.progress import Progress
 
 HELPER = "CFINET_JAX_HELPER"  # set in the environment of the processes started here
 LOOK = 2.0  # seconds between two looks at them
 PATIENCE = 600.0  # seconds that they have to save what they are at
+SAVED = (0, 75)  # statuses of a process with nothing left to save: it was done, or stopped as it should
 
 
 def is_helper() -> bool:
@@ -22,44 +25,101 @@ def is_helper() -> bool:
     return HELPER in os.environ
 
 
+def leave_to_helpers(given: str, workdir: epath.Path) -> list[str]:
+    """The devices of `--devices`; from here on JAX uses none of them in this process, which would take all for itself.
+
+    Raises:
+      UserError: some are no devices, or the processes could not tell at which run another one is.
+    """
+    devices = given.split(",")
+    for device in devices:
+        if not device.isdigit():
+            raise UserError(f"--devices has {device!r}: give numbers, such as 0,1,2,3.")
+        seeing(device)
+    if in_bucket(workdir):
+        raise UserError(
+            "--devices wants a --workdir on a disk: a bucket has no locks by which processes share the runs."
+        )
+    jax.config.update("jax_platforms", "cpu")
+    return devices
+
+
 def seeing(device: str) -> dict[str, str]:
-    """The environment of a process that sees one GPU or one TPU chip alone."""
-    alone = {"CUDA_VISIBLE_DEVICES": device, "TPU_VISIBLE_CHIPS": device}
+    """The environment of a process that sees one GPU or one TPU chip alone, of those that this one may see."""
+    alone = {name: visible(name, device) for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")}
     bounds = dict.fromkeys(("TPU_PROCESS_BOUNDS", "TPU_CHIPS_PER_PROCESS_BOUNDS"), "1,1,1")
     return os.environ | alone | bounds | {HELPER: device}
+
+
+def visible(name: str, device: str) -> str:
+    """What a device is called outside, where the variable of that name says which ones this process sees."""
+    listed = os.environ.get(name)
+    if not listed:  # unset, or empty to hide them all
+        return device if listed is None else listed
+    known = listed.split(",")
+    if int(device) >= len(known):
+        raise UserError(f"--devices has {device}, but {name}={listed} shows {len(known)}: count them from 0.")
+    return known[int(device)]
 
 
 def run_on(devices: list[str], runs: list[Run], workdir: epath.Path) -> None:
     """Starts this very command once for every device, and waits; what they say is in `devices/`.
 
-    A signal is passed on to them. Raises `UserError` for what is no device.
+    Raises:
+      Interrupted: after SIGTERM or SIGINT, which is passed on to them, when they have ended.
     """
-    for device in devices:
-        if not device.isdigit():
-            raise UserError(f"--devices has {device!r}: give numbers, such as 0,1,2,3.")
     folder = workdir / "devices"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "cfinet_jax.main", *sys.argv[1:]]
     progress = Progress("Study", len(runs), done(runs), unit="runs")
-    started = []
-    try:
-        with requests():
+    started: dict[str, subprocess.Popen] = {}
+    with requests() as request:
+        try:
+            request.unsaved = True  # a signal waits until it is known what has been started
             for device in devices:
-                with (folder / f"{device}.log").open("w") as log:
-                    process = subprocess.Popen(command, env=seeing(device), stdout=log, stderr=subprocess.STDOUT)
-                started.append(process)
-            while any(process.poll() is None for process in started):
+                started[device] = start(device, folder)
+            request.unsaved = False
+            if request.signal:
+                raise Interrupted(f"Stopped by {request.signal}, with everything saved. {GO_ON}")
+            while any(process.poll() is None for process in started.values()):
                 time.sleep(LOOK)
                 if done(runs) > progress.done:
                     progress.advance(done(runs) - progress.done)
-    except Interrupted:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait(PATIENCE)
-        raise
+        except BaseException as error:
+            bad = stop(started)
+            if isinstance(error, Interrupted) and bad:
+                raise Interrupted(
+                    f"Stopped by {request.signal}, but some work may be lost: {' and '.join(bad)}. "
+                    f"See {folder}. {GO_ON}"
+                ) from error
+            raise
     progress.close()
-    check(dict(zip(devices, started, strict=True)), folder)
+    check(started, folder)
+
+
+def start(device: str, folder: epath.Path) -> subprocess.Popen:
+    """This command on one device, in a session of its own: Ctrl-C is for this process, which passes it on."""
+    command = [sys.executable, "-m", "cfinet_jax.main", *sys.argv[1:]]
+    with (folder / f"{device}.log").open("w") as log:
+        return subprocess.Popen(
+            command, env=seeing(device), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def stop(started: dict[str, subprocess.Popen]) -> list[str]:
+    """Asks them to save and end, and ends what does not; says which did not end as they should."""
+    for process in started.values():
+        process.terminate()
+    for process in started.values():
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return [
+        f"the process of device {device} ended with status {process.returncode}"
+        for device, process in started.items()
+        if process.returncode not in SAVED
+    ]
 
 
 def check(ended: dict[str, subprocess.Popen], folder: epath.Path) -> None:

@@ -14,8 +14,12 @@ from cfinet_jax.metrics.resampling import average_precision, gather
 from cfinet_jax.metrics.results import columns
 from cfinet_jax.progress import Progress
 
-RESAMPLES = 1000  # choices of as many images, and as many seeds, as there are
-LEVEL = 95  # percent of them within an interval
+RESAMPLES = 1000  # choices of as many images as there are
+LEVEL = 95  # percent of intervals that are to hold the true difference
+NORMAL = 1.960  # within so many standard deviations are LEVEL percent of normal values
+# And of means of 2, 3, ... values, in standard deviations that these values themselves give: Student's t with 1, 2, ...
+# degrees of freedom. For more values than there are here the last one, which is a little too wide for them.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 class Difference(NamedTuple):
@@ -24,6 +28,7 @@ class Difference(NamedTuple):
     mean: float
     low: float
     high: float
+    seeds: int  # with one the interval is over images only
 
     @property
     def is_clear(self) -> bool:
@@ -62,21 +67,24 @@ def resample(run: Run, truth: dict, protocol: Protocol, measure: str) -> Float[n
     return np.where(objects > 0, hits / np.maximum(len(OVERLAPS) * objects, 1), np.nan)
 
 
-def compare(
-    ours: Float[np.ndarray, "seeds resamples"], base: Float[np.ndarray, "seeds resamples"], mean: float
-) -> Difference | None:
-    """The interval of a difference whose value is `mean`, over choices of images and of seeds.
+def compare(values: Float[np.ndarray, "seeds"], resampled: Float[np.ndarray, "seeds resamples"]) -> Difference | None:
+    """The mean difference of two rows from the same seeds, with its interval over seeds and images.
 
-    Both rows are given for the same seeds. None where a choice leaves nothing to find in too many resamples.
+    `values` are the differences on all images, `resampled` those on choices of them. None where a choice leaves nothing
+    to find in too many resamples.
+
+    Of seeds the variance of the mean is known no better than few values tell, so it counts with Student's quantile; of
+    images it is that over the resamples. However the two share the noise, the sum is exceeded as rarely as each alone,
+    since the tail of a squared normal variable is convex in its limit.
     """
-    seeds, resamples = ours.shape
-    drawn = np.random.default_rng(1).integers(seeds, size=(resamples, seeds))
-    differences = (ours - base)[drawn, np.arange(resamples)[:, None]].mean(1)
-    differences = differences[np.isfinite(differences)]
-    if len(differences) < resamples / 2:
+    seeds = len(values)
+    means = resampled.mean(0)
+    means = means[np.isfinite(means)]
+    if len(means) < resampled.shape[1] / 2:
         return None
-    tail = (100 - LEVEL) / 2
-    return Difference(mean, *np.percentile(differences, (tail, 100 - tail)).tolist())
+    of_seeds = STUDENT[min(seeds - 1, len(STUDENT)) - 1] * values.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
+    mean, reach = float(values.mean()), float(np.hypot(of_seeds, NORMAL * means.std()))
+    return Difference(mean, mean - reach, mean + reach, seeds)
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
@@ -105,10 +113,11 @@ def differences(
         pairs = [(ours.folder, of_base.folder) for ours in runs for of_base in base if ours.seed == of_base.seed]
         result[row] = {}
         for place, key in enumerate(keys):
-            values = [(metrics[a][key], metrics[b][key]) for a, b in pairs]
-            if not pairs or any(None in pair for pair in values):
+            scores = [(metrics[a][key], metrics[b][key]) for a, b in pairs]
+            if not pairs or any(None in pair for pair in scores):
                 result[row][key] = None
                 continue
-            ours, of_base = (np.stack([resampled[pair[side]][:, place] for pair in pairs]) for side in (0, 1))
-            result[row][key] = compare(ours, of_base, float(np.mean([a - b for a, b in values])))
+            values = np.array([a - b for a, b in scores])
+            of_images = np.stack([resampled[a][:, place] - resampled[b][:, place] for a, b in pairs])
+            result[row][key] = compare(values, of_images)
     return result

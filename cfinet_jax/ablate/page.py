@@ -10,6 +10,7 @@ from cfinet_jax.ablate.intervals import RESAMPLES, differences, keys_of, metrics
 from cfinet_jax.ablate.runs import Run
 from cfinet_jax.ablate.study import Study
 from cfinet_jax.dataset import Prepared
+from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.proposals import NEAR
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
 from cfinet_jax.report.page import to_html
@@ -17,7 +18,6 @@ from cfinet_jax.report.plots import SHARES, read_log
 from cfinet_jax.tables import escape, with_head
 
 FEW_SEEDS = 3  # below it a spread says little
-OF_SODA = ("sodad", "sodaa")  # the data sets whose numbers the paper has
 
 
 def write(
@@ -28,9 +28,9 @@ def write(
     rows = {row.name: [run for run in runs if run.row == row.name and run.finished] for row in study.rows}
     rows = {row: finished for row, finished in rows.items() if finished}
     protocol = PROTOCOLS[config.evaluation.protocol]
-    on_soda = config.dataset.name in OF_SODA
+    same_data = study.stands_beside(config.dataset)
     sections = {
-        **(compare(study, rows, prepared, protocol, on_soda, workdir, name) if rows else {}),
+        **(compare(study, rows, prepared, protocol, same_data, workdir, name) if rows else {}),
         **({"Of the paper, not built here": quoted(study)} if study.quoted else {}),
         **({"Runs": tables.run_table(runs, workdir)} if runs else {}),
     }
@@ -61,14 +61,17 @@ def compare(
     rows: dict[str, list[Run]],
     prepared: Prepared,
     protocol: Protocol,
-    on_soda: bool,
+    same_data: bool,
     workdir: epath.Path,
     name: str,
 ) -> dict[str, str]:
-    """The sections that set the rows beside each other; pictures go into the workdir."""
+    """The sections that set the rows beside each other, and the paper's beside them where the data are the same.
+
+    Pictures go into the workdir.
+    """
     scores = {row: [metrics_of(run) for run in finished] for row, finished in rows.items()}
     boxes = next(iter(scores.values()))[0]["boxes"]
-    published = study.rows if on_soda else ()
+    published = study.rows if same_data else ()
     sections = {"Scores": tables.score_table(scores, tables.score_columns(protocol), protocol.headline, published)}
     sections["Scores"] += "\nMean and standard deviation over seeds, in percent.\n"
     if study.rows[0].name in rows and len(rows) > 1:
@@ -77,8 +80,9 @@ def compare(
         of_paper = {row.name: tables.published_differences(row, study.rows[0]) for row in study.rows}
         plots.draw_differences(found, of_paper, names, workdir / f"{name}_differences.png")
         sections["Differences"] = (
-            f"{tables.difference_table(found, study, protocol, boxes, on_soda)}\nIn percent points of {study.measure}, "
-            f"seed by seed; the interval is over {RESAMPLES:,} choices of as many images and seeds.\n\n"
+            f"{tables.difference_table(found, study, protocol, boxes, same_data)}\n"
+            f"In percent points of {study.measure}, seed by seed; the interval is over seeds (Student's t) and images "
+            f"({RESAMPLES:,} choices of as many). With one seed it is over images only: another may say otherwise.\n\n"
             f"![differences by size]({name}_differences.png)"
         )
         heading = "Of these runs, and no further:\n\n" if warning(rows) else ""
@@ -98,7 +102,11 @@ def known_sizes(measure: str, protocol: Protocol, boxes: dict[str, int]) -> dict
 
 def curves(rows: dict[str, list[Run]], proposed: dict[str, str], workdir: epath.Path, name: str) -> dict[str, str]:
     """What the rows did on the way; of proposals what `proposed` names."""
-    logs = {row: [read_log(run.folder / "metrics.jsonl") for run in runs] for row, runs in rows.items()}
+    try:
+        logs = {row: [read_log(run.folder / "metrics.jsonl") for run in runs] for row, runs in rows.items()}
+    except UserError as error:  # a run too short to have logged a step has scores too
+        print(f"No curves: {error}.", flush=True)
+        return {"Curves": f"No curves: {escape(str(error))}."}
     train = {row: [of_run[0] for of_run in of_row] for row, of_row in logs.items()}
     evaluated = {row: [of_run[1] for of_run in of_row] for row, of_row in logs.items()}
     text = ""
@@ -123,4 +131,5 @@ def quoted(study: Study) -> str:
     """Rows of the paper that are not built here."""
     keys = list(dict.fromkeys(key for row in study.quoted for key in row.published))
     lines = [[row.name, *(row.published.get(key, "") for key in keys)] for row in study.quoted]
-    return f"{with_head(['row', *keys], lines)}\nOn SODA's test set, in percent: as published, not measured here.\n"
+    data = f"On the test split of {study.published_on}, in percent"
+    return f"{with_head(['row', *keys], lines)}\n{data}: as published, not measured here.\n"

@@ -31,7 +31,7 @@ def draw_differences(
         for place, (row, of_row) in enumerate(found.items()):
             difference = of_row[key]
             if difference is not None:
-                mean, low, high = (100 * value for value in difference)
+                mean, low, high = (100 * value for value in difference[:3])
                 colour = COLOURS[0] if difference.is_clear else INK
                 axes.plot((low, high), (place, place), color=colour, linewidth=2)
                 axes.plot(mean, place, "o", color=colour, markersize=5)

@@ -10,8 +10,22 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.run_log import flatten
 
 STUDIES = "configs/ablations.py"  # where a study is looked for unless a file is named
+
+OF_NO_EFFECT = (  # on what a run of some seed learns and scores: they make no other experiment
+    "seed",
+    "dataset.read_threads",
+    "training.on_nonfinite",
+    "training.log_every_images",
+    "training.checkpoint_every_images",
+    "training.keep_checkpoints",
+    "evaluation.overlays",
+    "evaluation.overlay_min_score",
+    "prediction.overlap",
+    "prediction.min_score",
+)
 
 
 class Row(NamedTuple):
@@ -19,7 +33,7 @@ class Row(NamedTuple):
 
     name: str
     changes: Mapping[str, Any]  # key of the configuration -> value
-    published: Mapping[str, float] = {}  # score -> percent on SODA's test set, by the name of the score here
+    published: Mapping[str, float] = {}  # score -> percent in the paper, by the name of the score here
 
 
 class Study(NamedTuple):
@@ -30,22 +44,31 @@ class Study(NamedTuple):
     note: str = ""
     measure: Literal["AP", "proposals/AR300", "anchors"] = "AP"  # anchors: nothing is trained, the data are looked at
     quoted: tuple[Row, ...] = ()  # of the paper, not built here
+    published_on: str = "sodad"  # the data set on whose test split the paper's numbers are
     boxes: str | None = None  # what `dataset.boxes` of the experiment has to be; None: anything
+
+    def stands_beside(self, settings: ConfigDict) -> bool:
+        """Whether scores with this section `dataset` are of what the paper's are of; elsewhere they are context."""
+        return (settings.name, settings.eval_split) == (self.published_on, "test")
 
 
 def load_study(name: str, config: ConfigDict) -> Study:
     """The study NAME of `configs/ablations.py`, or FILE:NAME; its rows may depend on the experiment.
 
     Raises:
-      UserError: there is no such file or study, or it is for other boxes.
+      UserError: there is no such file or study, it is for other boxes, or its rows are no runs of their own.
     """
     path, _, name = name.rpartition(":")
     path = path or STUDIES
-    spec = importlib.util.spec_from_file_location("studies", path)
-    if spec is None or spec.loader is None or not epath.Path(path).exists():
+    if not epath.Path(path).exists():
         raise UserError(f"--study: there is no file {path}: run from the repository's folder, or give FILE.py:NAME.")
+    spec = importlib.util.spec_from_file_location("studies", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--study: {path} does not end in .py: give FILE.py:NAME.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_studies"):
+        raise UserError(f"--study: {path} has no function get_studies(config): write one as in {STUDIES}.")
     studies = module.get_studies(config)
     if name not in studies:
         raise UserError(f"--study: {path} has no study {name!r}: choose one of {', '.join(studies)}.")
@@ -54,7 +77,31 @@ def load_study(name: str, config: ConfigDict) -> Study:
         raise UserError(
             f"{name} wants {study.boxes} boxes: give an experiment with them, as --config=configs/sodaa.py."
         )
+    check_rows(study, name, config)
     return study
+
+
+def check_rows(study: Study, name: str, config: ConfigDict) -> None:
+    """Rows are told apart by their names and by what they change, and leave the seed alone.
+
+    Raises `UserError` for the first one that does not, or that cannot be set.
+    """
+    names, experiments = set(), {}
+    for row in study.rows:
+        if row.name in names:
+            raise UserError(f"{name} has two rows {row.name!r}: rename one of them.")
+        names.add(row.name)
+        if "seed" in row.changes:
+            raise UserError(
+                f"The row {row.name!r} of {name} sets seed: leave it out, for all rows are run from the same seeds, "
+                "--seeds=NUMBER of them from --config.seed on."
+            )
+        same = experiments.setdefault(digest(config_of(row, config)), row.name)
+        if same != row.name and study.measure != "anchors":
+            raise UserError(
+                f"The rows {same!r} and {row.name!r} of {name} are the same experiment with this --config: give "
+                "another one, or leave out a row."
+            )
 
 
 def config_of(row: Row, config: ConfigDict) -> ConfigDict:
@@ -68,6 +115,6 @@ def config_of(row: Row, config: ConfigDict) -> ConfigDict:
 
 
 def digest(config: ConfigDict) -> str:
-    """A name for an experiment, whatever its seed: rows of several studies that are equal are trained once."""
-    settings = json.loads(config.to_json()) | {"seed": None}
+    """A name for an experiment by what has an effect: rows of several studies that are equal are trained once."""
+    settings = {key: value for key, value in flatten(json.loads(config.to_json())).items() if key not in OF_NO_EFFECT}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

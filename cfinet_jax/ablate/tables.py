@@ -72,11 +72,12 @@ def difference_table(
     study: Study,
     protocol: Protocol,
     boxes: Mapping[str, int],
-    on_soda: bool,
+    same_data: bool,
 ) -> str:
     """Every row against the first, in percent points with the interval; bold where that excludes zero."""
     keys = keys_of(study.measure, protocol)
-    context = "the paper's difference" if on_soda else "context: the paper's difference, on SODA's test set"
+    of_paper = "the paper's difference"
+    context = of_paper if same_data else f"context: {of_paper}, on the test split of {study.published_on}"
     lines = []
     for row in study.rows[1:]:
         of_row = found.get(row.name, {})
@@ -100,8 +101,14 @@ def shown(difference: Difference | None) -> str:
     """A difference and its interval."""
     if difference is None:
         return "n/a"
-    mean, low, high = (f"{100 * value:+.1f}" for value in difference)
-    return f"**{mean}** [{low}, {high}]" if difference.is_clear else f"{mean} [{low}, {high}]"
+    mean, low, high = (f"{100 * value:+.1f}" for value in difference[:3])
+    mean = f"**{mean}**" if difference.is_clear else mean
+    return f"{mean} [{low}, {high}]{of_one_seed(difference)}"
+
+
+def of_one_seed(difference: Difference) -> str:
+    """What an interval leaves out that has seen one seed."""
+    return ", images only" if difference.seeds == 1 else ""
 
 
 def claims(
@@ -119,16 +126,16 @@ def claims(
         }
         for size, difference in clear.items():
             better = "higher" if difference.mean > 0 else "lower"
-            mean, low, high = (100 * value for value in difference)
+            mean, low, high = (100 * value for value in difference[:3])
             lines.append(
                 f"- {escape(row)}: {escape(study.measure)} ({size}) is {better} by {abs(mean):.1f} points "
-                f"({low:+.1f} to {high:+.1f})."
+                f"({low:+.1f} to {high:+.1f}{of_one_seed(difference)})."
             )
         if not clear:
             silent.append(escape(row))
     if silent:
         lines.append(f"- No difference from {escape(study.rows[0].name)} can be claimed for: {'; '.join(silent)}.")
-    note = f"Intervals hold {LEVEL} percent of the resamples, each for itself: of many some exclude zero by chance.\n"
+    note = f"Intervals are of {LEVEL} percent, each for itself: of many some exclude zero by chance.\n"
     return "\n".join([*lines, "", note])
 
 

@@ -1,6 +1,7 @@
 """`--mode=ablate`: runs are skipped, resumed, shared and reported as they should be."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from cfinet_jax import training
 from cfinet_jax.ablate import intervals, runs
-from cfinet_jax.errors import Interrupted, UserError
+from cfinet_jax.errors import Interrupted, Unwritable, UserError
 from cfinet_jax.lock import locked
 from tests import tiny
 
@@ -32,6 +33,8 @@ def get_studies(config):
         "mine": Study("Mine", rows, "A note.", quoted=(Row("theirs", {}, {"AP": 12.5}),)),
         "recall": Study("Recall", rows[:2], measure="proposals/AR300"),
         "fit": Study("Fit", anchors, measure="anchors"),
+        "unscored": Study("Unscored", (Row("base", {}), Row("odd", {"evaluation.protocol": "soda_a"}))),
+        "frozen": Study("Frozen", (Row("base", {}), Row("odd", {"detector.backbone.frozen_stages": 1}))),
         "broken": Study("Broken", (Row("base", {}), Row("odd", {"detector.precision": "float8"}))),
         "quoted": Study("Quoted", (), quoted=(Row("theirs", {}, {"AP": 12.5}),)),
         "two": Study("Two", rows[::2]),
@@ -78,14 +81,14 @@ def test_a_study_is_run_once_and_reported(ablate, trainings, tmp_path):
     page = (tmp_path / "work" / "mine.md").read_text()
     assert page in output and "A note." in page
     assert "**Proves the runner, no evidence**: 2 seeds, fewer than 3; trained on a CPU" in page
-    assert "| context: the paper's difference, on SODA's test set | +1.5 |" in page
+    assert "| context: the paper's difference, on the test split of sodad | +1.5 |" in page
     assert "30.0" not in page and "| theirs | 12.5 |" in page  # of the paper no absolute number beside ours
     assert "- No difference from base can be claimed for:" in page
     for number in ("differences", "imitation"):
         assert (tmp_path / "work" / f"mine_{number}.png").stat().st_size > 1000
     assert (tmp_path / "work" / "mine.html").stat().st_size > 10_000
     saved = json.loads((tmp_path / "work" / "mine.json").read_text())
-    assert saved["differences"]["plain"]["AP"] == [0.0, 0.0, 0.0]
+    assert saved["differences"]["plain"]["AP"] == [0.0, 0.0, 0.0, 2]
     assert all(Path(tmp_path, "work", folder).exists() for folder in links(page))
 
     trainings.clear()
@@ -116,6 +119,7 @@ def test_a_row_that_fails_stops_nothing(ablate, trainings, tmp_path, monkeypatch
 
     monkeypatch.setattr(runs, "train", refuse)
     status, _, errors = ablate("mine")
+    assert "not finished" not in errors and errors.endswith("The same command goes on with what is left.\n")
     assert status == 2 and f"1 of 6 runs failed, the first (lighter, seed 1) with: {line}" in errors
     assert f"| lighter | 1 | failed: {line} |" in (tmp_path / "work" / "mine.md").read_text()
     assert len(trainings) == 5
@@ -142,13 +146,43 @@ def test_an_interrupted_study_goes_on_where_it_was(ablate, trainings, monkeypatc
     assert trainings == [("0.5", 0), ("0.5", 1), ("0.25", 0), ("0.25", 1), ("plain", 0), ("plain", 1)]
 
 
+def test_a_study_without_a_log_has_scores(ablate, trainings, tmp_path, monkeypatch):
+    """As of runs shorter than `training.log_every_images`."""
+    train = runs.train
+
+    def log_nothing(config, folder, programs):
+        train(config, folder, programs)
+        log = folder / "metrics.jsonl"
+        log.write_text("".join(line for line in log.read_text().splitlines(True) if json.loads(line)["kind"] == "eval"))
+
+    monkeypatch.setattr(runs, "train", log_nothing)
+    status, _, errors = ablate("two")
+    assert (status, errors) == (0, "")
+    page = (tmp_path / "work" / "two.md").read_text()
+    assert "No curves: " in page and "has no training record yet" in page and "## Scores" in page
+
+
+def test_a_workdir_that_cannot_be_written_ends_the_study(ablate, trainings, tmp_path, monkeypatch):
+    """As of a full disk: every other run would end in the same way."""
+
+    def refuse(config, folder, programs):
+        trainings.append(config.seed)
+        raise Unwritable("Checkpoint 8 cannot be written: make room.")
+
+    monkeypatch.setattr(runs, "train", refuse)
+    status, _, errors = ablate("mine")
+    assert (status, errors) == (2, "cfinet_jax: Checkpoint 8 cannot be written: make room.\n")
+    assert trainings == [0] and not list((tmp_path / "work").glob("runs/*/*/failure.txt"))
+
+
 def test_what_another_process_is_at_is_left_to_it(ablate, trainings, tmp_path):
     ablate("two", "--seeds=1")
     trainings.clear()
     folder = next((tmp_path / "work" / "runs").glob("*"))
     with locked(runs.epath.Path(folder / "seed_1" / "claim")):
-        status, output, _ = ablate("two")
-    assert status == 0 and len(trainings) == 1 and "another process is at it" in output
+        status, output, errors = ablate("two")
+    assert status == 2 and len(trainings) == 1 and "another process is at it" in output
+    assert re.search("1 of 4 runs are not finished [(](base|plain), seed 1[)]: another process is at them, or", errors)
     assert "| not finished |" in (tmp_path / "work" / "two.md").read_text()
 
 
@@ -156,8 +190,11 @@ def test_what_another_process_is_at_is_left_to_it(ablate, trainings, tmp_path):
     ("arguments", "message"),
     [
         (("broken",), "detector.precision is 'float8'"),
+        (("unscored",), "evaluation.protocol is 'soda_a'"),
+        (("frozen",), "detector.backbone.frozen_stages would freeze random weights"),
         (("none",), "has no study 'none': choose one of mine, recall"),
         (("mine", "--devices=a,b"), "--devices has 'a': give numbers, such as 0,1,2,3."),
+        (("mine", "--devices=0", "--workdir=gs://bucket/work"), "--devices wants a --workdir on a disk"),
         (("recall", "--config.evaluation.proposals=False"), "set evaluation.proposals"),
     ],
 )

@@ -4,15 +4,15 @@ import jax
 import pytest
 
 from cfinet_jax import mesh
-from cfinet_jax.ablate.study import Row, config_of, digest, load_study
+from cfinet_jax.ablate.study import OF_NO_EFFECT, Row, check_rows, config_of, digest, load_study
 from cfinet_jax.compile import shipped_shapes
 from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import make_detect
 from cfinet_jax.run import build
-from cfinet_jax.run_log import flatten
+from cfinet_jax.run_log import flatten, identity
 from cfinet_jax.trained import state_shapes
 from cfinet_jax.training import make_step
-from configs import ablations, sodad
+from configs import ablations, coco, scenes, sodaa, sodad
 from tests import tiny, tiny_oriented
 
 BASE = tiny.tiny_config()
@@ -100,11 +100,20 @@ def test_the_paper_s_choice_of_a_key_is_the_experiment_itself():
     assert digest(config_of(STUDIES["choices"].rows[-2], sodad.get_config())) == digest(sodad.get_config("released"))
 
 
-def test_a_seed_makes_no_other_experiment():
-    other = BASE.copy_and_resolve_references()
-    other.seed = 5
+@pytest.mark.parametrize("key", OF_NO_EFFECT)
+def test_what_has_no_effect_makes_no_other_experiment(key):
+    """And a run that has begun goes on with it changed."""
+    other, value = BASE.copy_and_resolve_references(), flatten(BASE.to_dict())[key]
+    other.update_from_flattened_dict({key: "skip" if isinstance(value, str) else value + 1})
     assert digest(other) == digest(BASE)
-    other.detector.imitation.weight = 0.1
+    if key != "seed":
+        assert identity(other.to_dict()) == identity(BASE.to_dict())
+
+
+@pytest.mark.parametrize("key", ["detector.imitation.weight", "training.images", "evaluation.every_images"])
+def test_what_has_an_effect_makes_another(key):
+    other = BASE.copy_and_resolve_references()
+    other.update_from_flattened_dict({key: flatten(BASE.to_dict())[key] * 2})
     assert digest(other) != digest(BASE)
 
 
@@ -112,6 +121,23 @@ def test_a_seed_makes_no_other_experiment():
 def test_a_row_that_cannot_be_set_is_named(changes):
     with pytest.raises(UserError, match="The row 'mine' of the study cannot be set"):
         config_of(Row("mine", changes), BASE)
+
+
+@pytest.mark.parametrize(
+    ("study", "data", "split", "beside"),
+    [
+        ("table2", "sodad", "test", True),
+        ("table2", "sodad", "val", False),
+        ("table2", "sodaa", "test", False),
+        ("table3", "sodaa", "test", True),
+        ("table3", "sodad", "test", False),
+        ("table5", "scenes", "test", False),
+    ],
+)
+def test_the_paper_s_numbers_stand_beside_those_of_the_same_data(study, data, split, beside):
+    settings = BASE.dataset.copy_and_resolve_references()
+    settings.update(name=data, eval_split=split)
+    assert STUDIES[study].stands_beside(settings) == beside
 
 
 def test_a_study_of_oriented_boxes_wants_an_experiment_with_them():
@@ -128,3 +154,67 @@ def test_a_study_of_oriented_boxes_wants_an_experiment_with_them():
 def test_a_study_that_is_none(name, message):
     with pytest.raises(UserError, match=message):
         load_study(name, BASE)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [sodad.get_config(), scenes.get_config(), coco.get_config("small"), sodaa.get_config()],
+    ids=["sodad", "scenes", "coco:small", "sodaa"],
+)
+def test_rows_of_the_paper_s_studies_differ(config):
+    for name, study in ablations.get_studies(config).items():
+        if study.boxes in (None, config.dataset.boxes):
+            check_rows(study, name, config)
+
+
+FILES = {
+    "studies.txt": "",
+    "nothing.py": "",
+    "rows.py": """
+from cfinet_jax.ablate.study import Row, Study
+
+def get_studies(config):
+    weight = {"detector.imitation.weight": config.detector.imitation.weight}
+    return {
+        "twins": Study("Twins", (Row("a", {}), Row("a", {"detector.imitation.weight": 0.1}))),
+        "same": Study("Same", (Row("a", {}), Row("b", weight))),
+        "seeded": Study("Seeded", (Row("a", {}), Row("b", {"seed": 3}))),
+    }
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("studies.txt:x", "studies.txt does not end in .py: give FILE.py:NAME"),
+        ("nothing.py:x", "nothing.py has no function get_studies.config.: write one as in configs/ablations.py"),
+        ("rows.py:twins", "twins has two rows 'a': rename"),
+        ("rows.py:same", "The rows 'a' and 'b' of same are the same experiment with this --config: give another"),
+        ("rows.py:seeded", "The row 'b' of seeded sets seed: leave it out"),
+    ],
+)
+def test_mistakes_in_a_file_of_studies(tmp_path, name, message):
+    for file, text in FILES.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_study(f"{tmp_path}/{name}", BASE)
+    assert "\n" not in str(error.value)
+
+
+def test_choices_that_are_made_are_no_study():
+    with pytest.raises(UserError, match="The rows 'paper' and .* of choices are the same experiment"):
+        load_study("choices", sodad.get_config("released"))
+
+
+@pytest.mark.parametrize(
+    ("config", "samples"),
+    [(sodad.get_config(), 512), (scenes.get_config(), 128), (coco.get_config("cpu"), 256), (sodaa.get_config(), 512)],
+    ids=["sodad", "scenes", "coco:cpu", "sodaa"],
+)
+def test_the_baseline_has_twice_the_samples_and_at_most_those_of_the_paper(config, samples):
+    studies = ablations.get_studies(config)
+    for name in ("table1", "table2", "table4", "table5_as_published", "figure4", "assigners"):
+        assert config_of(studies[name].rows[0], config).detector.roi_head.samples == samples
+    smaller = config_of(studies["choices"].rows[-1], config).detector.imitation.slots
+    assert 4 * smaller == config.detector.imitation.slots

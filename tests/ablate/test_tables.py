@@ -31,17 +31,19 @@ def test_scores_of_the_paper_stand_below_ours_where_they_are_given():
 
 
 def test_differences_are_bold_and_claimed_where_they_are_clear():
-    clear, unclear = Difference(0.021, 0.004, 0.04), Difference(0.01, -0.01, 0.03)
-    found = {
-        "ours": {"AP": clear, "AP_eS": clear, "AP_rS": unclear, "AP_gS": Difference(-0.02, -0.03, -0.01), "AP_N": None}
-    }
-    head, _, ours, context = lines(tables.difference_table(found, STUDY, RULES, BOXES, on_soda=False))
+    clear, unclear = Difference(0.021, 0.004, 0.04, 3), Difference(0.01, -0.01, 0.03, 3)
+    of_one_seed = Difference(-0.02, -0.03, -0.01, 1)
+    found = {"ours": {"AP": clear, "AP_eS": clear, "AP_rS": unclear, "AP_gS": of_one_seed, "AP_N": None}}
+    head, _, ours, context = lines(tables.difference_table(found, STUDY, RULES, BOXES, same_data=False))
     assert head == ["against base", "Small", "eS", "rS", "gS", "N"]
-    assert ours == ["ours", "**+2.1** [+0.4, +4.0]", "n/a", "+1.0 [-1.0, +3.0]", "**-2.0** [-3.0, -1.0]", "n/a"]
-    assert context[:3] == ["context: the paper's difference, on SODA's test set", "+1.8", "+0.9"]
+    assert ours[:4] == ["ours", "**+2.1** [+0.4, +4.0]", "n/a", "+1.0 [-1.0, +3.0]"]
+    assert ours[4:] == ["**-2.0** [-3.0, -1.0], images only", "n/a"]
+    assert context[:3] == ["context: the paper's difference, on the test split of sodad", "+1.8", "+0.9"]
+    beside = lines(tables.difference_table(found, STUDY, RULES, BOXES, same_data=True))[-1]
+    assert beside[:3] == ["the paper's difference", "+1.8", "+0.9"]
     text = tables.claims(found, STUDY, RULES, BOXES)
     assert "ours: AP (Small) is higher by 2.1 points (+0.4 to +4.0)." in text
-    assert "ours: AP (gS) is lower by 2.0 points (-3.0 to -1.0)." in text
+    assert "ours: AP (gS) is lower by 2.0 points (-3.0 to -1.0, images only)." in text
     assert "(eS)" not in text and "(rS)" not in text
     nothing = {"ours": dict.fromkeys(found["ours"], unclear)}
     assert "- No difference from base can be claimed for: ours." in tables.claims(nothing, STUDY, RULES, BOXES)
