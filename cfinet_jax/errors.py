@@ -20,9 +20,10 @@ class Unwritable(UserError):
     """A workdir that cannot be written, full or closed: what comes next would fail as well."""
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A run that was asked to stop and has saved what it did; the message is one line that says how to go on.
 
+    As KeyboardInterrupt it is no `Exception`: it may come anywhere, and libraries make warnings of those.
     The command prints it and exits with status 75: what is called EX_TEMPFAIL elsewhere, try again.
     """
 

@@ -1,5 +1,6 @@
 """Whatever ends a training, what it had saved is kept, and the same command goes on from it bit by bit."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -186,6 +187,12 @@ def test_a_closed_bucket_is_one_line_however_many_it_says(capsys, error):
 
     assert exit_status(forbidden) == 2
     assert "Forbidden: gs://bucket/run no storage.objects.create access" in capsys.readouterr().err.rstrip("\n")
+
+
+def test_a_library_does_not_swallow_it():
+    """As JAX did, where it reads its cache of compiled programs: a study went on."""
+    with pytest.raises(Interrupted), requests() as request, contextlib.suppress(Exception):
+        request.take(signal.SIGTERM, None)
 
 
 def test_the_second_signal_kills(monkeypatch):

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.ablate.study import Study, config_of, digest
-from cfinet_jax.errors import NO_SPACE, Interrupted, Unwritable, UserError
+from cfinet_jax.errors import NO_SPACE, Unwritable, UserError
 from cfinet_jax.interruption import requests
 from cfinet_jax.lock import InUse, locked
 from cfinet_jax.training import train
@@ -77,7 +77,7 @@ def try_once(run: Run, programs: dict[str, Any]) -> None:
     try:
         train(run.config, run.folder, programs)
     except Exception as error:
-        if isinstance(error, Interrupted | Unwritable) or (isinstance(error, OSError) and error.errno in NO_SPACE):
+        if isinstance(error, Unwritable) or (isinstance(error, OSError) and error.errno in NO_SPACE):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         known = isinstance(error, UserError)
