@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -38,7 +39,18 @@ def logged(workdir: Path) -> dict[int, dict[str, float]]:
     return {record["step"]: record for record in records if record.pop("kind") == "train"}
 
 
+@pytest.fixture
+def optimised(monkeypatch) -> Iterator[None]:
+    """Programs as users run them, here and in processes that the test starts; other tests compile faster."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_two_processes_are_one_run(tmp_path):
     data_dir = tmp_path / "prepared"
     Builder(counts={"train": 16, "test": 13}, data_dir=data_dir).download_and_prepare(
@@ -85,5 +97,4 @@ def test_two_processes_are_one_run(tmp_path):
     assert found.keys() == expected.keys() == set(range(1, stopped + 3))
     for step, values in expected.items():
         for name, value in values.items():
-            tolerance = 5e-4 * step  # what is rounded otherwise grows from step to step
-            np.testing.assert_allclose(found[step][name], value, rtol=tolerance, atol=1e-4, err_msg=f"{step} {name}")
+            np.testing.assert_allclose(found[step][name], value, rtol=2e-3, atol=1e-4, err_msg=f"{step} {name}")
