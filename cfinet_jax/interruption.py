@@ -29,7 +29,11 @@ class Request:
             signal.raise_signal(number)
         self.signal = signal.Signals(number).name
         if self.alone and not self.unsaved:
-            raise Interrupted(f"Stopped by {self.signal}, with everything saved. {GO_ON}")
+            raise self.interrupted()
+
+    def interrupted(self) -> Interrupted:
+        """What to raise where nothing is lost."""
+        return Interrupted(f"Stopped by {self.signal}, with everything saved. {GO_ON}")
 
 
 @contextlib.contextmanager

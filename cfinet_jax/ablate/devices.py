@@ -79,7 +79,7 @@ def run_on(devices: list[str], runs: list[Run], workdir: epath.Path) -> None:
                 started[device] = start(device, folder)
             request.unsaved = False
             if request.signal:
-                raise Interrupted(f"Stopped by {request.signal}, with everything saved. {GO_ON}")
+                raise request.interrupted()
             while any(process.poll() is None for process in started.values()):
                 time.sleep(LOOK)
                 if done(runs) > progress.done:

@@ -50,7 +50,6 @@ def decode(
     )
     along, across = right - up, right + up  # sides
     length = norm(along)[..., None]
-    x, y = jnp.split(
-        jnp.where(length > 0, along, jnp.array([1.0, 0.0])), 2, -1
-    )  # a flat box has an angle, and a gradient
+    # Where nothing has a length there is no direction either: any will do, and a gradient stays finite.
+    x, y = jnp.split(jnp.where(length > 0, along, jnp.array([1.0, 0.0])), 2, -1)
     return oriented.normalise(jnp.concatenate([centre, length, norm(across)[..., None], jnp.arctan2(y, x)], -1))

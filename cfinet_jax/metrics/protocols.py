@@ -95,7 +95,7 @@ PROTOCOLS = {
         SODA_A,
         name="oriented",
         headline="all",
-        ranges={"all": ANY_AREA, **SODA_SIZES, "larger": (2000.0, ANY_AREA[1])},
+        ranges={"all": ANY_AREA, **SODA_SIZES, "larger": (LIMITS[-1], ANY_AREA[1])},
         regions_are_crowds=True,
         region_flags=("ignore", "iscrowd"),
     ),
