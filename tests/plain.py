@@ -66,6 +66,13 @@ def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([[iou(x, y) for y in b] for x in a], np.float32).reshape(len(a), len(b))
 
 
+def shares(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """How much of each box lies in each region, float32 `[boxes, regions]`."""
+    low, high = np.maximum(boxes[:, None, :2], regions[:, :2]), np.minimum(boxes[:, None, 2:], regions[:, 2:])
+    areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-6)
+    return (np.maximum(high - low, 0).prod(2) / areas[:, None]).astype(np.float32)
+
+
 def similarity(name: str, a: np.ndarray, b: np.ndarray, constants: dict[str, float]) -> float:
     """A row of `SIMILARITIES` of two boxes, in float64; `b` is the object."""
     a, b = np.float64(a), np.float64(b)

@@ -51,16 +51,21 @@ def best_match(
     truth: GroundTruth,
     min_forced: float = 2.0,
     similarity: Pairwise = horizontal.iou,
+    heard: Bool[Array, " boxes"] | None = None,
 ) -> Match:
-    """The best object of every box, and which boxes are an object's best (`forced`, from `min_forced` on)."""
+    """The best object of every box, and which boxes are an object's best (`forced`, from `min_forced` on).
+
+    An object's best is one of the boxes that are `heard`; None: of all.
+    """
 
     def step(match: Match, chunk: tuple[Array, Array, Array]) -> tuple[Match, None]:
         objects, real, first = chunk
         # Behind the barrier every use sees the same bits: an object's best box is found by equality.
         overlaps = jax.lax.optimization_barrier(jnp.where(real, similarity(boxes, objects), -1.0))
         best, index = overlaps.max(1), first + jnp.argmax(overlaps, 1).astype(jnp.int32)
-        of_object = overlaps.max(0)
-        is_best = (overlaps == of_object) & (of_object >= min_forced) & real
+        eligible = overlaps if heard is None else jnp.where(heard[:, None], overlaps, -1.0)
+        of_object = eligible.max(0)
+        is_best = (eligible == of_object) & (of_object >= min_forced) & real
         last = CHUNK - 1 - jnp.argmax(is_best[:, ::-1], 1).astype(jnp.int32)
         better = best > match.overlaps
         return Match(
@@ -111,15 +116,15 @@ def match_max_iou(
     """Positive from IoU `positive` on, negative below `negative`; each object also gets its best boxes.
 
     The latter if they reach `min_positive`, ties included, the later object winning; None: never.
-    Boxes inside ignore regions are neither. `similarity` takes the place of the IoU.
+    Boxes inside ignore regions are neither, and no object's best. `similarity` takes the place of the IoU.
     """
-    match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive, similarity)
+    heard = ~inside_region(boxes, truth, ignore_overlap)
+    match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive, similarity, heard)
     forced = match.forced >= 0
     is_positive = (match.overlaps >= positive) | forced
-    silent = inside_region(boxes, truth, ignore_overlap)
     return Assignment(
-        is_positive & ~silent,
-        (match.overlaps < negative) & ~is_positive & ~silent,
+        is_positive & heard,
+        (match.overlaps < negative) & ~is_positive & heard,
         jnp.where(forced, match.forced, match.indices),
         match.overlaps,
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.boxes.similarity import Pairwise
@@ -24,16 +24,22 @@ class Ranking(NamedTuple):
     claims: Int[Array, " boxes"]  # its index; of several the most similar, the lowest among equals
 
 
-def rank(boxes: Float[Array, "boxes 4"], truth: GroundTruth, most: int, similarity: Pairwise) -> Ranking:
-    """Lets every object claim exactly its `most` best boxes (of equal ones the first; all where there are fewer)."""
+def rank(
+    boxes: Float[Array, "boxes 4"],
+    truth: GroundTruth,
+    most: int,
+    similarity: Pairwise,
+    heard: Bool[Array, " boxes"],
+) -> Ranking:
+    """Lets every object claim exactly its `most` best boxes of those `heard`: of equal ones the first, all of fewer."""
     count = boxes.shape[0]
     of_chunk = jnp.arange(CHUNK)[:, None]
 
     def step(ranking: Ranking, chunk: tuple[Array, Array, Array]) -> tuple[Ranking, None]:
         objects, real, first = chunk
         overlaps = jax.lax.optimization_barrier(jnp.where(real, similarity(boxes, objects), -1.0))
-        _, chosen = jax.lax.top_k(overlaps.T, min(most, count))
-        claimed = jnp.zeros((count, CHUNK), bool).at[chosen, of_chunk].set(True) & real
+        _, chosen = jax.lax.top_k(jnp.where(heard, overlaps.T, -1.0), min(most, count))
+        claimed = jnp.zeros((count, CHUNK), bool).at[chosen, of_chunk].set(True) & real & heard[:, None]
         strengths = jnp.where(claimed, overlaps, -1.0)
         best, strongest = overlaps.max(1), strengths.max(1)
         better, stronger = best > ranking.overlaps, strongest > ranking.strength
@@ -60,10 +66,11 @@ def match_ranking(
 ) -> Assignment:
     """The `most` best boxes of every object are positive, of the others those below `negative` negative (NWD-RKA).
 
-    Boxes inside ignore regions are neither.
+    Boxes inside ignore regions are neither, and no object's best.
     """
-    ranking = rank(boxes, truth, most, similarity)
-    return settle(boxes, truth, ranking, ranking, negative, ignore_overlap)
+    heard = ~inside_region(boxes, truth, ignore_overlap)
+    ranking = rank(boxes, truth, most, similarity, heard)
+    return settle(ranking, ranking, negative, heard)
 
 
 def match_receptive_field(
@@ -82,22 +89,20 @@ def match_receptive_field(
     The prior of a box has its centre and ratio, and for area the square of `fields`, in network pixels. The `most[0]`
     best priors of every object are positive. Then priors are made smaller by `shrink`, and the `most[1]` best of these
     are positive too where no object has the box yet; others are negative if their smaller prior stays below `negative`.
-    Boxes inside ignore regions are neither.
+    Boxes inside ignore regions are neither, and no object's best.
     """
-    first = rank(resize(boxes, fields), truth, most[0], similarity)
-    second = rank(resize(boxes, shrink * fields), truth, most[1], similarity)
-    return settle(boxes, truth, first, second, negative, ignore_overlap)
+    heard = ~inside_region(boxes, truth, ignore_overlap)
+    first = rank(resize(boxes, fields), truth, most[0], similarity, heard)
+    second = rank(resize(boxes, shrink * fields), truth, most[1], similarity, heard)
+    return settle(first, second, negative, heard)
 
 
-def settle(
-    boxes: Array, truth: GroundTruth, first: Ranking, second: Ranking, negative: float, ignore_overlap: float
-) -> Assignment:
+def settle(first: Ranking, second: Ranking, negative: float, heard: Bool[Array, " boxes"]) -> Assignment:
     """Positive where an object claims a box, in the first ranking or else in the second, which decides on the rest."""
     earlier, claimed = first.strength >= 0, (first.strength >= 0) | (second.strength >= 0)
-    heard = ~inside_region(boxes, truth, ignore_overlap)
     indices = jnp.where(claimed, second.claims, second.indices)
     return Assignment(
-        claimed & heard,
+        claimed,
         (second.overlaps < negative) & ~claimed & heard,
         jnp.where(earlier, first.claims, indices),
         second.overlaps,

@@ -132,6 +132,38 @@ def test_rules_are_those_of_ops_with_constants_in_network_pixels(rng):
     assert len({tuple(of_rule) for of_rule in positives.values()}) > 3
 
 
+@pytest.mark.parametrize("turned", [False, True], ids=["upright", "of oriented objects"])
+@pytest.mark.parametrize(
+    ("rule", "best", "left"),  # anchors positive without the region, and beside it
+    [
+        ("max_iou", [0], [2]),
+        ("nwd", [0], [2]),
+        ("dotd", [0], [2]),
+        ("rka", [0, 1], [2, 3]),
+        ("rfla", [0, 1, 2], [2, 3, 4]),
+        ("shapes", [0], [2]),
+    ],
+)
+def test_an_object_has_its_best_anchor_outside_of_a_region(rule, best, left, turned):
+    """Each anchor is one pixel further away than the one before; the first two lie in the region."""
+    away = np.float32([2, 3, -4, -5, -6, -40])[:, None]
+    anchors = jnp.asarray(np.float32([[100, 100, 120, 120]]) + away * np.float32([1, 0, 1, 0]))
+    objects, region = [[100, 100, 120, 120]], [[110, 90, 160, 130]]
+    part = network("max_iou" if rule == "shapes" else rule)
+    part.positive_overlap = 0.99
+    for regions, expected in (((), best), (region, left)):
+        truth = plain.ground_truth(objects, regions=regions, size=2)
+        if turned:
+            standing = jnp.concatenate([*horizontal.centre_size(truth.boxes), jnp.zeros((2, 1))], 1)
+            truth = dataclasses.replace(truth, oriented=standing)
+        if rule == "shapes":  # of GA-RPN
+            found = assigners.match_anchors(part, anchors, truth, matching.iou_of_shapes(((1.0, 1.0), (1.2, 1.0))))
+        else:
+            found = assigners.assign(part, anchors, jnp.zeros(6, int), truth, jnp.array(1.0))
+        assert np.flatnonzero(found.positive).tolist() == expected
+        assert not (regions and found.negative[:2].any())
+
+
 def test_the_levels_of_anchors_are_counted_from_the_finest():
     grids = tuple(jnp.zeros((count, 4)) for count in (3, 2, 1))
     assert proposal_network.levels_of(grids).tolist() == [0, 0, 0, 1, 1, 2]

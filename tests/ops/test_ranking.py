@@ -65,11 +65,11 @@ def matrix(name: str, boxes: np.ndarray, objects: np.ndarray) -> np.ndarray:
     return np.array([[plain.similarity(name, x, y, CONSTANTS[name]) for y in objects] for x in boxes])
 
 
-def claims(similarities: np.ndarray, most: int) -> np.ndarray:
-    """The object that gets each box, -1 where none wants it: every object wants its best ones."""
+def claims(similarities: np.ndarray, most: int, heard: np.ndarray) -> np.ndarray:
+    """The object that gets each box, -1 where none wants it: every object wants its best ones of those `heard`."""
     claimed = np.full(len(similarities), -1)
     for index in range(similarities.shape[1]):
-        for box in sorted(range(len(similarities)), key=lambda k: -similarities[k, index])[:most]:
+        for box in sorted(np.flatnonzero(heard), key=lambda k: -similarities[k, index])[:most]:
             if claimed[box] < 0 or similarities[box, index] > similarities[box, claimed[box]]:
                 claimed[box] = index
     return claimed
@@ -86,23 +86,24 @@ def resized(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
     return np.array(result)
 
 
-def kinds(rule: str, boxes: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def kinds(rule: str, boxes: np.ndarray, objects: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """By a loop: 1 for positive boxes, 0 for negative ones, -1 for the others; and their objects."""
+    heard = plain.shares(boxes, regions).max(1, initial=0) <= 0.5
     if rule == "rfla":
         first, second = (matrix("kl", resized(boxes, scale * FIELDS), objects) for scale in (1.0, 0.9))
-        earlier, later = claims(first, 3), claims(second, 1)
+        earlier, later = claims(first, 3, heard), claims(second, 1, heard)
         claimed, best, low = np.where(earlier >= 0, earlier, later), second.max(1), 0.8
     elif rule == "rka":
         similarities = matrix("nwd", boxes, objects)
-        claimed, best, low = claims(similarities, 2), similarities.max(1), 0.3
+        claimed, best, low = claims(similarities, 2, heard), similarities.max(1), 0.3
     else:
         similarities = matrix(rule, boxes, objects)
         best, low = similarities.max(1), 0.3
-        claimed = np.where(best >= 0.7, similarities.argmax(1), -1)
+        claimed = np.where((best >= 0.7) & heard, similarities.argmax(1), -1)
         for index in range(len(objects)):
-            if similarities[:, index].max() >= 0.3:
-                claimed[similarities[:, index].argmax()] = index
-    return np.where(claimed >= 0, 1, np.where(best < low, 0, -1)), claimed
+            if similarities[heard, index].max() >= 0.3:
+                claimed[np.where(heard, similarities[:, index], -1).argmax()] = index
+    return np.where(claimed >= 0, 1, np.where((best < low) & heard, 0, -1)), claimed
 
 
 def assert_kinds(ours: Assignment, kind: np.ndarray, claimed: np.ndarray) -> None:
@@ -112,12 +113,14 @@ def assert_kinds(ours: Assignment, kind: np.ndarray, claimed: np.ndarray) -> Non
     np.testing.assert_array_equal(np.asarray(ours.indices)[kind == 1], claimed[kind == 1])
 
 
-@given(seeds, st.sampled_from(sorted(RULES)))
-def test_assignments_equal_the_loop(seed, rule):
+@given(seeds, st.sampled_from(sorted(RULES)), st.integers(0, 3))
+def test_assignments_equal_the_loop(seed, rule, count):
+    """Boxes in one of `count` regions are taken out before any object has its best."""
     boxes, objects = scene(seed)
-    kind, claimed = kinds(rule, boxes, objects)
+    regions = objects[:count] + np.float32([-1.5, -1.5, 7, 1.5])
+    kind, claimed = kinds(rule, boxes, objects, regions)
     assert (kind == 1).any()
-    assert_kinds(RULES[rule](boxes, plain.ground_truth(objects)), kind, claimed)
+    assert_kinds(RULES[rule](boxes, plain.ground_truth(objects, regions=regions, size=12)), kind, claimed)
 
 
 @given(seeds)
@@ -140,7 +143,7 @@ def test_streamed_ranking_equals_the_whole_matrix(seed):
     np.testing.assert_array_equal(np.asarray(ours.claims)[claimed], wanted.argmax(1)[claimed])
 
 
-ranked = jax.jit(lambda boxes, truth: ranking.rank(boxes, truth, 3, MEASURES["nwd"]))
+ranked = jax.jit(lambda boxes, truth: ranking.rank(boxes, truth, 3, MEASURES["nwd"], jnp.ones(40, bool)))
 
 
 def test_of_equal_boxes_the_first_are_taken_and_exactly_as_many_as_wanted():
@@ -155,14 +158,17 @@ def test_of_equal_boxes_the_first_are_taken_and_exactly_as_many_as_wanted():
 def test_a_box_that_two_objects_want_goes_to_the_more_similar():
     boxes = jnp.array([[0.0, 0.0, 8.0, 8.0], [60.0, 60.0, 68.0, 68.0]])
     for first, second in (([3, 0, 11, 8], [1, 0, 9, 8]), ([1, 0, 9, 8], [3, 0, 11, 8])):
-        ours = ranking.rank(boxes, plain.ground_truth([first, second]), 1, MEASURES["nwd"])
+        ours = ranking.rank(boxes, plain.ground_truth([first, second]), 1, MEASURES["nwd"], jnp.ones(2, bool))
         assert ours.strength.tolist()[1] == -1 and ours.claims[0] == (first[0] > second[0])
 
 
 def test_there_may_be_fewer_boxes_than_an_object_wants():
-    truth = plain.ground_truth([[0, 0, 8, 8]])
-    ours = ranking.match_ranking(jnp.zeros((1, 4)), truth, MEASURES["nwd"], most=5, negative=0.3, ignore_overlap=0.5)
-    assert ours.positive.tolist() == [True]
+    """All that are there, or of three those that no region silences."""
+    of_five = partial(ranking.match_ranking, similarity=MEASURES["nwd"], most=5, negative=0.3, ignore_overlap=0.5)
+    assert of_five(jnp.zeros((1, 4)), plain.ground_truth([[0, 0, 8, 8]])).positive.tolist() == [True]
+    boxes = jnp.array([[0.0, 0.0, 8.0, 8.0], [2.0, 0.0, 10.0, 8.0], [30.0, 0.0, 38.0, 8.0]])
+    ours = of_five(boxes, plain.ground_truth([[0, 0, 8, 8]], regions=[[-2, -2, 12, 12]]))
+    assert ours.positive.tolist() == [False, False, True] and not ours.negative.any()
 
 
 @pytest.mark.parametrize("rule", RULES)
