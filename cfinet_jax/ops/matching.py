@@ -53,10 +53,7 @@ def best_match(
     similarity: Pairwise = horizontal.iou,
     heard: Bool[Array, " boxes"] | None = None,
 ) -> Match:
-    """The best object of every box, and which boxes are an object's best (`forced`, from `min_forced` on).
-
-    An object's best is one of the boxes that are `heard`; None: of all.
-    """
+    """The best object of every box, and which of those `heard` are an object's best (`forced`, from `min_forced`)."""
 
     def step(match: Match, chunk: tuple[Array, Array, Array]) -> tuple[Match, None]:
         objects, real, first = chunk

@@ -25,11 +25,7 @@ class Ranking(NamedTuple):
 
 
 def rank(
-    boxes: Float[Array, "boxes 4"],
-    truth: GroundTruth,
-    most: int,
-    similarity: Pairwise,
-    heard: Bool[Array, " boxes"],
+    boxes: Float[Array, "boxes 4"], truth: GroundTruth, most: int, similarity: Pairwise, heard: Bool[Array, " boxes"]
 ) -> Ranking:
     """Lets every object claim exactly its `most` best boxes of those `heard`: of equal ones the first, all of fewer."""
     count = boxes.shape[0]

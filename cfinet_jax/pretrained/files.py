@@ -2,9 +2,14 @@
 
 import io
 import json
+import math
 import os
 import re
+import stat
+import threading
 import zipfile
+from concurrent import futures
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,6 +25,7 @@ from cfinet_jax.pretrained.torch_pickle import Tensor
 from cfinet_jax.progress import Progress
 
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # torch's and OpenMMLab's files end in the start of theirs
+STALL, LEAST = 60.0, 2**15  # seconds in which so many bytes of a download have to come
 STATES = ("state_dict_ema", "model_ema", "state_dict", "model")  # where a checkpoint keeps its weights, averaged first
 
 
@@ -38,14 +44,19 @@ def read(source: str) -> WeightFile:
     Raises:
       UserError: there is no such file, it cannot be fetched, is damaged, is of another kind or holds code.
     """
-    fetched = source.startswith(("http://", "https://"))
+    scheme = source.partition("://")[0].lower()
+    fetched = scheme in ("http", "https")
+    if "://" in source and not fetched and scheme != "gs":
+        raise UserError(f"{source} is an address that is not read: give a path, or one of https:// or gs://.")
     path = epath.Path(download(source) if fetched else source)
     try:
+        if scheme != "gs" and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (epath's wants to know the owner)
+            raise UserError(f"{source} is a folder, a pipe or a device: give the path or URL of a file.")
         encoded = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"No pretrained weights at {source}: give the path or URL of an existing file.") from error
-    except OSError as error:
-        reason = error.strerror or error  # a bucket gives no number
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error  # a bucket gives no number
         raise UserError(f"{source} cannot be read ({reason}): give the path or URL of a file.") from error
     try:
         return decode(encoded)
@@ -67,15 +78,20 @@ def decode(encoded: bytes) -> WeightFile:
             raise UserError(f"it holds numbers of type {', '.join(strange)}: save it anew as float32")
         return WeightFile(safetensors.numpy.load(encoded), header.get("__metadata__", {}))
     if encoded[:2] == b"PK" and not any(name.endswith("data.pkl") for name in names_in(encoded)):
-        return WeightFile(dict(np.load(io.BytesIO(encoded), allow_pickle=False)), {})
+        arrays = dict(np.load(io.BytesIO(encoded), allow_pickle=False))
+        if any(not isinstance(x, np.ndarray) or x.dtype.kind not in "biuf" for x in arrays.values()):
+            raise UserError("it holds more than arrays of numbers: save it anew without")
+        return WeightFile(arrays, {})
     if encoded[:2] == b"PK" or encoded[:1] == b"\x80":
         return of_checkpoint(torch_pickle.load(encoded))
     raise UserError("it is no weight file; give an .npz, .safetensors or .pth")
 
 
 def names_in(encoded: bytes) -> list[str]:
-    """The names of a zip archive's files."""
+    """The names of a zip archive's files. Raises `UserError` where they unpack to more than numbers would."""
     with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > 100 * len(encoded):
+            raise UserError("it unpacks to more than 100 times its size: save it anew, uncompressed")
         return archive.namelist()
 
 
@@ -88,14 +104,21 @@ def of_checkpoint(content: Any) -> WeightFile:
         raise UserError("it holds no state dict")
     state = next((content[key] for key in STATES if isinstance(content.get(key), dict)), content)
     facts = content.get("meta") if state is not content else None
-    arrays = {str(name): tensor.array() for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    stored = sum({id(tensor.storage): tensor.storage.count for tensor in tensors.values()}.values())
+    if sum(math.prod(tensor.shape) for tensor in tensors.values()) > 16 * stored:  # layers may share their weights
+        raise UserError("its tensors repeat their numbers: save its state dict anew")
+    arrays = {name: tensor.array() for name, tensor in tensors.items()}
     return WeightFile(arrays, facts if isinstance(facts, dict) else {})
 
 
 def download(url: str) -> epath.Path:
     """The local copy of a URL, fetched once; checked against `#sha256=...` behind it or the hash in the file's name."""
     address, _, digest = url.partition("#")
-    name = urlsplit(address).path.rsplit("/", 1)[-1]
+    try:
+        name = urlsplit(address).path.rsplit("/", 1)[-1]
+    except ValueError:  # a host that is none
+        name = ""
     if digest and not re.fullmatch("sha256=[0-9a-f]{64}", digest):
         raise UserError(f"{url} ends in no hash: write #sha256= and its 64 digits, or nothing.")
     if not name:
@@ -104,9 +127,8 @@ def download(url: str) -> epath.Path:
     pooch.get_logger().setLevel("WARNING")  # what it tells besides is told here
     try:
         path = pooch.retrieve(
-            address, digest.replace("=", ":") or None, path=folder,
-            downloader=pooch.HTTPDownloader(progressbar=DownloadProgress(name), timeout=30),
-        )  # fmt: skip
+            address, digest.replace("=", ":") or None, path=folder, downloader=partial(fetch, name=name)
+        )
     except requests.RequestException as error:
         if error.response is not None:
             error.response.close()  # which pooch leaves open
@@ -128,15 +150,43 @@ def download(url: str) -> epath.Path:
     return epath.Path(path)
 
 
+def fetch(url: str, path: str, _: Any, name: str) -> None:
+    """Downloads in a thread, which is given up where too little comes: a server may send a byte at a time for ever."""
+    progress, done = DownloadProgress(name), futures.Future()
+    options = {"progressbar": progress, "timeout": 30, "hooks": {"response": check_length}}
+
+    def work() -> None:
+        try:
+            done.set_result(pooch.HTTPDownloader(**options)(url, path, None))
+        except Exception as error:  # raised by who waits
+            done.set_exception(error if isinstance(error, OSError) else requests.exceptions.InvalidURL())
+
+    threading.Thread(target=work, daemon=True).start()
+    before, received = -LEAST, 0
+    while not done.done() and received - before >= LEAST:
+        futures.wait([done], STALL)
+        before, received = received, progress.received
+    if not done.done():
+        raise requests.Timeout
+    done.result()
+
+
+def check_length(response: requests.Response, **_: Any) -> None:
+    """The header that says how much will come is a number: else whatever comes would count as the whole."""
+    if not response.headers.get("Content-Length", "0").isdecimal():
+        raise requests.exceptions.InvalidHeader(response=response)
+
+
 class DownloadProgress:
     """What pooch wants of a progress bar, told by ours; silent where the server does not say how much will come."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.total = name, 0
+        self.name, self.total, self.received = name, 0, 0
         self.progress: Progress | None = None
 
     def update(self, count: int) -> None:
         """`count` more bytes have come."""
+        self.received += count
         if self.progress is None and self.total:
             self.progress = Progress(f"Fetching {self.name}", -(-self.total // 1024), unit="KiB")
         if self.progress is not None and self.progress.done < self.progress.total:

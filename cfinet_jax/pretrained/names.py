@@ -70,7 +70,9 @@ def translate(file: WeightFile, source: str) -> Published:
             facts: Any = {
                 key: tuple(json.loads(file.facts[key])) for key in ("classes", *PICTURES) if key in file.facts
             }
-        except (ValueError, TypeError) as error:
+            if not all(isinstance(x, str if key == "classes" else int | float) for key in facts for x in facts[key]):
+                raise TypeError("neither names nor numbers")
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{source} says of itself what is not understood: export it anew.") from error
         return Published(arrays, {}, "cfinet_jax", file.facts.get("stride_style"), **{"classes": None} | facts)
     if "conv1/kernel" in arrays:
@@ -116,7 +118,7 @@ def of_torch(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Published:
             continue
         ours = our_name(name)
         found[ours or name] = our_layout(ours, array) if ours else array  # what has no name of ours is found out later
-    text = str(facts.get("config") or facts.get("cfg") or "")
+    text = next((x for x in map(facts.get, ("config", "cfg")) if x and isinstance(x, str)), "")
     reverse = "False" in (last(r"\bto_rgb\s*=\s*(\w+)", text), last(r"bgr_to_rgb\s*=\s*(\w+)", text))
     mean, std = (numbers(last(rf"\b{key}\s*=\s*\[([^]]*)\]", text), other, reverse) for key, other in PICTURES.items())
     stem = "params/backbone/conv1/kernel"
@@ -124,7 +126,7 @@ def of_torch(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Published:
     classes = facts.get("CLASSES")
     if classes is None and isinstance(facts.get("dataset_meta"), dict):
         classes = facts["dataset_meta"].get("classes")
-    classes = tuple(map(str, classes)) if isinstance(classes, tuple | list) else None
+    classes = tuple(x for x in classes if isinstance(x, str)) if isinstance(classes, tuple | list) else None
     return Published(found, left_out, "mmdetection", last(r"\bstyle\s*=\s*['\"](\w+)", text), classes, mean)
 
 

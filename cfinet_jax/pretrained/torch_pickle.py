@@ -1,12 +1,11 @@
-"""Torch checkpoints without torch: the arrays and plain values of a pickle, and nothing that could run."""
+"""Torch checkpoints without torch: the arrays and plain values of a pickle, of which nothing is called."""
 
-import collections
 import io
 import math
-import pickle
+import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -63,62 +62,96 @@ class Tensor(NamedTuple):
         return np.ndarray(self.shape, dtype, self.storage.encoded, self.offset * dtype.itemsize, steps).copy()
 
 
-class Inert:
-    """Stands for an object that is not rebuilt, whatever is done to it."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def append(self, value: Any) -> None:
-        """Nothing."""
-
-    def extend(self, values: Any) -> None:
-        """Nothing."""
-
-
 def rebuild_tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
     """What `torch._utils._rebuild_tensor_v2` makes of its first arguments."""
     if not isinstance(storage, Storage):
         raise UserError("it holds a tensor without numbers")
+    if not all(isinstance(number, int) for number in (offset, *shape, *strides)):
+        raise TypeError("a tensor without shape")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch", "Size"): tuple,
+def as_dict(pairs: Iterable[tuple[Any, Any]] = ()) -> dict[Any, Any]:
+    """The pairs whose keys are plain: to hash what nests could take for ever."""
+    return {key: value for key, value in pairs if isinstance(key, str | int | float)}
+
+
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): as_dict,
+    ("torch", "Size"): lambda numbers=(): tuple(numbers),
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("builtins", "getattr"): Inert,  # mmengine's history names functions; none is fetched
-    ("__builtin__", "getattr"): Inert,
+    ("builtins", "getattr"): None,  # mmengine's history names functions; none is fetched
+    ("__builtin__", "getattr"): None,
+    **{("torch", name): dtype for name, dtype in DTYPES.items()},
 }
 
 
-class WeightsUnpickler(pickle.Unpickler):
-    """Rebuilds tensors and plain containers; anything else that a pickle asks for is refused or left inert."""
+def named(module: str, name: str) -> Any:
+    """What stands for `module.name`, None for metadata; nothing is ever imported."""
+    if (module, name) not in ALLOWED and module.split(".")[0] not in METADATA:
+        raise UserError(f"it asks to run {f'{module}.{name}'[:80]}, and only weights are read")
+    return ALLOWED.get((module, name))
 
-    def __init__(self, file: Any, storages: dict[str, Storage]) -> None:
-        super().__init__(file)
-        self.storages = storages
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What stands for `module.name`; nothing is ever imported."""
-        if (module, name) in ALLOWED:
-            return ALLOWED[module, name]
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if module.split(".")[0] in METADATA:
-            return Inert
-        raise UserError(f"it asks to run {module}.{name}, and only weights are read")
+# What an operation puts for the values that it takes from the stack: so many, or None for those above the last mark.
+RESULTS: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
+    "NONE": (0, lambda _: None), "NEWTRUE": (0, lambda _: True), "NEWFALSE": (0, lambda _: False),
+    "EMPTY_TUPLE": (0, tuple), "TUPLE": (None, tuple), "TUPLE1": (1, tuple), "TUPLE2": (2, tuple), "TUPLE3": (3, tuple),
+    "EMPTY_LIST": (0, list), "LIST": (None, list), "EMPTY_SET": (0, lambda _: None), "EMPTY_DICT": (0, dict),
+    "DICT": (None, lambda values: as_dict(zip(values[::2], values[1::2], strict=True))),
+    "STACK_GLOBAL": (2, lambda names: named(*names)), "BUILD": (2, lambda values: values[0]),
+    "REDUCE": (2, lambda x: x[0] and x[0](*x[1])), "NEWOBJ": (2, lambda x: x[0] and x[0](*x[1])),  # None is not called
+}  # fmt: skip
+ADDED = {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None, "ADDITEMS": None, "POP": 1, "POP_MARK": None}
 
-    def persistent_load(self, pid: Any) -> Storage:
-        """The storage that a tensor names."""
-        kind, dtype, key, _, count, *view = pid
-        if kind != "storage" or not isinstance(dtype, np.dtype) or any(part is not None for part in view):
-            raise UserError("it holds tensors of a kind that is not read: save its state dict anew")
-        return self.storages.setdefault(key, Storage(dtype, count))
+
+def unpickle(file: Any, storages: dict[str, Storage]) -> Any:
+    """The next pickle of a file, followed step by step: Python's own reader calls whatever a pickle says."""
+    stack, marks, memo = [], [], {}
+
+    def take(count: int | None) -> list[Any]:
+        first = marks.pop() if count is None else len(stack) - count
+        taken = stack[first:]
+        del stack[first:]
+        return taken
+
+    for operation, argument, _ in pickletools.genops(file):
+        name = operation.name
+        if name == "STOP":
+            return stack.pop()
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in RESULTS:
+            count, make = RESULTS[name]
+            stack.append(make(take(count)))
+        elif name in ADDED:
+            values = take(None if name == "POP" and len(stack) in marks[-1:] else ADDED[name])
+            if name.startswith("APPEND") and isinstance(stack[-1], list):
+                stack[-1].extend(values)
+            elif name.startswith("SETITEM") and isinstance(stack[-1], dict):
+                stack[-1].update(RESULTS["DICT"][1](values))
+        elif name == "GLOBAL":
+            stack.append(named(*str(argument).split(" ", 1)))
+        elif name == "BINPERSID":
+            stack.append(storage_of(storages, *take(1)))
+        elif name == "MEMOIZE" or name.endswith("PUT"):
+            memo[len(memo) if argument is None else argument] = stack[-1]
+        elif name.endswith("GET"):
+            stack.append(memo[argument])
+        elif name not in ("PROTO", "FRAME"):
+            if argument is None or operation.stack_before or operation.stack_after[0].name == "any":
+                raise UserError(f"its pickle uses {name}, and only weights are read")
+            stack.append(argument)  # a number or text
+
+
+def storage_of(storages: dict[str, Storage], pid: Any) -> Storage:
+    """The storage that a tensor names."""
+    kind, dtype, key, _, count, *view = pid
+    plain = isinstance(dtype, np.dtype) and isinstance(key, str) and isinstance(count, int)
+    if kind != "storage" or not plain or any(part is not None for part in view):
+        raise UserError("it holds tensors of a kind that is not read: save its state dict anew")
+    return storages.setdefault(key, Storage(dtype, count))
 
 
 def load(encoded: bytes) -> Any:
@@ -133,16 +166,16 @@ def load(encoded: bytes) -> Any:
             folder = pickled.removesuffix("data.pkl")
             if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
                 raise UserError("its numbers are big-endian: save it anew on another machine")
-            content = WeightsUnpickler(io.BytesIO(archive.read(pickled)), storages).load()
+            content = unpickle(io.BytesIO(archive.read(pickled)), storages)
             for key, storage in storages.items():
                 storage.fill(archive.read(f"{folder}data/{key}"))
         return content
     file = io.BytesIO(encoded)
-    magic, _, _ = (WeightsUnpickler(file, {}).load() for _ in range(3))  # then protocol and byte order
+    magic, _, _ = (unpickle(file, {}) for _ in range(3))  # then protocol and byte order
     if magic != LEGACY_MAGIC:
-        raise pickle.UnpicklingError("not a torch file")
-    content = WeightsUnpickler(file, storages).load()
-    for key in WeightsUnpickler(file, {}).load():
+        raise ValueError("not a torch file")
+    content = unpickle(file, storages)
+    for key in unpickle(file, {}):
         storage = storages[key]
         if struct.unpack("<q", file.read(8)) != (storage.count,):
             raise EOFError("cut short")

@@ -1,10 +1,12 @@
 """Weight files are read whole or refused in one line; nothing in them runs; downloads are checked and kept."""
 
+import contextlib
 import hashlib
 import io
 import os
 import pickle
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -17,8 +19,9 @@ import pytest
 import safetensors.numpy
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pretrained import torch_pickle
+from cfinet_jax.pretrained import files, torch_pickle
 from cfinet_jax.pretrained.files import of_checkpoint, read
+from cfinet_jax.pretrained.names import translate
 
 HERE = Path(__file__).parent
 ARRAYS = {"conv1/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "half": np.float16([1, -2])}
@@ -172,20 +175,114 @@ def test_what_is_no_weight_file_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("the weights are elsewhere")
     with pytest.raises(UserError, match=r"it is no weight file; give an .npz, .safetensors or .pth"):
         read(str(tmp_path / "notes.txt"))
-    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
-        read(str(tmp_path))
     with pytest.raises(UserError, match="No pretrained weights at /nowhere.npz"):
         read("/nowhere.npz")
 
 
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", "/dev/zero", "/dev/null"):
+        with pytest.raises(UserError, match="is a folder, a pipe or a device: give the path or URL of a file"):
+            read(str(path))
+    (tmp_path / "good").symlink_to(HERE / "zip.pth")
+    assert read(str(tmp_path / "good")).arrays
+
+
+# Crafted files
+
+
+def promising(*shape: int) -> bytes:
+    """An .npz with a header for more numbers than follow."""
+    header, file = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("conv1.npy", header.getvalue() + bytes(8))
+    return file.getvalue()
+
+
+def zipped(name: str, content: bytes) -> bytes:
+    """A compressed archive of one file."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+def safetensors_of(header: str) -> bytes:
+    """Four bytes that a header describes."""
+    return len(header).to_bytes(8, "little") + header.encode() + bytes(4)
+
+
+def own(key: str, value: str) -> bytes:
+    """A file of this project that says something of itself."""
+    array = '"params/x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    return safetensors_of(f'{{"__metadata__":{{"{key}":"{value}"}},{array}}}')
+
+
+def shaped(count: int, end: int) -> bytes:
+    """An array of `count` numbers that ends at byte `end` of four."""
+    return safetensors_of(f'{{"a":{{"dtype":"F32","shape":[{count}],"data_offsets":[0,{end}]}}}}')
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (promising(10**13), "is damaged"),
+        (promising(2**40, 2**40), "is damaged"),
+        (promising(4), "is damaged"),
+        (zipped("conv1.npy", npz({"a": np.zeros(10**6)})), "unpacks to more than 100 times its size"),
+        (zipped("archive/data.pkl", b"\x80\x02" + b"N0" * 10**6 + b"N."), "unpacks to more than 100 times its size"),
+        (zipped("conv1/kernel", b"text" + bytes(range(200))), "holds more than arrays of numbers"),
+        (npz({"conv1/kernel": np.array(["a", "b"])}), "holds more than arrays of numbers"),
+        (shaped(10**12, 4 * 10**12), "is damaged"),
+        (shaped(10**8, 4), "is damaged"),
+        (shaped(-1, 4), "is damaged"),
+        ((2**60).to_bytes(8, "little") + b"{", "is damaged"),
+        (safetensors_of("{" + '"a":{' * 10**5), "is damaged"),
+        (own("classes", "[" * 10**5), "says of itself what is not understood"),
+        (own("classes", "[[[1]]]"), "says of itself what is not understood"),
+        (own("classes", "[1]"), "says of itself what is not understood"),
+        (own("mean", '[\\"a\\"]'), "says of itself what is not understood"),
+    ],
+)
+def test_files_that_promise_more_than_they_hold_are_one_line(tmp_path, content, line):
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(UserError, match=line) as error:
+        translate(read(str(tmp_path / "weights")), "weights")
+    assert "\n" not in str(error.value)
+
+
 class Handler(SimpleHTTPRequestHandler):
-    """Counts what it serves."""
+    """Counts what it serves; under some names it serves as no server should."""
+
+    broken = {
+        "negative": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n" + ENCODED["weights.npz"],
+        "wordy": b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n" + ENCODED["weights.npz"],
+        "twice": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+        "promising": b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n" + ENCODED["weights.npz"],
+        "elsewhere": b"HTTP/1.1 302 Found\r\nLocation: file:///etc/hostname\r\n\r\n",
+        "circle": b"HTTP/1.1 302 Found\r\nLocation: /circle.npz\r\n\r\n",
+        "nonsense": b"what?\r\n\r\n",
+    }
 
     asked: list[str] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        super().do_GET()
+        name = self.path.strip("/").removesuffix(".npz")
+        if name.startswith("dripping"):  # its body, or already its headers
+            self.wfile.write(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n" + (b"" if name.endswith("head") else b"\r\n")
+            )
+            with contextlib.suppress(OSError):
+                for _ in range(50):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+        elif name in self.broken:
+            self.wfile.write(self.broken[name])
+        else:
+            super().do_GET()
 
     def log_message(self, format: str, *args) -> None: ...
 
@@ -238,6 +335,59 @@ def test_a_wrong_download_is_refused_and_not_kept(server, tmp_path, file, line):
         assert line in str(error.value) and "\n" not in str(error.value)
     assert len(Handler.asked) == 2
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("negative", "cannot be fetched (InvalidHeader)"),
+        ("wordy", "cannot be fetched (InvalidHeader)"),
+        ("twice", "cannot be fetched (InvalidHeader)"),
+        ("promising", "cannot be fetched (ChunkedEncodingError)"),
+        ("elsewhere", "cannot be fetched (InvalidSchema)"),
+        ("circle", "cannot be fetched (TooManyRedirects)"),
+        ("nonsense", "cannot be fetched (ConnectionError)"),
+        ("dripping", "cannot be fetched (Timeout)"),
+        ("dripping_head", "cannot be fetched (Timeout)"),
+    ],
+)
+def test_a_server_that_misbehaves_is_given_up(server, tmp_path, monkeypatch, name, line):
+    monkeypatch.setattr(files, "STALL", 0.3)
+    start = time.monotonic()
+    with pytest.raises(UserError) as error:
+        read(f"{server}/{name}.npz")
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert time.monotonic() - start < 2
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_download_that_comes_on_is_waited_for(server, monkeypatch):
+    """However often it is looked at."""
+    monkeypatch.setattr(files, "STALL", 0.02)
+    monkeypatch.setattr(files, "LEAST", 0)
+    with pytest.raises(UserError, match="Chunked"):  # a thousand bytes were promised, fifty came
+        read(f"{server}/dripping.npz")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["ftp://127.0.0.1/a.npz", "file:///etc/hostname", "s3://bucket/a.npz", "git+ssh://host/a.npz", "://a.npz"],
+)
+def test_addresses_of_other_kinds_are_refused(address):
+    with pytest.raises(UserError, match="is an address that is not read: give a path, or one of https:// or gs://"):
+        read(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://[::1/a.npz", "http://host:99999/a.npz", "http:///a.npz", "http://a..b/a.npz", "http://a b/a.npz",
+     f"http://{'a' * 70}.com/a.npz", "HTTPS://127.0.0.1:9/a.npz", "http://user:pass@[oops]/a.npz"],
+)  # fmt: skip
+def test_malformed_addresses_are_one_line(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="cannot be fetched|names no file") as error:
+        read(address)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("url", "line"), [("a.npz#md5=1", "ends in no hash"), ("folder/", "names no file")])
