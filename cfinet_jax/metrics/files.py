@@ -9,6 +9,7 @@ from etils import epath
 
 from cfinet_jax.boxes import oriented
 from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.units import suspect_units
 
 LARGEST = 1e18  # of a number; anything beyond, as NaN, is none
 
@@ -47,7 +48,7 @@ def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
     """A COCO JSON file; "oriented" boxes stand as `rbox` beside the upright ones.
 
     Raises:
-      UserError: it cannot be read, is not COCO, repeats an id or a class, or has corners in the place of sides.
+      UserError: it cannot be read, is not COCO, repeats an id or a class, or has boxes of another form.
     """
     content = _read_json(path)
     for part, needed in NEEDED.items():
@@ -60,7 +61,7 @@ def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
         if len(set(values)) < len(values):
             repeated = next(value for place, value in enumerate(values) if value in values[:place])
             raise UserError(f"{path} gives the {key} {repeated!r} to several of '{part}': make them unique")
-    _check_sides(path, content["annotations"], content)
+    _check_units(path, content["annotations"], content)
     return content
 
 
@@ -68,7 +69,7 @@ def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "hori
     """A JSON file in COCO's results format, for the images of a ground truth; "oriented" boxes have five numbers.
 
     Raises:
-      UserError: it cannot be read, is something else, or has corners in the place of sides.
+      UserError: it cannot be read, is something else, or has boxes of another form.
     """
     content = _read_json(path)
     if not isinstance(content, list):
@@ -77,7 +78,7 @@ def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "hori
         _check_fields(str(path), content, DETECTION, set(), FIELDS | {"bbox": FIELDS["rbox"]})
     else:
         _check_fields(str(path), content, DETECTION, set())
-        _check_sides(path, content, ground_truth)
+        _check_units(path, content, ground_truth)
     return content
 
 
@@ -101,20 +102,11 @@ def _check_fields(where: str, entries: list, needed: set[str], optional: set[str
                 raise UserError(f"{where}: {key} of entry {number} must be {kind}, not {str(entry[key])[:80]!r}")
 
 
-def _check_sides(path: epath.PathLike, entries: list[dict], ground_truth: dict) -> None:
-    """Refuses boxes most of which leave their image as x y w h, but as x1 y1 x2 y2 do not.
-
-    An error and not a warning: no detector puts most of its boxes outside, and the scores would mean nothing.
-    """
+def _check_units(path: epath.PathLike, entries: list[dict], ground_truth: dict) -> None:
+    """Refuses boxes of another form than x y w h in pixels: their scores would mean nothing."""
     described = (image for image in ground_truth["images"] if OPTIONAL["images"] <= image.keys())
     sizes = {image["id"]: (image["width"], image["height"]) for image in described}
     known = [(entry["bbox"], sizes[entry["image_id"]]) for entry in entries if entry["image_id"] in sizes]
-    if not known:
-        return
-    boxes, limits = (np.array(column, float) for column in zip(*known, strict=True))
-    first, second = boxes[:, :2], boxes[:, 2:]
-    limits += 1  # rounding is no mistake
-    leaves = (first + second > limits).any(1)
-    stays = ((first < second) & (second <= limits)).all(1)
-    if np.mean(leaves & stays) > 0.5:
-        raise UserError(f"{path} seems to have boxes as x1 y1 x2 y2: COCO's are x y width height")
+    suspicion = suspect_units(*map(np.array, zip(*known, strict=True))) if known else None
+    if suspicion:
+        raise UserError(f"{path} seems to have {suspicion}: convert the boxes to COCO's x y width height in pixels")

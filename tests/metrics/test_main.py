@@ -82,8 +82,12 @@ BAD = {  # ground truth, detections and what is said of them
     "box NaN": (TRUTH, [FOUND | {"bbox": [0, 0, 1, float("nan")]}], "bbox of entry 1 must be four finite numbers"),
     "box of three": (TRUTH, [FOUND | {"bbox": [0, 0, 1]}], "bbox of entry 1 must be four finite numbers"),
     "number beyond all floats": (TRUTH, [FOUND | {"score": 10**400}], "score of entry 1 must be a finite number"),
-    "corners": (TRUTH, [FOUND | {"bbox": CORNERS}] * 2 + [FOUND], "found.json seems to have boxes as x1 y1 x2 y2"),
-    "corners in the ground truth": ({**TRUTH, "annotations": [OBJECT | {"bbox": CORNERS}]}, [], "truth.json seems to"),
+    "corners": (TRUTH, [FOUND | {"bbox": CORNERS}] * 8 + [FOUND] * 4, "found.json seems to have corners (x1 y1 x2 y2)"),
+    "corners in the ground truth": (
+        {**TRUTH, "annotations": [OBJECT | {"bbox": CORNERS}] * 10},
+        [],
+        "truth.json seems to",
+    ),
     "repeated image id": ({**TRUTH, "images": [*IMAGES, {"id": 1}]}, [], "gives the id 1 to several of 'images'"),
     "repeated class": ({**TRUTH, "categories": [{"id": n, "name": "car"} for n in (5, 6)]}, [], "gives the name 'car'"),
 }
