@@ -8,6 +8,7 @@ import numpy as np
 OVERLAPS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 SINGLE = (0.25, 0.5, 0.75)  # of those that a protocol has, each has an AP of its own
 ANY_AREA = (0.0, 1e10)
+FLAGS = ("ignore", "iscrowd", "uncertain")  # of an annotation, 0 or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ PROTOCOLS = {
         precision_limit=200,
         regions_are_crowds=True,
         sizes_are_crowds=True,
-        region_flags=("ignore", "iscrowd", "uncertain"),
+        region_flags=FLAGS,
         overlaps=(0.25, 0.5, 0.75),
     ),
     # VisDrone's limits and IoUs in COCO's procedure, not the numbers of its own toolkit (VisDrone2018-DET-toolkit):
@@ -141,6 +142,11 @@ PROTOCOLS = {
         regions_are_crowds=True,
     ),
 }
+
+
+def is_regions(category: str) -> bool:
+    """Whether a category of this name stands for regions to ignore, of every class."""
+    return category.strip().lower() in ("ignore", "ignored regions")
 
 
 def sizes_of(areas: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ def score(ground_truth: dict, detections: list[dict] | Columns, protocol: Protoc
     Returns fractions, ready for JSON and None where there is no box to find: `protocol`, `AP`, the protocol's `marks`
     (`AP50`, `AP75`), `AP_<size>`, `AP50_<size>`, `AR<limit>`, `AR_<size>`; `boxes`, the number to be found in each
     range; `per_class`, name -> `AP`, `AP50`, `boxes` in the headline range and `precision50`, the precision at IoU 0.5
-    and recall 0:.01:1. Annotations of a category called "ignore" are regions of every class where the protocol has
-    crowds, and are left out where it has none (SODA's "wo_ignore" files).
+    and recall 0:.01:1. Annotations of a category called "ignore" or "ignored regions" are regions of every class where
+    the protocol has crowds, and are left out where it has none (SODA's "wo_ignore" files).
     Raises UserError for a detection or annotation of unknown image or category, and for boxes that are not finite.
     """
     precision, recall, boxes = curves(ground_truth, detections, protocol)

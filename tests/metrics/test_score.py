@@ -256,6 +256,14 @@ def test_ignored_boxes_absorb_what_the_protocol_says(protocol, region, expected)
     assert result["boxes"][protocol.headline] == 1 and list(result["per_class"]) == ["car"]
 
 
+@pytest.mark.parametrize("name", ["Ignore", "ignored regions", "Ignored Regions"])
+def test_regions_have_several_names(name):
+    ground_truth, detections = one_box(category_id=10)
+    ground_truth["categories"][1]["name"] = name
+    result = score(ground_truth, detections, COCO)
+    assert result["AP50"] == pytest.approx(1) and list(result["per_class"]) == ["car"]
+
+
 def test_a_box_that_absorbs_in_other_ranges_is_chosen_by_its_iou():
     """The second box holds the whole first detection, which is more like the first box."""
     boxes = [0, 0, 10, 10], [0, 0, 12, 20]
