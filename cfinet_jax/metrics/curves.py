@@ -21,7 +21,7 @@ def classes(ground_truth: dict) -> list[dict]:
 
 
 def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> tuple[np.ndarray, ...]:
-    """What the numbers of `metrics.score` are means of: precision, recall and the number of boxes to find.
+    """What the numbers of COCO's procedure are means of: precision, recall and the number of boxes to find.
 
     Precision is [overlap, recall 0:.01:1, class, range, limit], recall [overlap, class, range, limit], the number
     [class, range]; classes in the order of their ids. The first two are -1 where there is no box to find.
@@ -46,12 +46,17 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
 
 def precision_recall(fates: UInt8[np.ndarray, "n"], boxes: int) -> tuple[Float[np.ndarray, "recalls"], float]:
     """Best precision at every one of `RECALLS` or beyond, and the final recall; detections best first."""
+    best = best_precision(fates)
+    recall = np.arange(1, len(best) + 1) / boxes
+    return np.append(best, 0.0)[np.searchsorted(recall, RECALLS)], len(best) / boxes
+
+
+def best_precision(fates: UInt8[np.ndarray, "n"]) -> Float[np.ndarray, "hits"]:
+    """Best precision at the recall of every hit or beyond; detections best first."""
     hits = np.flatnonzero(fates == HIT)  # nowhere else does either of them rise
     counted = np.cumsum(fates != FREE)[hits]
     precision = np.arange(1, len(hits) + 1) / (counted + np.spacing(1))  # COCO's, to the last digit
-    best = np.maximum.accumulate(precision[::-1])[::-1]
-    recall = np.arange(1, len(hits) + 1) / boxes
-    return np.append(best, 0.0)[np.searchsorted(recall, RECALLS)], len(hits) / boxes
+    return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 class _Annotations(NamedTuple):
