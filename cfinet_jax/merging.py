@@ -25,28 +25,36 @@ def merge(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overl
     order of the windows does not matter, ties of scores apart.
     """
     boxes, scores, labels = found = together(windows, origins)
-    kept = (suppress_oriented if boxes.shape[1] == 5 else suppress)(found, overlap)
+    kept = suppress(found, overlap)
     best = kept[np.argsort(-scores[kept], kind="stable")]
     return Found(boxes[best], scores[best], labels[best])
 
 
 def suppress(found: Found, overlap: float) -> Int[np.ndarray, "kept"]:
-    """The places of upright boxes that NMS keeps, class by class."""
-    corners_and_sides = found.boxes.astype(np.float64)
-    corners_and_sides[:, 2:] -= corners_and_sides[:, :2]
-    batched: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists
-    return np.asarray(batched(corners_and_sides, found.scores, found.labels, float("-inf"), overlap), int).ravel()
-
-
-def suppress_oriented(found: Found, overlap: float) -> Int[np.ndarray, "kept"]:
-    """The places of oriented boxes that NMS keeps, class by class."""
+    """Apply NMS class by class, to upright or oriented boxes, and return the places of those it keeps, ascending."""
+    keep = keep_best_oriented if found.boxes.shape[1] == 5 else keep_best
     order = np.argsort(-found.scores, kind="stable")
     classes = (order[found.labels[order] == label] for label in np.unique(found.labels))
-    kept = [own[keep_best(found.boxes[own].astype(np.float64), overlap)] for own in classes]
-    return np.concatenate([np.zeros(0, int), *kept])
+    kept = [own[keep(found.boxes[own].astype(np.float64), overlap)] for own in classes]
+    return np.sort(np.concatenate([np.zeros(0, int), *kept]))
 
 
-def keep_best(boxes: Float[np.ndarray, "n 5"], overlap: float) -> Bool[np.ndarray, "n"]:
+def keep_best(boxes: Float[np.ndarray, "n 4"], overlap: float) -> Bool[np.ndarray, "n"]:
+    """Which upright boxes NMS keeps, the best first; one without area overlaps none.
+
+    OpenCV takes two of these for equal, and would move classes apart by offsets that negative coordinates cross. So
+    it sees boxes with area only, and one class at a time.
+    """
+    corners_and_sides = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    kept = np.any(corners_and_sides[:, 2:] <= 0, axis=1)
+    real = np.flatnonzero(~kept)
+    batched: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists, and scores below zero
+    places = batched(corners_and_sides[real], -real.astype(float), np.zeros(len(real), int), float("-inf"), overlap)
+    kept[real[np.asarray(places, int).ravel()]] = True
+    return kept
+
+
+def keep_best_oriented(boxes: Float[np.ndarray, "n 5"], overlap: float) -> Bool[np.ndarray, "n"]:
     """Which oriented boxes NMS keeps, the best first."""
     areas, kept = boxes[:, 2] * boxes[:, 3], np.ones(len(boxes), bool)
     alike = []

@@ -173,6 +173,43 @@ def test_oriented_boxes_are_merged_as_a_greedy_loop_does(rng, overlap):
     assert (np.diff(merged.scores) <= 0).all() and len(kept) < len(everything)
 
 
+BOX, FAR = [10, 10, 30, 30], [200, 200, 220, 220]
+LEVEL = [[5, 5, 25, 5], [5, 9, 25, 9], [5, 5, 5, 5]]
+KEPT = {  # boxes x1 y1 x2 y2 best first, their classes, and which stay
+    "points in one place": ([[5, 5, 5, 5]] * 3, [0, 0, 0], [0, 1, 2]),
+    "lines": (LEVEL, [0, 0, 0], [0, 1, 2]),
+    "lines on a box": ([BOX, [10, 20, 30, 20], BOX], [0, 0, 0], [0, 1]),
+    "a box of negative sides": ([[9, 9, 2, 2], BOX, [9, 9, 2, 2]], [1, 1, 1], [0, 1, 2]),
+    "one place, two classes": ([BOX, BOX, BOX], [0, 1, 0], [0, 1]),
+    # An offset of the largest coordinate and one, 221 and 0, as OpenCV moves classes apart:
+    "apart by the offset of a class": ([[-21, -21, -1, -1], FAR, [-21, -21, -1, -1]], [1, 0, 0], [0, 1, 2]),
+    "all below zero": ([[-30, -30, -10, -10], [-39, -39, -19, -19]], [0, 1], [0, 1]),
+    "the same box below zero": ([[-30, -30, -10, -10]] * 2, [3, 3], [0]),
+    "classes of negative number": ([BOX, BOX], [-1, -1], [0]),
+}
+
+
+@pytest.mark.parametrize("row", KEPT)
+def test_what_merging_keeps(row):
+    boxes, labels, expected = KEPT[row]
+    scores = np.linspace(0.9, 0.1, len(boxes)).astype(np.float32)
+    found = Found(np.array(boxes, np.float32), scores, np.array(labels, np.int32))
+    np.testing.assert_array_equal(merge([found], np.zeros((1, 2), int), 0.5).scores, scores[expected])
+
+
+@pytest.mark.parametrize("overlap", [0.1, 0.5, 0.8])
+def test_upright_boxes_are_merged_as_a_greedy_loop_does(rng, overlap):
+    low, labels = rng.uniform(-60, 60, (120, 2)), rng.integers(0, 3, 120)
+    boxes = np.hstack([low, low + rng.uniform(6, 30, (120, 2))]).astype(np.float32)
+    scores = rng.permutation(120).astype(np.float32)
+    kept = []
+    for place in np.argsort(-scores):
+        if all(labels[place] != labels[better] or plain.iou(boxes[place], boxes[better]) <= overlap for better in kept):
+            kept.append(int(place))
+    merged = merge([Found(boxes, scores, labels)], np.zeros((1, 2), int), overlap)
+    np.testing.assert_array_equal(merged.boxes, boxes[kept])
+
+
 def test_no_oriented_box_merges_to_none():
     empty = Found(np.zeros((0, 5), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
     assert merge([empty], np.zeros((1, 2), int), 0.5).boxes.shape == (0, 5)

@@ -232,7 +232,7 @@ def test_boxes_and_data_fit_together(settings, prepared):
     ("boxes", "protocol", "said"),
     [
         ("oriented", "soda_d", "'soda_d': choose one of oriented, soda_a, soda_a_2025, which score oriented boxes"),
-        ("horizontal", "soda_a", "soda_d, tiny_person, visdrone, which score horizontal boxes"),
+        ("horizontal", "soda_a", "soda_d, tiny_person, visdrone, visdrone_toolkit, which score horizontal boxes"),
         ("square", "soda_d", "dataset.boxes is 'square': choose horizontal or oriented"),
     ],
 )

@@ -8,6 +8,7 @@ from cfinet_jax.ablate import anchors, devices, page
 from cfinet_jax.ablate.runs import Run, run_all, runs_of
 from cfinet_jax.ablate.study import load_study
 from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.run import check_start, check_values, discover_sizes
 
@@ -29,6 +30,8 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
         return anchors.write(loaded, config, workdir, name)
     if loaded.measure.startswith("proposals/") and not config.evaluation.proposals:
         raise UserError(f"The study {name} compares proposals: set evaluation.proposals.")
+    if loaded.measure == "AP" and PROTOCOLS[config.evaluation.protocol].toolkit:
+        raise UserError(f"{config.evaluation.protocol} cannot resample pictures: set evaluation.protocol=visdrone.")
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
     runs = runs_of(loaded, config, workdir, seeds)
     for run in runs:  # before anything is trained

@@ -7,22 +7,21 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.matching import FREE, HIT, MISS, Truth, match
-from cfinet_jax.metrics.protocols import Protocol
+from cfinet_jax.metrics.protocols import Protocol, is_regions
 from cfinet_jax.metrics.results import Columns, box_of, columns
 from cfinet_jax.overlaps import as_oriented
 
-IGNORE = "ignore"  # the category of regions without a class
 RECALLS = np.linspace(0, 1, 101)
 
 
 def classes(ground_truth: dict) -> list[dict]:
     """The categories to be found, by id."""
-    categories = (category for category in ground_truth["categories"] if category["name"].lower() != IGNORE)
+    categories = (category for category in ground_truth["categories"] if not is_regions(category["name"]))
     return sorted(categories, key=lambda category: category["id"])
 
 
 def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> tuple[np.ndarray, ...]:
-    """What the numbers of `metrics.score` are means of: precision, recall and the number of boxes to find.
+    """What the numbers of COCO's procedure are means of: precision, recall and the number of boxes to find.
 
     Precision is [overlap, recall 0:.01:1, class, range, limit], recall [overlap, class, range, limit], the number
     [class, range]; classes in the order of their ids. The first two are -1 where there is no box to find.
@@ -47,12 +46,17 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
 
 def precision_recall(fates: UInt8[np.ndarray, "n"], boxes: int) -> tuple[Float[np.ndarray, "recalls"], float]:
     """Best precision at every one of `RECALLS` or beyond, and the final recall; detections best first."""
+    best = best_precision(fates)
+    recall = np.arange(1, len(best) + 1) / boxes
+    return np.append(best, 0.0)[np.searchsorted(recall, RECALLS)], len(best) / boxes
+
+
+def best_precision(fates: UInt8[np.ndarray, "n"]) -> Float[np.ndarray, "hits"]:
+    """Best precision at the recall of every hit or beyond; detections best first."""
     hits = np.flatnonzero(fates == HIT)  # nowhere else does either of them rise
     counted = np.cumsum(fates != FREE)[hits]
     precision = np.arange(1, len(hits) + 1) / (counted + np.spacing(1))  # COCO's, to the last digit
-    best = np.maximum.accumulate(precision[::-1])[::-1]
-    recall = np.arange(1, len(hits) + 1) / boxes
-    return np.append(best, 0.0)[np.searchsorted(recall, RECALLS)], len(hits) / boxes
+    return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 class _Annotations(NamedTuple):
@@ -81,7 +85,7 @@ def detections_of(ground_truth: dict, detections: list[dict] | Columns, protocol
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):  # such a box would count as a hit
         raise UserError("a detection has a box or score that is not finite: lower the learning rate")
     if protocol.boxes == "oriented":
-        boxes = as_oriented(boxes)
+        boxes = _oriented(boxes, "detections")
     elif boxes.shape[1] != 4:
         raise UserError(
             f"the detections are oriented, and {protocol.name} scores upright boxes: choose oriented or soda_a"
@@ -97,16 +101,29 @@ def annotations_of(ground_truth: dict, protocol: Protocol) -> _Annotations:
     images, owners = _indices(ground_truth, image_ids, category_ids, "annotations")
     if protocol.boxes == "oriented":
         boxes = np.array([box_of(entry) for entry in entries], float)
-        boxes = as_oriented(boxes.reshape(len(entries), -1)) if entries else np.zeros((0, 5))
+        boxes = _oriented(boxes.reshape(len(entries), -1), "annotations") if entries else np.zeros((0, 5))
         areas = boxes[:, 2] * boxes[:, 3]
     else:
         boxes = np.array([entry["bbox"] for entry in entries], float).reshape(-1, 4)
         areas = np.array([entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries], float)
-    flagged = np.array([any(entry.get(flag) for flag in protocol.region_flags) for entry in entries], bool)
+    flags = [[entry.get(flag) for flag in protocol.region_flags] for entry in entries]
+    if any(isinstance(flag, str) for of_entry in flags for flag in of_entry):  # "0" would be true
+        raise UserError(f"{' or '.join(protocol.region_flags)} of an annotation is a text: make it a number, 0 or 1")
+    flagged = np.array([any(of_entry) for of_entry in flags], bool)
     kept = np.argsort(images, kind="stable")
     if not protocol.regions_are_crowds:
         kept = kept[owners[kept] >= 0]
     return _Annotations(*(column[kept] for column in (images, owners, boxes, areas, flagged | (owners < 0))))
+
+
+def _oriented(boxes: np.ndarray, what: str) -> np.ndarray:
+    """Oriented boxes of either kind, checked."""
+    boxes = as_oriented(boxes)
+    if (boxes[:, 2:4] < 0).any():
+        raise UserError(
+            f"some of the {what} have a negative side: give oriented boxes as cx cy w h angle, w and h positive"
+        )
+    return boxes
 
 
 def _indices(

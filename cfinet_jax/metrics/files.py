@@ -1,6 +1,7 @@
 """Ground truth and detections in files of others: what cannot be scored is refused in one line."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ from etils import epath
 
 from cfinet_jax.boxes import oriented
 from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.protocols import FLAGS
+from cfinet_jax.metrics.units import suspect_units
 
 LARGEST = 1e18  # of a number; anything beyond, as NaN, is none
 
@@ -31,15 +34,30 @@ def _is_oriented(value: Any) -> bool:
     )
 
 
+def _is_flag(value: Any) -> bool:
+    return value is None or (type(value) in (int, bool) and value in (0, 1))
+
+
+def _number(value: Any) -> Any:
+    """The number that a text says, and a whole one where it is written as a float; anything else as it is."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value.strip().lower())
+        except (ValueError, RecursionError):
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("id", "image_id", "category_id"), (_is_id, "a whole number")),
     **dict.fromkeys(("score", "area", "width", "height"), (_is_number, "a finite number")),
+    **dict.fromkeys(FLAGS, (_is_flag, "0 or 1")),
     "bbox": (_is_box, "four finite numbers, x y width height"),
     "rbox": (_is_oriented, "five finite numbers, cx cy w h angle in radians"),
     "name": (lambda value: isinstance(value, str), "a text"),
 }
 NEEDED = {"images": {"id"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id", "bbox"}}
-OPTIONAL = {"images": {"width", "height"}, "annotations": {"area"}}
+OPTIONAL = {"images": {"width", "height"}, "annotations": {"area", *FLAGS}}
 DETECTION = {"image_id", "category_id", "bbox", "score"}
 
 
@@ -47,7 +65,7 @@ def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
     """A COCO JSON file; "oriented" boxes stand as `rbox` beside the upright ones.
 
     Raises:
-      UserError: it cannot be read, is not COCO, repeats an id or a class, or has corners in the place of sides.
+      UserError: it cannot be read, is not COCO, repeats an id or a class, or has boxes of another form.
     """
     content = _read_json(path)
     for part, needed in NEEDED.items():
@@ -58,9 +76,9 @@ def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
     for part, key in (("images", "id"), ("categories", "id"), ("categories", "name")):
         values = [entry[key] for entry in content[part]]
         if len(set(values)) < len(values):
-            repeated = next(value for place, value in enumerate(values) if value in values[:place])
+            repeated, _ = Counter(values).most_common(1)[0]
             raise UserError(f"{path} gives the {key} {repeated!r} to several of '{part}': make them unique")
-    _check_sides(path, content["annotations"], content)
+    _check_units(path, content["annotations"], content)
     return content
 
 
@@ -68,7 +86,7 @@ def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "hori
     """A JSON file in COCO's results format, for the images of a ground truth; "oriented" boxes have five numbers.
 
     Raises:
-      UserError: it cannot be read, is something else, or has corners in the place of sides.
+      UserError: it cannot be read, is something else, or has boxes of another form.
     """
     content = _read_json(path)
     if not isinstance(content, list):
@@ -77,7 +95,7 @@ def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "hori
         _check_fields(str(path), content, DETECTION, set(), FIELDS | {"bbox": FIELDS["rbox"]})
     else:
         _check_fields(str(path), content, DETECTION, set())
-        _check_sides(path, content, ground_truth)
+        _check_units(path, content, ground_truth)
     return content
 
 
@@ -91,30 +109,23 @@ def _read_json(path: epath.PathLike) -> Any:
 
 
 def _check_fields(where: str, entries: list, needed: set[str], optional: set[str], fields: dict = FIELDS) -> None:
-    """Every entry has what is needed, and no field holds anything but its kind."""
+    """Check that every entry has what is needed, each of its kind; a number that stands as text becomes one."""
     kinds = {key: fields[key] for key in sorted(needed | optional)}
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not needed <= entry.keys():
             raise UserError(f"{where}: entry {number} needs {', '.join(sorted(needed))}")
         for key, (fits, kind) in kinds.items():
             if key in entry and not fits(entry[key]):
-                raise UserError(f"{where}: {key} of entry {number} must be {kind}, not {str(entry[key])[:80]!r}")
+                given, entry[key] = entry[key], _number(entry[key])
+                if not fits(entry[key]):
+                    raise UserError(f"{where}: {key} of entry {number} must be {kind}, not {str(given)[:80]!r}")
 
 
-def _check_sides(path: epath.PathLike, entries: list[dict], ground_truth: dict) -> None:
-    """Refuses boxes most of which leave their image as x y w h, but as x1 y1 x2 y2 do not.
-
-    An error and not a warning: no detector puts most of its boxes outside, and the scores would mean nothing.
-    """
+def _check_units(path: epath.PathLike, entries: list[dict], ground_truth: dict) -> None:
+    """Refuses boxes of another form than x y w h in pixels: their scores would mean nothing."""
     described = (image for image in ground_truth["images"] if OPTIONAL["images"] <= image.keys())
     sizes = {image["id"]: (image["width"], image["height"]) for image in described}
     known = [(entry["bbox"], sizes[entry["image_id"]]) for entry in entries if entry["image_id"] in sizes]
-    if not known:
-        return
-    boxes, limits = (np.array(column, float) for column in zip(*known, strict=True))
-    first, second = boxes[:, :2], boxes[:, 2:]
-    limits += 1  # rounding is no mistake
-    leaves = (first + second > limits).any(1)
-    stays = ((first < second) & (second <= limits)).all(1)
-    if np.mean(leaves & stays) > 0.5:
-        raise UserError(f"{path} seems to have boxes as x1 y1 x2 y2: COCO's are x y width height")
+    suspicion = suspect_units(*map(np.array, zip(*known, strict=True))) if known else None
+    if suspicion:
+        raise UserError(f"{path} seems to have {suspicion}: convert the boxes to COCO's x y width height in pixels")

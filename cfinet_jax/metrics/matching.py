@@ -30,18 +30,19 @@ def match(
     """The fates of detections that come image by image, the best of an image first.
 
     A detection takes the free box of highest IoU, of equal ones the last, and an ignored box only where no other is
-    in reach; where none is, its fate is `unmatched`. With `best_only` the box of highest IoU, of equal ones the first,
-    is the only one that it may take. All images match their first detection at once, then all their second, and so on.
+    in reach; where none is, its fate is `unmatched`. With `best_only` the box of highest IoU is the only one that it
+    may take, of equal ones the first that is not ignored. All images match their first detection at once, then all
+    their second, and so on.
     """
-    near = pairs(images, boxes, truth, min(overlaps))
-    found, of_truth, iou, inside = best_pairs(*near) if best_only else near
+    found, of_truth, iou, inside = pairs(images, boxes, truth, min(overlaps))
     wanted, absorbs = ~truth.ignored[of_truth], truth.absorbs[of_truth]
+    allowed = best_pairs(found, iou, wanted) if best_only else np.ones_like(wanted)
     reach = np.where(absorbs, inside[:, None], iou[:, None])
     thresholds = np.minimum(overlaps, 1 - 1e-10)[:, None]  # as COCO has it, should one be 1
     fates = np.repeat(unmatched[None].astype(np.uint8), len(overlaps), axis=0)
     taken = np.zeros((len(truth.images), *fates.shape[:2]), bool)
     for turn in _turns(images, found, np.where(absorbs.all(1), inside, iou)):
-        free = ~taken[of_truth[turn]] | absorbs[turn, None]
+        free = (~taken[of_truth[turn]] | absorbs[turn, None]) & allowed[turn, None]
         order = np.arange(1, len(turn) + 1)[:, None, None]
         preference = np.where(free & (reach[turn, None] >= thresholds), order + len(turn) * wanted[turn, None], 0)
         first = np.flatnonzero(np.diff(found[turn], prepend=-1))  # pair of each detection
@@ -65,11 +66,15 @@ def pairs(images: np.ndarray, boxes: np.ndarray, truth: Truth, least: float) -> 
     return tuple(map(np.concatenate, zip(*blocks, strict=True)))
 
 
-def best_pairs(found: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of the pairs that `pairs` gives, that of the highest IoU of each detection."""
-    order = np.lexsort((-others[1], found))
-    best = order[np.flatnonzero(np.diff(found[order], prepend=-1))]
-    return found[best], *(column[best] for column in others)
+def best_pairs(
+    found: Int[np.ndarray, "pairs"], iou: Float[np.ndarray, "pairs"], wanted: Bool[np.ndarray, "pairs ranges"]
+) -> Bool[np.ndarray, "pairs ranges"]:
+    """Which pair of each detection has its highest IoU; of equal ones the first with a wanted box, in each range."""
+    best = np.zeros_like(wanted)
+    for size, of_range in enumerate(wanted.T):
+        order = np.lexsort((~of_range, -iou, found))  # equal ones stay in the order of the ground truth
+        best[order[np.flatnonzero(np.diff(found[order], prepend=-1))], size] = True
+    return best
 
 
 def _turns(images: np.ndarray, found: np.ndarray, overlap: np.ndarray) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 OVERLAPS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 SINGLE = (0.25, 0.5, 0.75)  # of those that a protocol has, each has an AP of its own
 ANY_AREA = (0.0, 1e10)
+FLAGS = ("ignore", "iscrowd", "uncertain")  # of an annotation, 0 or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Protocol:
     region_flags: tuple[str, ...] = ("ignore", "iscrowd")  # of an annotation that is an ignored box
     overlaps: tuple[float, ...] = OVERLAPS  # IoU from which a box is found
     boxes: str = "horizontal"  # or "oriented"
+    toolkit: bool = False  # the procedure of VisDrone's toolkit in the place of COCO's
     best_only: bool = False  # a detection may only find the box of its highest IoU, even if that is taken
 
     @property
@@ -44,8 +46,9 @@ class Protocol:
         step = self.overlaps[1] - self.overlaps[0]
         return (
             f"{self.name}: AP at IoU {self.overlaps[0]:.2f}:{step:.2f}:{self.overlaps[-1]:.2f} of {kind} of {area}, "
-            f"every AP (the classes' too) with {self.precision_limit} detections per image and class, "
-            f"AR with {limits}, AR of a size with {self.limits[-1]}; "
+            f"every AP (the classes' too) with {self.precision_limit} detections per "
+            f"{'image, all classes together' if self.toolkit else 'image and class'}, "
+            f"AR with {limits}{f', AR of a size with {self.limits[-1]}' if self.sizes else ''}; "
             f"an ignored box absorbs {'any number of detections' if self.regions_are_crowds else 'one detection'}"
             f"{', and so does an object of another size' if self.sizes_are_crowds else ''}"
             f"{'; a detection may only find the box of its highest IoU' if self.best_only else ''}"
@@ -66,6 +69,14 @@ SODA_A = Protocol(
     regions_are_crowds=False,
     region_flags=("ignore",),
     boxes="oriented",
+)
+VISDRONE = Protocol(
+    name="visdrone",
+    headline="all",
+    ranges={"all": ANY_AREA, **COCO_SIZES},
+    limits=(1, 10, 100, 500),
+    precision_limit=500,
+    regions_are_crowds=True,
 )
 PROTOCOLS = {
     "coco": Protocol(
@@ -127,20 +138,20 @@ PROTOCOLS = {
         precision_limit=200,
         regions_are_crowds=True,
         sizes_are_crowds=True,
-        region_flags=("ignore", "iscrowd", "uncertain"),
+        region_flags=FLAGS,
         overlaps=(0.25, 0.5, 0.75),
     ),
     # VisDrone's limits and IoUs in COCO's procedure, not the numbers of its own toolkit (VisDrone2018-DET-toolkit):
     # docs/fidelity.md lists what differs.
-    "visdrone": Protocol(
-        name="visdrone",
-        headline="all",
-        ranges={"all": ANY_AREA, **COCO_SIZES},
-        limits=(1, 10, 100, 500),
-        precision_limit=500,
-        regions_are_crowds=True,
-    ),
+    "visdrone": VISDRONE,
+    # The toolkit's own rules, for comparison with published numbers; it has no sizes.
+    "visdrone_toolkit": dataclasses.replace(VISDRONE, name="visdrone_toolkit", ranges={"all": ANY_AREA}, toolkit=True),
 }
+
+
+def is_regions(category: str) -> bool:
+    """Whether a category of this name stands for regions to ignore, of every class."""
+    return category.strip().lower() in ("ignore", "ignored regions")
 
 
 def sizes_of(areas: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from cfinet_jax.metrics import visdrone_toolkit
 from cfinet_jax.metrics.curves import classes, curves
 from cfinet_jax.metrics.protocols import Protocol
 from cfinet_jax.metrics.results import Columns
@@ -13,12 +14,15 @@ def score(ground_truth: dict, detections: list[dict] | Columns, protocol: Protoc
     Returns fractions, ready for JSON and None where there is no box to find: `protocol`, `AP`, the protocol's `marks`
     (`AP50`, `AP75`), `AP_<size>`, `AP50_<size>`, `AR<limit>`, `AR_<size>`; `boxes`, the number to be found in each
     range; `per_class`, name -> `AP`, `AP50`, `boxes` in the headline range and `precision50`, the precision at IoU 0.5
-    and recall 0:.01:1. Annotations of a category called "ignore" are regions of every class where the protocol has
-    crowds, and are left out where it has none (SODA's "wo_ignore" files).
+    and recall 0:.01:1. Annotations of a category called "ignore" or "ignored regions" are regions of every class where
+    the protocol has crowds, and are left out where it has none (SODA's "wo_ignore" files).
     Raises UserError for a detection or annotation of unknown image or category, and for boxes that are not finite.
     """
-    precision, recall, boxes = curves(ground_truth, detections, protocol)
-    precision = precision[..., protocol.limits.index(protocol.precision_limit)]
+    measure = visdrone_toolkit.curves if protocol.toolkit else curves
+    of_classes, recall, boxes, *pictures = measure(ground_truth, detections, protocol)
+    precision = of_classes = of_classes[..., protocol.limits.index(protocol.precision_limit)]
+    if pictures:  # a class counts once for every picture that has it
+        precision, recall = precision.repeat(pictures[0], axis=2), recall.repeat(pictures[0], axis=1)
     ranges = {name: index for index, name in enumerate(protocol.ranges)}
     headline, half = ranges[protocol.headline], protocol.marks["AP50"]
     return {
@@ -32,10 +36,10 @@ def score(ground_truth: dict, detections: list[dict] | Columns, protocol: Protoc
         "boxes": {name: int(boxes[:, index].sum()) for name, index in ranges.items()},
         "per_class": {
             category["name"]: {
-                "AP": _mean(precision[:, :, k, headline]),
-                "AP50": _mean(precision[half, :, k, headline]),
+                "AP": _mean(of_classes[:, :, k, headline]),
+                "AP50": _mean(of_classes[half, :, k, headline]),
                 "boxes": int(boxes[k, headline]),
-                "precision50": _rounded(precision[half, :, k, headline]),
+                "precision50": _rounded(of_classes[half, :, k, headline]),
             }
             for k, category in enumerate(classes(ground_truth))
         },

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.protocols import is_regions
 from cfinet_jax.pictures import decode_bgr
 from data.coco.boxes import BOXES
 from data.features import COLUMNS
@@ -69,7 +70,7 @@ def check_split(
       UserError: there is no class, or nothing is left to use; in `train`, no object.
     """
     names = {category["id"]: category["name"] for category in coco["categories"]}
-    categories = {key: names[key] for key in sorted(names) if names[key].lower() != "ignore"}
+    categories = {key: names[key] for key in sorted(names) if not is_regions(names[key])}
     if not categories:
         raise UserError(f"annotation file {path} names no class: add at least one")
     labels = {key: ANY_CLASS for key in names} | {key: label for label, key in enumerate(categories)}

@@ -196,6 +196,7 @@ def test_what_another_process_is_at_is_left_to_it(ablate, trainings, tmp_path):
         (("mine", "--devices=a,b"), "--devices has 'a': give numbers, such as 0,1,2,3."),
         (("mine", "--devices=0", "--workdir=gs://bucket/work"), "--devices wants a --workdir on a disk"),
         (("recall", "--config.evaluation.proposals=False"), "set evaluation.proposals"),
+        (("mine", "--config.evaluation.protocol=visdrone_toolkit"), "set evaluation.protocol=visdrone."),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_trained(ablate, trainings, arguments, message):

@@ -72,6 +72,13 @@ def test_ignore_and_crowd(folder, entry, label, ignore, iscrowd):
     assert (objects["label"], objects["ignore"], objects["iscrowd"]) == ([label], [ignore], [iscrowd])
 
 
+@pytest.mark.parametrize("name", ["ignore", "ignored regions", "Ignored Regions"])
+def test_regions_have_several_names(folder, name):
+    categories = [{"id": 3, "name": "plane"}, {"id": 5, "name": name}]
+    split = read(folder, [image(1, "a.png")], [annotation(1, 1, [1, 2, 3, 4], 5)], categories, "val")
+    assert split.categories == {3: "plane"} and split.records[0]["objects"]["label"] == [ANY_CLASS]
+
+
 @pytest.mark.parametrize(
     ("bbox", "problem", "kept"),
     [

@@ -11,7 +11,7 @@ from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import Columns, columns
 from tests import coco_reference
 
-UPRIGHT = [protocol for protocol in PROTOCOLS.values() if protocol.boxes == "horizontal"]
+UPRIGHT = [protocol for protocol in PROTOCOLS.values() if protocol.boxes == "horizontal" and not protocol.toolkit]
 AS_COCO = [protocol for protocol in UPRIGHT if not protocol.sizes_are_crowds]
 CATEGORIES = [{"id": key, "name": f"class{key}"} for key in (9, 2)]
 FLAGS = ("ignore", "iscrowd", "uncertain")

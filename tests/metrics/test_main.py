@@ -5,11 +5,14 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
+from cfinet_jax.errors import UserError
 from cfinet_jax.metrics import __main__ as command
 from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.score import score
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NAMES = {"AP_50": "AP50", "AP_75": "AP75", "AP_Normal": "AP_N", "AR_Normal@1000": "AR_N"}
@@ -54,6 +57,7 @@ OBJECT = {"image_id": 1, "category_id": 5, "bbox": [60, 50, 20, 20]}
 FOUND = OBJECT | {"score": 0.5}
 CORNERS = [60, 50, 80, 70]
 TRUTH = {"images": IMAGES, "categories": [{"id": 5, "name": "car"}], "annotations": [OBJECT]}
+MANY = [*IMAGES, *({"id": number} for number in range(3, 120_003))]
 BAD = {  # ground truth, detections and what is said of them
     "ground truth missing": (None, [FOUND], "truth.json cannot be read: No such file"),
     "detections missing": (TRUTH, None, "found.json cannot be read: No such file"),
@@ -82,9 +86,27 @@ BAD = {  # ground truth, detections and what is said of them
     "box NaN": (TRUTH, [FOUND | {"bbox": [0, 0, 1, float("nan")]}], "bbox of entry 1 must be four finite numbers"),
     "box of three": (TRUTH, [FOUND | {"bbox": [0, 0, 1]}], "bbox of entry 1 must be four finite numbers"),
     "number beyond all floats": (TRUTH, [FOUND | {"score": 10**400}], "score of entry 1 must be a finite number"),
-    "corners": (TRUTH, [FOUND | {"bbox": CORNERS}] * 2 + [FOUND], "found.json seems to have boxes as x1 y1 x2 y2"),
-    "corners in the ground truth": ({**TRUTH, "annotations": [OBJECT | {"bbox": CORNERS}]}, [], "truth.json seems to"),
+    "corners": (TRUTH, [FOUND | {"bbox": CORNERS}] * 8 + [FOUND] * 4, "found.json seems to have corners (x1 y1 x2 y2)"),
+    "corners in the ground truth": (
+        {**TRUTH, "annotations": [OBJECT | {"bbox": CORNERS}] * 10},
+        [],
+        "truth.json seems to",
+    ),
     "repeated image id": ({**TRUTH, "images": [*IMAGES, {"id": 1}]}, [], "gives the id 1 to several of 'images'"),
+    "JSON of many levels": (b"[" * 100_000, [FOUND], "truth.json is not JSON: "),
+    "detections of many levels": (TRUTH, b'{"a":' * 100_000, "found.json is not JSON: "),
+    "an id that is no whole number": (TRUTH, [FOUND | {"image_id": 1.5}], "image_id of entry 1 must be a whole number"),
+    "an id of a text that is not": (TRUTH, [FOUND | {"image_id": "1.5"}], "whole number, not '1.5'"),
+    "an id of digits with a mark": (TRUTH, [FOUND | {"image_id": "1_0"}], "whole number, not '1_0'"),
+    "an id that is true": (TRUTH, [FOUND | {"image_id": True}], "whole number, not 'True'"),
+    "a flag of words": (
+        {**TRUTH, "annotations": [OBJECT | {"iscrowd": "no"}]},
+        [],
+        "iscrowd of entry 1 must be 0 or 1",
+    ),
+    "a flag that counts": ({**TRUTH, "annotations": [OBJECT | {"ignore": 2}]}, [], "ignore of entry 1 must be 0 or 1"),
+    "a flag that is a list": ({**TRUTH, "annotations": [OBJECT | {"iscrowd": [0]}]}, [], "iscrowd of entry 1 must be"),
+    "shares": (TRUTH, [FOUND | {"bbox": [0.1, 0.2, 0.3, 0.4]}] * 10, "found.json seems to have shares"),
     "repeated class": ({**TRUTH, "categories": [{"id": n, "name": "car"} for n in (5, 6)]}, [], "gives the name 'car'"),
 }
 
@@ -104,11 +126,72 @@ def test_what_cannot_be_scored(row, call, tmp_path):
     assert (status, printed) == (2, "") and fragment in errors and len(errors.splitlines()) == 1
 
 
+def test_a_repeated_id_is_found_at_once(call, tmp_path):
+    files = (
+        write(tmp_path, "truth.json", {**TRUTH, "images": [*MANY, {"id": 120_000}]}),
+        write(tmp_path, "found.json", []),
+    )
+    started = time.perf_counter()
+    status, _, errors = call("--protocol=coco", f"--annotations={files[0]}", f"--detections={files[1]}")
+    assert status == 2 and "gives the id 120000 to several of 'images'" in errors
+    assert time.perf_counter() - started < 5
+
+
+REGION = OBJECT | {"iscrowd": 1, "bbox": [0, 0, 20, 20]}
+READ = {  # ground truth and detections that stand for those of `TRUTH`, a region and one true detection
+    "as they should": ([OBJECT, REGION], [FOUND]),
+    "flags as text": ([OBJECT | {"iscrowd": "0", "ignore": "0"}, REGION | {"iscrowd": "1"}], [FOUND]),
+    "flags as words": ([OBJECT | {"iscrowd": "false"}, REGION | {"iscrowd": "True"}], [FOUND]),
+    "flags as floats, true and null": (
+        [OBJECT | {"ignore": 0.0, "iscrowd": None}, REGION | {"iscrowd": True}],
+        [FOUND],
+    ),
+    "ids as floats": ([OBJECT | {"image_id": 1.0}, REGION | {"category_id": 5.0}], [FOUND | {"image_id": 1.0}]),
+    "ids as text": ([OBJECT | {"image_id": "1"}, REGION], [FOUND | {"category_id": "5", "image_id": " 1.0 "}]),
+    "scores and areas as text": ([OBJECT | {"area": "400"}, REGION], [FOUND | {"score": "5e-1"}]),
+}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("row", READ)
+def test_numbers_that_stand_as_something_else_are_read(row, mark, call, tmp_path):
+    annotations, detections = READ[row]
+    ground_truth = json.dumps({**TRUTH, "annotations": annotations})
+    absorbed = [entry | {"bbox": [1, 1, 9, 9], "score": 0.9} for entry in detections]
+    files = (
+        write(tmp_path, "truth.json", (mark + ground_truth).encode()),
+        write(tmp_path, "found.json", (mark + json.dumps(detections + absorbed)).encode()),
+    )
+    output = tmp_path / "metrics.json"
+    arguments = f"--annotations={files[0]}", f"--detections={files[1]}", f"--output={output}"
+    status, _, errors = call("--protocol=coco", *arguments)
+    metrics = json.loads(output.read_text())
+    assert (status, errors, metrics["AP"], metrics["boxes"]["all"]) == (0, "", pytest.approx(1), 1)
+
+
+@pytest.mark.parametrize("row", ["flags as text", "flags as words"])
+def test_flags_of_text_are_refused_where_no_file_is_read(row):
+    with pytest.raises(UserError, match="of an annotation is a text"):
+        score({**TRUTH, "annotations": READ[row][0]}, [FOUND], PROTOCOLS["coco"])
+
+
 TURNED = OBJECT | {"rbox": [70, 60, 20, 10, 0.5]}
 OF_TURNED = {**TRUTH, "annotations": [TURNED]}
 BAD_TURNED = {
     "upright ground truth": (TRUTH, [], "'annotations': entry 1 needs bbox, category_id, image_id, rbox"),
     "upright detections": (OF_TURNED, [FOUND], "bbox of entry 1 must be five finite numbers, cx cy w h angle"),
+    "a negative side": (OF_TURNED, [FOUND | {"bbox": [70, 60, -20, 10, 0.5]}], "detections have a negative side"),
+    "two negative sides": (OF_TURNED, [FOUND | {"bbox": [70, 60, -20, -10, 0.5]}], "detections have a negative side"),
+    "negative sides among sound boxes": (
+        OF_TURNED,
+        [FOUND | {"bbox": [70, 60, 20, side, 0.5]} for side in (10, -1e-6)],
+        "detections have a negative side",
+    ),
+    "ground truth of a negative side": (
+        {**TRUTH, "annotations": [TURNED | {"rbox": [70, 60, 20, -10, 0.5]}]},
+        [],
+        "annotations have a negative side",
+    ),
     "degrees": (OF_TURNED, [FOUND | {"bbox": [70, 60, 20, 10, 30]}], "must be five finite numbers, cx cy w h angle in"),
     "ground truth in degrees": (
         {**TRUTH, "annotations": [TURNED | {"rbox": [70, 60, 20, 10, -45]}]},

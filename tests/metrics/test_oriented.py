@@ -55,7 +55,8 @@ def fate(box: list, truths: list, taken: set, threshold: float, low: float, high
     inside = [low <= truth[2] * truth[3] <= high for truth in truths]
     candidates = [k for k, value in enumerate(values) if value >= threshold and k not in taken]
     if best_only and values:
-        candidates = [k for k in candidates if k == int(np.argmax(values))]
+        first = max(range(len(values)), key=lambda k: (values[k], inside[k], -k))
+        candidates = [k for k in candidates if k == first]
     candidates.sort(key=lambda k: (inside[k], values[k]))
     if not candidates:
         return "miss" if low <= box[2] * box[3] <= high else "free"
@@ -104,6 +105,29 @@ def test_the_two_variants_differ():
     found = [{"image_id": 1, "category_id": 1, "bbox": boxes[0], "score": s} for s in (0.9, 0.8)]
     recalls = [score(ground_truth, found, protocol)["AP50"] for protocol in (SODA_A, SODA_A_2025)]
     assert recalls == [pytest.approx(1), pytest.approx(51 / 101)]
+
+
+HALF, TWICE = [48, 50, 8, 8, 0], [50, 50, 16, 16, 0]  # of areas 64 and 256; IoU .5 with the detection
+OUTER = [50, 50, 32, 16, 0]  # area 512, IoU .25
+TIED = {  # boxes of the ground truth, detections, and the AP50 of eS (0-144) and rS (144-400)
+    "the small object first": ([HALF, TWICE], 1, (1, 1)),
+    "the small object last": ([TWICE, HALF], 1, (1, 1)),
+    "a third that does not tie": ([OUTER, TWICE, HALF], 1, (1, 1)),
+    "two of a size: the second is never found": ([HALF, [52, 50, 8, 8, 0], TWICE], 2, (51 / 101, 1)),
+    "only one of a size": ([TWICE], 1, (None, 1)),
+}
+
+
+@pytest.mark.parametrize("row", TIED)
+def test_of_objects_that_tie_the_one_inside_the_range_counts(row):
+    boxes, number, expected = TIED[row]
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "rbox": box} for box in boxes]
+    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "ship"}], "annotations": annotations}
+    found = [{"image_id": 1, "category_id": 1, "bbox": [50, 50, 16, 8, 0], "score": s} for s in (0.9, 0.8)[:number]]
+    result = score(ground_truth, found, SODA_A_2025)
+    assert (result["AP50_eS"], result["AP50_rS"]) == tuple(
+        each if each is None else pytest.approx(each) for each in expected
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))

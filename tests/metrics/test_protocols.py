@@ -2,7 +2,7 @@
 
 import pytest
 
-from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.protocols import PROTOCOLS, is_regions
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -12,6 +12,15 @@ def test_rows_are_consistent(name):
     assert protocol.headline not in protocol.sizes and len(protocol.sizes) == len(protocol.ranges) - 1
     assert list(protocol.limits) == sorted(protocol.limits) and protocol.precision_limit in protocol.limits
     assert {"AP50", "AP75"} <= protocol.marks.keys()  # reports show them
+
+
+@pytest.mark.parametrize(
+    ("category", "expected"),
+    [(name, True) for name in ("ignore", "Ignore", "ignored regions", "Ignored Regions", " IGNORED REGIONS ")]
+    + [(name, False) for name in ("ignored", "regions", "car", "", "ignored regions of cars")],
+)
+def test_names_of_regions(category, expected):
+    assert is_regions(category) == expected
 
 
 def test_overlaps():

@@ -1,0 +1,36 @@
+"""Boxes that are given in another form than x y width height in pixels, recognised by all of them together."""
+
+import numpy as np
+from jaxtyping import Float
+
+MIN_BOXES = 10  # fewer may look like anything
+SLACK = 0.02  # of a picture's size: unclipped predictions and rounding leave it by as much
+OUTSIDE = 0.3  # share of the boxes; no sound file has so many that leave their picture
+AT_LEAST, NEARLY_ALL = 0.05, 0.99  # shares of the boxes
+TINY = 1.5  # pixels, or a share that is a little too large
+
+
+def suspect_units(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"]) -> str | None:
+    """Name the form that boxes seem to have instead of x y width height in pixels, or return None.
+
+    `sizes` are width and height of the picture of each box. A file of fewer than `MIN_BOXES` is never suspected.
+    """
+    boxes, sizes = np.asarray(boxes, float).reshape(-1, 4), np.asarray(sizes, float).reshape(-1, 2)
+    sound = np.isfinite(boxes).all(1) & (sizes > TINY).all(1)
+    boxes, sizes = boxes[sound], sizes[sound]
+    if len(boxes) < MIN_BOXES:
+        return None
+    if np.mean((np.abs(boxes) <= TINY).all(1)) >= NEARLY_ALL:
+        return "shares of the picture (0 to 1) where pixels belong"
+    first, second, slack = boxes[:, :2], boxes[:, 2:], SLACK * sizes
+    leaves = (first + second > sizes + slack).any(1)
+    as_corners = ((first < second) & (second <= sizes + slack)).all(1)
+    if np.mean(as_corners) > 0.5 and np.mean(as_corners & leaves) > OUTSIDE:
+        return "corners (x1 y1 x2 y2) where sides (x y width height) belong"
+    # Boxes that are not clipped leave their picture on every side. Centres taken for corners leave it to the right and
+    # below only: taken as centres they fit.
+    low, high = first - second / 2, first + second / 2
+    as_centres = ((low >= -slack) & (high <= sizes + slack)).all(1)
+    if np.sum(leaves) >= max(MIN_BOXES, AT_LEAST * len(boxes)) and np.mean(as_centres) >= NEARLY_ALL:
+        return "centres (cx cy width height) where corners (x y width height) belong"
+    return None

@@ -1,0 +1,67 @@
+"""Precision and recall by the rules of VisDrone2018-DET-toolkit, which differ from COCO's (docs/fidelity.md)."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from cfinet_jax.metrics.curves import (
+    RECALLS,
+    annotations_of,
+    best_precision,
+    classes,
+    detections_of,
+    fates_of,
+    truth_of,
+)
+from cfinet_jax.metrics.protocols import Protocol
+from cfinet_jax.metrics.results import Columns
+
+
+def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> tuple[np.ndarray, ...]:
+    """Return what COCO's `curves` does, boxes including ignored ones, and the number of pictures with each class.
+
+    Every precision is a mean over a part of the recall, so that the mean of all is the area under the curve.
+    """
+    found, annotations = detections_of(ground_truth, detections, protocol), annotations_of(ground_truth, protocol)
+    regions = annotations.classes < 0
+    dropped, dropped_boxes = np.zeros(len(found.images), bool), regions.copy()
+    for image in np.unique(annotations.images[regions]):
+        of_image = annotations.boxes[regions & (annotations.images == image)]
+        for each, some in ((found, dropped), (annotations, dropped_boxes)):
+            own = np.flatnonzero(each.images == image)
+            some[own] |= mostly_inside(each.boxes[own], of_image)
+    found = found._make(column[~dropped] for column in found)
+    annotations = annotations._make(column[~dropped_boxes] for column in annotations)
+    order = np.argsort(found.images, kind="stable")
+    row = np.empty(len(order), int)  # in the file of the picture, which holds all classes
+    row[order] = np.arange(len(order)) - np.searchsorted(found.images[order], found.images[order])
+
+    shape = len(classes(ground_truth)), 1, len(protocol.limits)
+    precision = np.full((len(protocol.overlaps), len(RECALLS), *shape), -1.0)
+    recall = np.full((len(protocol.overlaps), *shape), -1.0)
+    boxes, pictures = np.zeros(shape[:2], int), np.zeros(shape[0], int)
+    for k in np.unique(annotations.classes):
+        truth = truth_of(annotations, k, protocol)
+        boxes[k], pictures[k] = len(truth.images), len(np.unique(truth.images))
+        for place, limit in enumerate(protocol.limits):
+            first = found._make(column[row < limit] for column in found)
+            _, fates, orders = fates_of(first, k, truth, protocol)
+            for overlap, of_overlap in enumerate(fates[:, 0, orders[-1]]):
+                best = np.append(0.0, best_precision(of_overlap)) / boxes[k]
+                ends = np.linspace(0, 1, len(RECALLS) + 1) * boxes[k]
+                areas = np.interp(ends, np.arange(len(best)), np.cumsum(best))
+                precision[overlap, :, k, 0, place] = np.diff(areas) * len(RECALLS)
+                recall[overlap, k, 0, place] = (len(best) - 1) / boxes[k, 0]
+    return precision, recall, boxes, pictures
+
+
+def mostly_inside(boxes: Float[np.ndarray, "n 4"], regions: Float[np.ndarray, "m 4"]) -> Bool[np.ndarray, "n"]:
+    """Which boxes have half of their area in regions, counted in whole pixels from 1 on, as the toolkit does."""
+    boxes, regions = (np.maximum(np.floor(each + 0.5), 1).astype(int) for each in (boxes, regions))
+    x, y, w, h = boxes.T
+    right, bottom = np.minimum(*(np.max(each[:, :2] + each[:, 2:], axis=0, initial=1) for each in (boxes, regions)))
+    painted = np.zeros((bottom + 1, right + 1), int)
+    for left, top, width, height in regions:
+        painted[top : top + height + 1, left : left + width + 1] = 1
+    sums = painted.cumsum(0).cumsum(1)
+    x1, x2, y1, y2 = (np.minimum(*ends) for ends in ((x, right), (x + w, right), (y, bottom), (y + h, bottom)))
+    return (sums[y1, x1] + sums[y2, x2] - sums[y1, x2] - sums[y2, x1]) / (w * h) >= 0.5
