@@ -253,6 +253,10 @@ def test_an_epoch_of_windows_is_mixed_group_by_group():
         assert max(place.max() - place.min() for place in places.values()) < 15  # five pictures of three windows
         assert any(place.max() - place.min() >= len(place) for place in places.values())
     assert not np.array_equal(first, second)
+    for seed in (1, 2, 7):
+        again = mixed_order(owners, 5, seed, 0)
+        np.testing.assert_array_equal(again, mixed_order(owners, 5, seed, 0))
+        assert not np.array_equal(again, first) and not np.array_equal(again, second)
 
 
 @pytest.mark.parametrize("size", [4, 32])
