@@ -34,7 +34,8 @@ MIRRORS = {  # where the name does not say it
     "data/dota": "data/test_sodaa", "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
     "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
     "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
-    "metrics/matching": "metrics/test_curves", "metrics/files": "metrics/test_results",
+    "metrics/matching": "metrics/test_curves", "metrics/files": "metrics/test_main",
+    "slicing": "test_slicing test_objects",  # what is cut of polygons is tested with the objects
 }  # fmt: skip
 LONGEST = 120  # seconds for the tests of one mutant: a few times what they take without
 
@@ -44,7 +45,9 @@ def mirrored(path: str) -> list[str]:
     name = path.removeprefix("cfinet_jax/").removesuffix(".py")
     folder, _, module = name.rpartition("/")
     test = MIRRORS.get(name) or MIRRORS.get(folder) or f"{folder.split('/')[0]}/test_{module}".lstrip("/")
-    return [f"tests/{test}.py"] + ["tests/models/test_whole_model.py"] * name.startswith("models/")
+    return [f"tests/{each}.py" for each in test.split()] + ["tests/models/test_whole_model.py"] * name.startswith(
+        "models/"
+    )
 
 
 def without_effect(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
