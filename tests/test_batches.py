@@ -306,3 +306,8 @@ def test_windows_go_on_where_they_were_and_are_shared(prepared, cut):
     test_a_restored_iterator_goes_on_with_the_next_batch(cut, prepared, 3)
     for make in (lambda *a: training(*a[:2], 0, *a[2:]), evaluation):
         test_processes_share_the_global_batches(cut, prepared, make)
+
+
+def test_the_seed_decides_the_order_of_windows_and_nothing_else(prepared, cut):
+    orders = [ids(training(prepared, cut, seed, 4), 8).tolist() for seed in (0, 1, 2, 0)]
+    assert orders[0] == orders[3] and len(set(map(tuple, orders))) == 3
