@@ -253,6 +253,10 @@ def test_an_epoch_of_windows_is_mixed_group_by_group():
         assert max(place.max() - place.min() for place in places.values()) < 15  # five pictures of three windows
         assert any(place.max() - place.min() >= len(place) for place in places.values())
     assert not np.array_equal(first, second)
+    for seed in (1, 2, 7):
+        again = mixed_order(owners, 5, seed, 0)
+        np.testing.assert_array_equal(again, mixed_order(owners, 5, seed, 0))
+        assert not np.array_equal(again, first) and not np.array_equal(again, second)
 
 
 @pytest.mark.parametrize("size", [4, 32])
@@ -302,3 +306,8 @@ def test_windows_go_on_where_they_were_and_are_shared(prepared, cut):
     test_a_restored_iterator_goes_on_with_the_next_batch(cut, prepared, 3)
     for make in (lambda *a: training(*a[:2], 0, *a[2:]), evaluation):
         test_processes_share_the_global_batches(cut, prepared, make)
+
+
+def test_the_seed_decides_the_order_of_windows_and_nothing_else(prepared, cut):
+    orders = [ids(training(prepared, cut, seed, 4), 8).tolist() for seed in (0, 1, 2, 0)]
+    assert orders[0] == orders[3] and len(set(map(tuple, orders))) == 3

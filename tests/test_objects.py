@@ -19,7 +19,7 @@ from cfinet_jax.boxes import kinds, oriented
 from cfinet_jax.dataset import Prepared, open_dataset
 from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import detect_split, score_split, write_results
-from cfinet_jax.objects import Objects, fill_a_pixel, objects_in_window
+from cfinet_jax.objects import Objects, fill_a_pixel, nothing, objects_in_window, objects_of
 from cfinet_jax.run import check_boxes, check_values
 from cfinet_jax.slicing import WHOLE, fill_polygons, share_in_window, windows_with_objects
 from configs import sodaa as sodaa_config
@@ -115,6 +115,16 @@ def test_an_object_cut_off_is_dropped_and_an_ignored_one_stays():
     assert seen.labels.tolist() == [2, 3] and WHOLE == 0.7
     np.testing.assert_allclose(seen.boxes[0], [9, 30, 40, 10, 0], atol=1e-5)  # whole, though it sticks out
     np.testing.assert_array_equal(seen.polygons, polygons[1:] - [0, 20])
+
+
+@pytest.mark.parametrize("boxes", ["horizontal", "oriented"])
+def test_a_picture_without_annotations_has_arrays_of_the_same_shapes(boxes):
+    columns = ("bbox", "label", "ignore") + ("rbox", "poly") * (boxes == "oriented")
+    empty, read = nothing(boxes), objects_of({"objects": {column: [] for column in columns}})
+    for ours, theirs in zip(empty, read, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+    assert empty.boxes.shape == (0, 4 + (boxes == "oriented"))
 
 
 def test_boxes_of_both_kinds():

@@ -119,7 +119,15 @@ def test_pictures_are_found_in_folders(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def predicted(trained, large, tmp_path_factory) -> tuple[Path, Path, str]:
+def shown(model, large) -> float:
+    """A score that about half of the detections reach."""
+    scores = np.unique(model.predict([large])[0].scores)
+    assert len(scores) > 3
+    return round(float(scores[len(scores) // 2 - 1 :][:2].mean()), 6)
+
+
+@pytest.fixture(scope="module")
+def predicted(trained, large, shown, tmp_path_factory) -> tuple[Path, Path, str]:
     """Pictures, what was predicted of them, and what was said."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "deeper").mkdir()
@@ -129,14 +137,14 @@ def predicted(trained, large, tmp_path_factory) -> tuple[Path, Path, str]:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.jpg").write_text("no picture")
     output = folder / "out"
-    arguments = (f"--images={folder}", f"--output={output}", "--config.prediction.min_score=0.06")
+    arguments = (f"--images={folder}", f"--output={output}", f"--config.prediction.min_score={shown}")
     ended = tiny.call_main(*tiny.arguments("absent", trained[0]), "--mode=predict", *arguments)
     assert (ended[0], ended[2]) == (0, ""), ended[2]
     shutil.copytree(output, folder.parent / "predicted", dirs_exist_ok=True)
     return folder, folder.parent / "predicted", ended[1]
 
 
-def test_a_folder_becomes_detections_counts_and_overlays(predicted):
+def test_a_folder_becomes_detections_counts_and_overlays(predicted, shown):
     folder, output, said = predicted
     listed = json.loads((output / "images.json").read_text())
     names = {entry["file_name"]: entry for entry in listed["images"]}
@@ -151,8 +159,14 @@ def test_a_folder_becomes_detections_counts_and_overlays(predicted):
         rows = list(csv.DictReader(file))
     assert [row["picture"] for row in rows] == list(names)
     for row in rows:
-        of_picture = [e for e in results if e["image_id"] == names[row["picture"]]["id"] and e["score"] >= 0.06]
+        of_picture = [e for e in results if e["image_id"] == names[row["picture"]]["id"] and e["score"] >= shown]
         assert int(row["all"]) == len(of_picture) == sum(int(row[c["name"]]) for c in listed["categories"])
+        for category in listed["categories"]:
+            of_class = [entry for entry in of_picture if entry["category_id"] == category["id"]]
+            assert int(row[category["name"]]) == len(of_class)
+    total = sum(int(row["all"]) for row in rows)
+    assert 0 < total < len(results)
+    assert f"{len(rows):,} pictures, {total:,} objects with a score of at least {shown}: {folder / 'out'}" in said
     overlays = {path.name for path in (output / "overlays").iterdir()}
     assert overlays == {f"{name.replace('/', '_')}.png" for name in names}
     assert cv2.imread(str(output / "overlays" / "large.png.png")).shape[1] == 700 * 2

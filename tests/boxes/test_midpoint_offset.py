@@ -51,6 +51,21 @@ def test_of_level_corners_the_right_and_the_lower_one_count(angle):
     np.testing.assert_allclose(deltas[0, 4:], [1, 1], atol=1e-3)
 
 
+@pytest.mark.parametrize("quarters", [0, -1])
+@pytest.mark.parametrize("long", [20.0, 400.0, 1500.0])
+@pytest.mark.parametrize(("lift", "is_level"), [(0.06, True), (-0.06, True), (0.2, False), (-0.2, False), (2.0, False)])
+def test_a_box_is_level_by_its_long_side_however_long(quarters, long, lift, is_level):
+    """The heights of two corners are compared in pixels: a long box that leans a little is not level."""
+    angle = lift / long + quarters * np.pi / 2
+    box = np.float64([[2000, 2000, long, 10, angle]])
+    corners, centre = oriented.to_polygon(box).reshape(4, 2), box[0, :2]
+    size = corners.max(0) - corners.min(0)
+    top, right = corners[corners[:, 1].argmin(), 0], corners[corners[:, 0].argmax(), 1]
+    expected = (np.array([top, right]) - centre) / size / 0.5
+    deltas = encode(np.float32([[1900, 1900, 2100, 2100]]), np.float32(box))
+    np.testing.assert_allclose(deltas[0, 4:], [1, 1] if is_level else expected, atol=0.02)
+
+
 def test_a_parallelogram_becomes_a_rectangle_by_its_longer_diagonal():
     anchors, deltas = np.float32([[0, 0, 20, 10]]), np.float32([[0, 0, 0, 0, 0.5, 2]])  # a quarter; beyond the corner
     # Corners: (15, 0) and its opposite, (20, 10) and its opposite; half diagonals (5, -5) and (10, 5).

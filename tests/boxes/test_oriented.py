@@ -87,6 +87,15 @@ def test_boxes_apart_share_exactly_nothing(rng):
     assert (np.asarray(iou(a, b))[apart] == 0).all()
 
 
+@pytest.mark.parametrize("point", [(10, 3), (0, 3), (10, 6), (5, 6), (0, 0), (10, 0)])
+def test_a_point_on_the_border_lies_in_the_box(point):
+    x, y = point
+    box = np.float64([[5, 3, 10, 6, 0]])
+    assert oriented.contain(box, np.float64([point])).all()
+    outwards = np.float64([[x + np.sign(x - 5) * 0.01, y + np.sign(y - 3) * 0.01]])
+    assert not oriented.contain(box, outwards).any()
+
+
 def test_overlap_of_first_is_the_share_inside(rng):
     a, b = some_boxes(rng, 30, largest=10), some_boxes(rng, 20, largest=60)
     first, second = reference.polygons(a), reference.polygons(b)

@@ -8,13 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import shapely
 import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
+from cfinet_jax.boxes import oriented
 from cfinet_jax.dataset import coco_ground_truth, open_dataset
 from cfinet_jax.errors import UserError
 from data.coco.annotations import ANY_CLASS, read_split
+from data.coco.boxes import corners_of, crosses_itself, read_oriented
 from data.coco.coco_dataset_builder import Builder
 from data.coco.layout import read_named
 from data.journal import Journal
@@ -113,7 +116,32 @@ def test_strange_annotations_are_named(folder):
         "annotation of an unknown image, skipped": ["annotation 2"],
         "annotation id repeated, kept": ["annotation 3 of a.png"],
     }
-    assert len(split.records[0]["objects"]["id"]) == 2
+    assert list(split.records[0]["objects"]["id"]) == [3, 3]
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 37.7])
+def test_polygons_that_cross_themselves_are_told_apart(rng, scale):
+    polygons = rng.random((200, 4, 2)) * scale
+    crossed = [crosses_itself(corners) for corners in polygons]
+    assert crossed == (~shapely.is_valid(shapely.polygons(polygons))).tolist() and 20 < sum(crossed) < 180
+
+
+@pytest.mark.parametrize(
+    ("rbox", "said"),
+    [
+        ([30.5, 20, 10, 4, 0.3], None), ([30.5, 20, 10, 4, -6.2], None),
+        ([30.5, 20, 10, 4], "five"), ([30.5, 20, 10, 4, 0.3, 1], "five"), ([30.5, 20, 10, math.nan, 0.3], "five"),
+        ("30 20 10 4 0", "five"), ([30.5, 20, 10, 4, True], "five"), ([30.5, 20, 10, 4, 45], "radians"),
+    ],
+)  # fmt: skip
+def test_an_oriented_box_is_five_numbers_with_an_angle_in_radians(rbox, said):
+    notes = []
+    corners = corners_of({"rbox": rbox}, notes.append)
+    if said is None:
+        np.testing.assert_allclose(corners.reshape(8), oriented.to_polygon(np.array(rbox, float)))
+        assert not notes
+    else:
+        assert corners is None and len(notes) == 1 and said in notes[0]
 
 
 def test_bad_images_are_skipped_with_their_boxes(folder):
@@ -227,3 +255,30 @@ def test_splits_with_different_categories_are_refused_and_leave_nothing(folder):
 def test_a_name_must_be_one(folder):
     with pytest.raises(UserError, match="cannot name a data set"):
         prepare(folder, name="My data")
+
+
+@pytest.mark.parametrize(
+    ("rbox", "said"),
+    [
+        ([30, 20, 10, 1.9, 0.3], "less than 2 pixels"), ([30, 20, 1.0, 8, 0], "less than 2 pixels"),
+        ([30, 20, 10, 2.1, 0.3], None), ([30, 20, 2.1, 30, -1], None),
+        ([-5, 20, 10, 6, 0], "outside"), ([65, 20, 10, 6, 0], "outside"), ([30, -3, 10, 6, 0], "outside"),
+        ([30, 43, 10, 6, 0], "outside"), ([-4, 20, 10, 6, 0], None), ([30, 42.5, 10, 6, 0], None),
+    ],
+)  # fmt: skip
+def test_oriented_boxes_too_thin_or_outside_are_named(rbox, said):
+    notes = []
+    found = read_oriented({"rbox": rbox}, image(1, "a.png"), notes.append)
+    assert (found is None) == (said is not None) and len(notes) == (said is not None)
+    if said is None:
+        assert found["area"] == pytest.approx(rbox[2] * rbox[3], rel=1e-4)
+        np.testing.assert_allclose(found["rbox"][:2], rbox[:2], atol=1e-4)
+    else:
+        assert said in notes[0]
+
+
+def test_a_polygon_that_crosses_itself_is_put_in_order():
+    notes = []
+    found = read_oriented({"poly": [10, 10, 30.5, 20, 30.5, 10, 10, 20]}, image(1, "a.png"), notes.append)
+    assert notes == ["polygon crosses itself, corners put in order"]
+    assert found["area"] == pytest.approx(205) and found["bbox"] == pytest.approx((10, 10, 30.5, 20), abs=1e-3)

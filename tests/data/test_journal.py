@@ -11,8 +11,11 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+from etils import epath
 
 from data import prepare
+from data.coco.annotations import image_problem
+from data.journal import Journal
 
 NAMES = [f"{number}.png" for number in range(5)]
 BROKEN = NAMES[1]
@@ -57,7 +60,11 @@ KILLED = """
 import os, signal, sys
 from unittest import mock
 import cv2
+from etils import epath
+
 from data import prepare
+from data.coco.annotations import image_problem
+from data.journal import Journal
 
 decode, decoded = cv2.imdecode, []
 def die_at_the_fourth(*arguments):
@@ -123,3 +130,16 @@ def test_a_journal_that_cannot_be_written_is_said_in_one_line(source, capsys):
         assert prepare.main() == 2
     error = capsys.readouterr().err
     assert error == f"{journal(source)} cannot be written (Is a directory): choose another --data_dir\n"
+
+
+def test_a_known_picture_is_decoded_again_for_what_is_still_to_be_made_of_it(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 6, 3), np.uint8))
+    record, made = {"path": str(tmp_path / "a.png"), "height": 4, "width": 6, "image_id": 1}, []
+
+    def task(picture: np.ndarray) -> list[int]:
+        made.append(picture.shape)
+        return list(picture.shape)
+
+    with Journal(epath.Path(tmp_path) / "unfinished") as journal:
+        for tasks, count in (({}, 0), ({2: task}, 0), ({1: task}, 1), ({1: task}, 1), ({}, 1)):
+            assert image_problem(record, journal, tasks) is None and len(made) == count

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfinet_jax.metrics import matching
-from cfinet_jax.metrics.curves import curves
+from cfinet_jax.metrics.curves import annotations_of, curves
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import Columns, columns
 from tests import coco_reference
@@ -113,3 +113,19 @@ def test_of_equal_scores_the_earlier_detection_is_better():
 def test_of_equal_overlaps_the_later_box_is_taken():
     assert precision_of([RIGHT, LEFT], [BETWEEN, RIGHT]) == pytest.approx(1)
     assert precision_of([LEFT, RIGHT], [BETWEEN, RIGHT]) == pytest.approx(51 / 101)  # the right one is taken
+
+
+@pytest.mark.parametrize("flag", [None, "iscrowd"])
+def test_annotations_of_the_category_of_regions_are_flagged(flag):
+    """A region belongs to no class that is to be found; a protocol with crowds keeps it as one."""
+    entries = [{"id": k, "image_id": 1, "category_id": k, "bbox": [0, 0, 5, 5]} for k in (1, 2)]
+    if flag:
+        entries[0][flag] = 1
+    categories = [{"id": 1, "name": "ship"}, {"id": 2, "name": "ignore"}]
+    ground_truth = {"images": [{"id": 1}], "categories": categories, "annotations": entries}
+    for protocol in PROTOCOLS.values():
+        if protocol.boxes == "horizontal":
+            found = annotations_of(ground_truth, protocol)
+            of_region = [True] * protocol.regions_are_crowds
+            assert (found[1] < 0).tolist() == [False] + of_region
+            assert found[4].tolist() == [flag in protocol.region_flags] + of_region

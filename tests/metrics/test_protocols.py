@@ -31,6 +31,15 @@ def test_overlaps():
     assert PROTOCOLS["coco"].marks == {"AP50": 0, "AP75": 5}
 
 
+def test_sizes_are_the_published_ones():
+    coco = PROTOCOLS["coco"].ranges
+    assert (coco["S"], coco["M"], coco["L"][0]) == ((0, 1024), (1024, 9216), 9216)
+    assert coco["all"][0] == 0 and coco["all"][1] == coco["L"][1] >= 1e5**2
+    for name in ("coco", "soda_d", "soda_a"):
+        sizes = PROTOCOLS[name].ranges
+        assert [sizes[size] for size in ("eS", "rS", "gS", "N")] == [(0, 144), (144, 400), (400, 1024), (1024, 2000)]
+
+
 def test_protocols_print_themselves_in_one_line():
     assert "\n" not in "".join(map(str, PROTOCOLS.values()))
     assert "IoU 0.50:0.05:0.95" in str(PROTOCOLS["coco"]) and "any area" in str(PROTOCOLS["coco"])

@@ -9,6 +9,8 @@ import pytest
 
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.proposals.coarse_to_fine_rpn import CoarseToFineRPN, Outputs
+from cfinet_jax.models.proposals.proposal_network import sample_anchors
+from cfinet_jax.ops.matching import Assignment
 from cfinet_jax.structures import Priorities
 from configs.sodad import get_config
 from tests import plain, tiny
@@ -132,6 +134,15 @@ def test_the_threshold_counts_stored_pixels(rng, pyramid, variables):
         losses(outputs, b, priorities(np.ones((2, ANCHORS))))[1]["positive_anchors"] for b in (batch, enlarged)
     )
     assert (many.total > few.total).all()
+
+
+@pytest.mark.parametrize(("positives", "negatives", "divisor"), [(0, 0, 2), (3, 0, 4), (0, 5, 6), (3, 5, 8), (1, 1, 2)])
+def test_losses_are_divided_by_samples_of_each_kind_but_by_one_at_least(positives, negatives, divisor):
+    place = jnp.arange(8)
+    positive, negative = place < positives, (place >= 3) & (place < 3 + negatives)
+    assignment = Assignment(positive, negative, jnp.zeros(8, jnp.int32), jnp.zeros(8))
+    sample, count = sample_anchors(network(samples=16, positive_fraction=0.5), assignment, jnp.linspace(0.0, 0.9, 8))
+    assert float(count) == divisor and int(sample.positive.sum()) == positives
 
 
 def test_an_object_without_positive_anchor_is_counted(pyramid, variables):

@@ -73,6 +73,11 @@ def predicted(rng):
 losses = jax.jit(lambda *a: head().apply({}, *a, method="losses"))
 
 
+@pytest.mark.parametrize("kind", [RotatedRoiHead, OrientedRoiHead])
+def test_a_head_predicts_as_many_numbers_as_a_box_has(kind):
+    assert kind.numbers == len(encode(np.array([0, 0, 4, 4]), np.array([1, 2, 3, 1, 0.1])))
+
+
 def test_losses_equal_the_plain_statement(predicted):
     predictions, samples, batch = predicted
     terms, _ = losses(*predicted)

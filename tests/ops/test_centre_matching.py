@@ -130,3 +130,15 @@ def test_regions_agree_with_the_reference(golden):
         np.testing.assert_array_equal(found[compared], expected[compared], err_msg=case)
         checked += (expected[compared] > 0).sum()
     assert checked > 100
+
+
+@pytest.mark.parametrize(
+    ("box", "cells"),
+    [
+        ((0, 0, 10, 10), (2, 2, 8, 8)), ((4.2, 4.2, 4.4, 4.4), (4, 4, 4, 4)), ((-9, -9, -4, -4), (-8, -8, 0, 0)),
+        ((-3, 2, -1, 8), (-3, 3, 0, 7)), ((1, 1, 4, 4), (2, 2, 3, 3)),
+    ],
+)  # fmt: skip
+def test_central_cells_end_in_the_map_also_for_objects_left_of_it(box, cells):
+    found = centre_matching.central_cells(jnp.array([box], jnp.float32), 0.6)
+    np.testing.assert_array_equal(found, [cells])

@@ -28,7 +28,8 @@ def prepare_loop(image: np.ndarray, size: np.ndarray, scale: float, flip: bool, 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
     ("scale", "size", "shape"),
-    [(1.5, (8, 6), (16, 12)), (1.5, (6, 4), (16, 12)), (0.75, (8, 6), (8, 8)), (1.0, (7, 5), (12, 10))],
+    [(1.5, (8, 6), (16, 12)), (1.5, (6, 4), (16, 12)), (0.75, (8, 6), (8, 8)), (1.0, (7, 5), (12, 10))]
+    + [(1.5, (7, 5), (16, 12)), (0.75, (7, 5), (8, 8)), (0.6, (8, 6), (8, 8)), (1.3, (7, 6), (16, 12))],
 )
 def test_picture_equals_the_loop(rng, scale, size, shape, flip):
     image = rng.integers(0, 256, (8, 6, 3)).astype(np.uint8)
@@ -47,6 +48,27 @@ def test_boxes_are_scaled_then_mirrored():
     size, scale = jnp.array([200.0, 100.0]), jnp.array(1.5)
     np.testing.assert_allclose(preprocess.prepare_boxes(boxes, size, scale, jnp.array(False)), [[15, 30, 45, 90]])
     np.testing.assert_allclose(preprocess.prepare_boxes(boxes, size, scale, jnp.array(True)), [[105, 30, 135, 90]])
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "rounded"),
+    [((20, 101), 1.3, (26, 131)), ((33, 7), 0.75, (25, 5)), ((11, 9), 1.5, (16, 14)), ((5, 3), 0.3, (2, 1))],
+)
+def test_a_size_with_a_fraction_is_rounded_wherever_it_counts(size, scale, rounded):
+    """The picture, the size that the detector is told and the edge at which boxes are mirrored agree."""
+    batch = Batch(
+        jnp.full((2, 33, 101, 3), 255, jnp.uint8), jnp.array([size] * 2, jnp.float32), jnp.full(2, scale, jnp.float32),
+        jax.tree.map(lambda x: jnp.stack([x, x]), plain.ground_truth([[0, 1, 2, 3]])),
+        *[jnp.zeros(2, jnp.int32)] * 3, jnp.ones(2, bool),
+    )  # fmt: skip
+    prepared = preprocess.prepare(
+        batch, jnp.array([False, True]), resize=True, shape=(48, 144), mean=(0.0,) * 3, std=(255.0,) * 3
+    )
+    np.testing.assert_array_equal(prepared.sizes, [rounded] * 2)
+    for image, box in zip(np.asarray(prepared.images), prepared.ground_truth.boxes[:, 0], strict=True):
+        assert tuple(np.argwhere(image[..., 0] > 0.5).max(0) + 1) == rounded
+        edge = box[0] if box[0] == 0 else rounded[1] - box[2]
+        np.testing.assert_allclose([edge, *box[1::2]], [0, scale, 3 * scale], atol=1e-4)
 
 
 def test_oriented_boxes_are_scaled_then_mirrored_and_back():

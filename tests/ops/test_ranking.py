@@ -134,6 +134,9 @@ def test_streamed_ranking_equals_the_whole_matrix(seed):
     ours = ranked(boxes, truth)
     similarities = np.where(real, MEASURES["nwd"](jnp.asarray(boxes), jnp.asarray(objects)), -1)
     np.testing.assert_allclose(ours.overlaps, similarities.max(1), rtol=1e-6)
+    best = np.asarray(ours.indices)
+    np.testing.assert_allclose(similarities[np.arange(40), best], similarities.max(1), rtol=1e-6)
+    assert not (real[best - 50] & (best >= 50) & (best < 60)).any()  # its equal comes first
     wanted = np.full((40, 70), -1.0)
     for index in np.flatnonzero(real):
         chosen = np.argsort(-similarities[:, index], kind="stable")[:3]
