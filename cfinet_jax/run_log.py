@@ -37,6 +37,7 @@ def write_settings(
     try:
         if has_learnt(workdir):
             check_same_run(path, settings)
+            check_same_classes(workdir, classes)
         workdir.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(facts, indent=1, sort_keys=True))
     except OSError as error:
@@ -57,7 +58,9 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
     """What `write_settings` wrote; None where there is nothing, or not all of it."""
     try:
         facts = json.loads((workdir / "settings.json").read_text())
-        return facts if identity(facts["config"]) and {"classes", "category_ids"} <= facts.keys() else None
+        named = isinstance(facts["classes"], list) and {type(name) for name in facts["classes"]} == {str}
+        numbered = [type(number) for number in facts["category_ids"]] == [int] * len(facts["classes"])
+        return facts if identity(facts["config"]) and named and numbered else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -77,10 +80,28 @@ def check_same_run(path: epath.Path, settings: dict) -> None:
         )
 
 
+def check_same_classes(workdir: epath.Path, classes: Sequence[str]) -> None:
+    """Refuse data whose class names, or their order, differ from those that the run in the workdir has learnt.
+
+    A detector knows its classes by their places: with others its detections would silently get wrong names.
+    """
+    facts = read_settings(workdir)
+    learnt = facts["classes"] if facts else list(classes)
+    if learnt == list(classes):
+        return
+    pairs = enumerate(zip(learnt, classes, strict=False), start=1)
+    changed = (f"class {number} was {old!r}, is {new!r}" for number, (old, new) in pairs if old != new)
+    differs = next(changed, f"{len(learnt)} classes then, {len(classes)} now")
+    raise UserError(
+        f"{workdir} has learnt other classes than the data have ({differs}): use data with the same classes in the "
+        "same order, or choose another --workdir."
+    )
+
+
 def identity(settings: dict) -> dict[str, Any]:
     """What may not change between the parts of one run: a checkpoint counts its steps in batches of its data."""
     section = settings["dataset"]
-    data = {key: section[key] for key in ("name", "train_split", "batch_size", "image_size")}
+    data = {key: section[key] for key in ("name", "train_split", "batch_size", "image_size", "mean", "std")}
     if section.get("window_overlap") is not None:
         data |= {key: section[key] for key in ("window_overlap", "paint_regions", "stored_size")}
     return flatten({"seed": settings["seed"], "dataset": data, "detector": settings["detector"]})

@@ -17,7 +17,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import OPEN, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.ops import preprocess
-from cfinet_jax.run_log import flatten, read_settings
+from cfinet_jax.run_log import check_same_classes, flatten, read_settings
 from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_state import TrainState
 
@@ -86,6 +86,7 @@ def trained_variables(
         restored = checkpoint.restore(checkpoints, template)
     if restored is not None:
         check_same_model(workdir, config)
+        check_same_classes(workdir, classes)
         print(f"Checkpoint {int(restored[0].step):,} of {workdir}.", flush=True)
         return {"params": restored[0].params, "batch_stats": restored[0].batch_stats}
     if config.training.pretrained:

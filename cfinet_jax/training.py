@@ -84,7 +84,9 @@ def train(config: ConfigDict, workdir: epath.PathLike, programs: dict[str, Any] 
                 with jax.transfer_guard("disallow"):
                     state, metrics = programs["step"](state, placed, key)
                 monitor.follow(batch, metrics)
-                stop, asked = bool(asked), mesh.any_process(request.signal is not None, run.mesh)
+                before, asked = asked, mesh.any_process(request.signal is not None, run.mesh)
+                # A single process knows at once; several read the shared answer one step later, to wait for nobody.
+                stop = bool(asked if request.alone else before)
                 evaluating = evaluation_due(number, config)
                 saving = due(number, size, config.training.checkpoint_every_images)
                 if saving or evaluating or stop or number == steps:

@@ -101,7 +101,7 @@ def test_a_signal_saves_and_ends(tiny_scenes, template, whole, tmp_path, monkeyp
     before = signal.getsignal(signal.SIGTERM)
     status, _, errors = go(tiny_scenes, tmp_path, "--config.training.checkpoint_every_images=1000000")
     assert status == 75 and signal.getsignal(signal.SIGTERM) == before
-    assert errors.startswith("cfinet_jax: Stopped by SIGTERM after step 4, which is saved. The same command")
+    assert errors.startswith("cfinet_jax: Stopped by SIGTERM after step 3, which is saved. The same command")
     assert len(errors.splitlines()) == 1
     monkeypatch.undo()
     check_resumed(tiny_scenes, tmp_path, template, whole)

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from cfinet_jax import progress, run_log
 from cfinet_jax.errors import UserError
 from cfinet_jax.progress import Progress, track
-from cfinet_jax.run_log import RunLog, has_learnt, write_settings
+from cfinet_jax.run_log import RunLog, has_learnt, read_settings, write_settings
 from tests import tiny
 
 
@@ -31,15 +31,59 @@ def test_settings_say_what_ran_where(tmp_path):
 def test_a_workdir_keeps_its_model(tmp_path):
     config, file = tiny.tiny_config(), tmp_path / "settings.json"
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
-    file.write_text(json.dumps({"config": json.loads(config.to_json()), "classes": [], "category_ids": []}))
+    file.write_text(json.dumps({"config": json.loads(config.to_json()), "classes": ["car"], "category_ids": [1]}))
     config.training.images = 3000  # not of the model
-    write_settings(config, epath.Path(tmp_path), [], [])
+    write_settings(config, epath.Path(tmp_path), ["car"], [1])
     before = file.read_text()
     assert json.loads(before)["config"]["training"]["images"] == 3000
     config.detector.imitation.temperature = 0.1
     with pytest.raises(UserError, match=r"another run \(detector.imitation.temperature was 0.6, is 0.1\)"):
-        write_settings(config, epath.Path(tmp_path), [], [])
+        write_settings(config, epath.Path(tmp_path), ["car"], [1])
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("classes", "differs"),
+    [
+        (["bus", "car", "Van"], "class 1 was 'car', is 'bus'"),
+        (["car", "Van", "bus"], "class 2 was 'bus', is 'Van'"),
+        (["car", "bus", "van"], "class 3 was 'Van', is 'van'"),
+        (["car", "bus"], "3 classes then, 2 now"),
+        (["car", "bus", "Van", "boat"], "3 classes then, 4 now"),
+    ],
+)
+def test_a_workdir_keeps_its_classes(tmp_path, classes, differs):
+    workdir, config = epath.Path(tmp_path), tiny.tiny_config()
+    write_settings(config, workdir, ["car", "bus", "Van"], [3, 5, 7])
+    (workdir / "checkpoints" / "8").mkdir(parents=True)
+    before = (workdir / "settings.json").read_text()
+    with pytest.raises(UserError, match=f"has learnt other classes than the data have \\({differs}\\)"):
+        write_settings(config, workdir, classes, list(range(len(classes))))
+    assert (workdir / "settings.json").read_text() == before
+    write_settings(config, workdir, ("car", "bus", "Van"), [3, 5, 7])
+
+
+@pytest.mark.parametrize("section", ["mean", "std"])
+def test_a_workdir_keeps_its_normalisation(tmp_path, section):
+    workdir, config = epath.Path(tmp_path), tiny.tiny_config()
+    write_settings(config, workdir, ["car"], [1])
+    (workdir / "checkpoints" / "8").mkdir(parents=True)
+    config.dataset[section] = (9.0, 9.0, 9.0)
+    with pytest.raises(UserError, match=rf"dataset.{section} was .*, is \[9.0, 9.0, 9.0\]"):
+        write_settings(config, workdir, ["car"], [1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "category_ids"),
+    [(None, None), ([], []), (["car", None], [1, 2]), ("c", [1]), (["car"], []), (["car"], ["1"]), ({"car": 1}, [1])],
+)
+def test_settings_without_sound_classes_are_damaged(tmp_path, classes, category_ids):
+    workdir = epath.Path(tmp_path)
+    write_settings(tiny.tiny_config(), workdir, ["car"], [1])
+    facts = json.loads((workdir / "settings.json").read_text())
+    facts |= {"classes": classes, "category_ids": category_ids}
+    (workdir / "settings.json").write_text(json.dumps(facts))
+    assert read_settings(workdir) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {}}'])
@@ -47,7 +91,7 @@ def test_damaged_settings_are_named(tmp_path, content):
     (tmp_path / "settings.json").write_text(content)
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     with pytest.raises(UserError, match="settings.json is missing or damaged"):
-        write_settings(tiny.tiny_config(), epath.Path(tmp_path), [], [])
+        write_settings(tiny.tiny_config(), epath.Path(tmp_path), ["car"], [1])
 
 
 def test_events_are_appended_and_a_new_run_starts_afresh(tmp_path):
