@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from ml_collections import ConfigDict
 from cfinet_jax import own_data, processes
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
+
+VERSION = re.compile(r"\d+\.\d+\.\d+")  # the name of a version's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,8 @@ def prepared_folder(settings: ConfigDict) -> epath.Path | None:
     folder = epath.Path(settings.data_dir, settings.name)
     if not folder.exists():  # to look into a bucket that is not there is an error
         return None
-    versions = [file.parent for file in folder.glob("*/dataset_info.json")]
+    # Killed or renamed preparations leave `incomplete.*` and `1.0.0_old` beside the versions.
+    versions = [file.parent for file in folder.glob("*/dataset_info.json") if VERSION.fullmatch(file.parent.name)]
     return max(versions, key=lambda version: tfds.core.Version(version.name), default=None)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -56,9 +57,11 @@ class Model:
         self.batch_size = config.dataset.eval_batch_size
         self.detect = jax.jit(detection(trained.detector, config.dataset))
 
-    def predict(self, pictures: Iterable[Picture | str | epath.Path]) -> list[Prediction]:
-        """The detections in pictures: uint8 [height, width, 3] R G B, or paths of files."""
-        loaded = (picture if isinstance(picture, np.ndarray) else read(epath.Path(picture)) for picture in pictures)
+    def predict(self, pictures: Picture | epath.PathLike | Iterable[Picture | epath.PathLike]) -> list[Prediction]:
+        """Detect in pictures, uint8 [height, width, 3] R G B or paths of files; a single one is a list of one."""
+        if isinstance(pictures, str | os.PathLike) or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
+            pictures = [pictures]
+        loaded = (each if isinstance(each, np.ndarray) else read(epath.Path(each).expanduser()) for each in pictures)
         return [prediction for _, prediction in self.follow(enumerate(loaded))]
 
     def windows_in(self, size: tuple[int, int]) -> Int[np.ndarray, "windows 2"]:

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import own_data, trained
-from cfinet_jax.dataset import Prepared, coco_ground_truth, open_dataset, open_splits
+from cfinet_jax.dataset import Prepared, coco_ground_truth, open_dataset, open_splits, prepared_folder
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import room_for, with_sizes
 from cfinet_jax.run import discover_sizes
@@ -57,6 +57,15 @@ def test_ground_truth_in_coco_format(prepared):
     regions = sum(int(render_scene("train", index).ignore.sum()) for index in range(IMAGES))
     assert regions > 0
     assert sum(entry["category_id"] == len(CLASSES) + 1 for entry in truth["annotations"]) == regions
+
+
+@pytest.mark.parametrize("leftover", ["incomplete.AB12_1.0.0", "1.0.0_old", "1.0", "copy of 1.0.0", "v1.0.0"])
+def test_leftovers_beside_a_version_are_passed_over(tmp_path, leftover):
+    settings = ConfigDict({"data_dir": str(tmp_path), "name": "mine"})
+    for version in ("1.0.0", leftover):
+        (tmp_path / "mine" / version).mkdir(parents=True)
+        (tmp_path / "mine" / version / "dataset_info.json").write_text("{}")
+    assert prepared_folder(settings) == tmp_path / "mine" / "1.0.0"
 
 
 def test_what_is_not_prepared_is_named_with_its_command(settings, tmp_path):

@@ -75,6 +75,15 @@ def test_pictures_share_batches_and_keep_their_order(model, large, monkeypatch):
         np.testing.assert_array_equal(prediction.boxes, model.predict([picture])[0].boxes)
 
 
+@pytest.mark.parametrize("kind", ["array", "text", "path", "home"])
+def test_one_picture_is_a_list_of_one(model, large, tmp_path, monkeypatch, kind):
+    cv2.imwrite(str(tmp_path / "a.png"), large[:50, :60, ::-1])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = {"array": large[:50, :60], "text": str(tmp_path / "a.png"), "path": tmp_path / "a.png", "home": "~/a.png"}
+    [found], [expected] = model.predict(given[kind]), model.predict([large[:50, :60]])
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+
+
 def test_one_program_serves_every_size(model, large):
     model.predict([large[:50, :60], large, large[:1, :1]])
     assert model.detect._cache_size() == 1

@@ -1,7 +1,7 @@
 """Reads a COCO JSON file with its images: what is sound becomes records, everything else is counted and named."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -139,8 +139,8 @@ def load_coco(path: epath.Path, translate: Callable[[dict[str, Any]], dict[str, 
 def check_ids(path: epath.Path, key: str, ids: list[Any]) -> None:
     if not all(is_id(each) for each in ids):
         raise UserError(f"annotation file {path} is not COCO: the ids of '{key}' must be whole numbers below 2^31")
-    if len(set(ids)) < len(ids):
-        repeated = next(each for each in ids if ids.count(each) > 1)
+    repeated, times = max(Counter(ids).items(), key=lambda pair: pair[1], default=(None, 0))
+    if times > 1:
         raise UserError(f"annotation file {path} gives the id {repeated} to several of '{key}': make ids unique")
 
 

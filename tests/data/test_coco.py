@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 from cfinet_jax.boxes import oriented
 from cfinet_jax.dataset import coco_ground_truth, open_dataset
 from cfinet_jax.errors import UserError
-from data.coco.annotations import ANY_CLASS, read_split
+from data.coco.annotations import ANY_CLASS, check_ids, read_split
 from data.coco.boxes import corners_of, crosses_itself, read_oriented
 from data.coco.coco_dataset_builder import Builder
 from data.coco.layout import read_named
@@ -282,3 +283,10 @@ def test_a_polygon_that_crosses_itself_is_put_in_order():
     found = read_oriented({"poly": [10, 10, 30.5, 20, 30.5, 10, 10, 20]}, image(1, "a.png"), notes.append)
     assert notes == ["polygon crosses itself, corners put in order"]
     assert found["area"] == pytest.approx(205) and found["bbox"] == pytest.approx((10, 10, 30.5, 20), abs=1e-3)
+
+
+def test_a_repeated_id_is_found_at_once(tmp_path):
+    started = time.perf_counter()
+    with pytest.raises(UserError, match="gives the id 119999 to several of 'images'"):
+        check_ids(epath.Path(tmp_path), "images", [*range(120_000), 119_999])
+    assert time.perf_counter() - started < 5
