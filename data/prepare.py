@@ -1,16 +1,21 @@
 """Prepare a data set: `python data/prepare.py NAME --data_dir=DIR [--source=DIR ...]`; see data/README.md."""
 
 import argparse
+import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
-from cfinet_jax.errors import Parser, UserError  # noqa: E402
+from cfinet_jax.errors import Interrupted, Parser, UserError  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
 from data import record_files  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
@@ -38,8 +43,7 @@ def coco(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of a data set described by COCO JSON files, which are found where they are not named."""
     if not arguments.source:
         raise UserError(f"{arguments.dataset} needs --source=FOLDER, the folder of the data set")
-    source = absolute(arguments.source)
-    annotations = {}
+    source, annotations = absolute(arguments.source), {}
     for entry in arguments.annotations or ():
         split, _, paths = entry.partition("=")
         path, _, folder = paths.partition(",")
@@ -47,8 +51,9 @@ def coco(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
             raise UserError(f"--annotations {entry} must look like SPLIT=JSON or SPLIT=JSON,IMAGES")
         if split in annotations:
             raise UserError(f"--annotations names the split '{split}' twice: give every split one JSON file")
-        annotations[split] = (source / path, source / folder if folder else source)
-    read = partial(read_named, annotations) if annotations else partial(read_found, source)
+        path, folder = (source / epath.Path(each).expanduser() for each in (path, folder))
+        annotations[split] = (path, folder)
+    read = partial(read_named, annotations, source=source) if annotations else partial(read_found, source)
     return own_builder(arguments, partial(read, boxes=arguments.boxes), arguments.boxes)
 
 
@@ -111,6 +116,9 @@ BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own, "sodad": s
 )
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Build a data set unless it is there already; a build that breaks off leaves nothing behind."""
     if builder.data_path.exists():
@@ -123,8 +131,19 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         raise UserError(f"{builder.data_path} cannot be written ({error}): choose another --data_dir") from error
 
 
+def stop(number: int, _: object) -> NoReturn:
+    """Signal handler: end the preparation, which deletes what it has written; further signals do not disturb it."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(f"Stopped by {signal.Signals(number).name}. Rerun the same command to resume.")
+
+
 def main() -> int:
-    """Prepare what the command line asks for; the exit status: 2 for a mistake of the user's."""
+    """Prepare what the command line asks for; exit status 2: a mistake of the user, 75: stopped by a signal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names need not be text that a terminal, or a file, can hold
+            stream.reconfigure(errors="backslashreplace")
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     parser = Parser(description=__doc__)
     parser.add_argument("dataset", choices=BUILDERS)
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
@@ -139,10 +158,18 @@ def main() -> int:
             raise UserError("--windows belongs to sodad: leave it out")
         if arguments.boxes == "oriented" and BUILDERS[arguments.dataset] not in (coco, own):
             raise UserError("--boxes=oriented belongs to COCO files: leave it out")
+        arguments.data_dir = epath.Path(arguments.data_dir).expanduser()
         prepare(BUILDERS[arguments.dataset](arguments))
-    except UserError as error:
+        sys.stdout.flush()
+    except (UserError, Interrupted, OSError) as error:
+        if isinstance(error.__cause__ or error, BrokenPipeError):  # of `| head`, say: nobody reads on
+            sys.stdout = epath.Path(os.devnull).open("w")  # Python would flush the other when it ends
+            return 141
         print(error, file=sys.stderr)
-        return 2
+        return 75 if isinstance(error, Interrupted) else 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
