@@ -58,7 +58,10 @@ class Journal:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.lines.close()
+        try:
+            self.lines.close()
+        except OSError as error:  # what a full disk did not take is written once more
+            raise self.unwritable(error) from error
         if not self.sizes:
             self.folder.rmtree()
 

@@ -16,9 +16,12 @@ class Uncompressed(file_adapters.ArrayRecordFileAdapter):
     @classmethod
     def write_examples(cls, path: epath.PathLike, iterator: Iterable[tuple[int | bytes, bytes]]) -> None:
         writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed,max_parallelism:1")
-        for _, example in iterator:
-            writer.write(example)
-        writer.close()
+        try:
+            for _, example in iterator:
+                writer.write(example)
+            writer.close()
+        except RuntimeError as error:  # of ArrayRecord: the disk is full, say
+            raise OSError(str(error)) from error
 
 
 file_adapters.ADAPTER_FOR_FORMAT[FORMAT] = Uncompressed

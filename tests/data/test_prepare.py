@@ -103,9 +103,25 @@ def test_output_that_nobody_reads_is_no_error(source):
 
 FULL, OVER_QUOTA = OSError(errno.ENOSPC, "No space left"), OSError(errno.EDQUOT, "Disk quota exceeded")
 CLOSED = PermissionError(errno.EACCES, "Permission denied", "there")
+
+
+def fail(error: Exception):
+    return mock.Mock(side_effect=error)
+
+
 FAILURES = {  # what fails, how, and what is said
     "journal full": ("data.journal.json.dumps", FULL, "checked.jsonl cannot be written (No space left)"),
     "account full": ("etils.epath.gpath.PosixGPath.write_text", FULL, "cannot be written"),
+    "journal full at its end": (
+        "etils.epath.gpath.PosixGPath.open",
+        lambda *_: mock.Mock(close=fail(FULL)),
+        "checked.jsonl cannot be written",
+    ),
+    "last records full": (
+        "data.record_files.array_record_module.ArrayRecordWriter",
+        lambda *_: mock.Mock(close=fail(RuntimeError("write() failed: No space left"))),
+        "cannot be written (write() failed: No space left): choose another --data_dir",
+    ),
     "records full": ("data.record_files.Uncompressed.write_examples", OVER_QUOTA, "Disk quota exceeded"),
     "closed source": ("etils.epath.gpath.PosixGPath.glob", CLOSED, "Permission denied"),
     "closed folder": (
