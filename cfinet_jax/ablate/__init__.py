@@ -24,7 +24,6 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
     """
     shared = devices.leave_to_helpers(given, workdir) if given and not devices.is_helper() else []
     config = discover_sizes(config, workdir)
-    check_values(config)
     loaded, name = load_study(study, config), study.rpartition(":")[2]
     if loaded.measure == "anchors":
         return anchors.write(loaded, config, workdir, name)
