@@ -8,6 +8,7 @@ import sys
 from etils import epath
 
 from cfinet_jax.errors import Parser, UserError, exit_status
+from cfinet_jax.files import replace_text
 from cfinet_jax.metrics.files import read_detections, read_ground_truth
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
@@ -35,7 +36,7 @@ def score_files(protocol: str, annotations: str, detections: str, output: str | 
     print(table(metrics, min_boxes=1), end="")
     if output:
         try:
-            epath.Path(output).write_text(json.dumps(metrics, indent=1))
+            replace_text(epath.Path(output), json.dumps(metrics, indent=1))
         except OSError as error:
             reason = error.strerror or error  # a bucket gives no number
             raise UserError(f"{output} cannot be written ({reason}): choose another --output") from error
