@@ -76,12 +76,12 @@ weights they started from apply.
 def export(config: ConfigDict, workdir: epath.Path) -> None:
     """Writes `export/` into the workdir: `detector.stablehlo`, `weights.safetensors` and the model card."""
     trained, config = open_trained(workdir, config)
+    folder = workdir / "export"
+    folder.mkdir(parents=True, exist_ok=True)  # fails before the work where the workdir is not writable
     weights = {name: np.asarray(leaf) for name, leaf in pretrained.named(trained.variables).items()}
     inputs = batch_shapes(config.dataset)
     print(f"Exporting for {', '.join(PLATFORMS)}: batches of {inputs[0].shape}.", flush=True)
     artefact = stablehlo.export(jax.jit(inference(trained, config.dataset)), platforms=PLATFORMS)(weights, *inputs)
-    folder = workdir / "export"
-    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "detector.stablehlo") as partial:
         partial.write_bytes(artefact.serialize())
     pretrained.save(folder / "weights.safetensors", trained.variables, facts(config, trained))

@@ -79,11 +79,8 @@ Best IoU of an object with an anchor, in network pixels, were their scale this o
 
 def write(workdir: epath.Path, text: str) -> None:
     """Leaves the analysis in the workdir."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(workdir / "analysis.md", text)
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_text(workdir / "analysis.md", text)
 
 
 def memory_needed(config: ConfigDict) -> dict[str, int]:

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import flops, mesh
 from cfinet_jax.batches import train_batches, windows_of
-from cfinet_jax.errors import UserError
 from cfinet_jax.files import replace_text
 from cfinet_jax.profile import table
 from cfinet_jax.profile.costs import CONTAINERS, costs
@@ -29,15 +28,12 @@ def profile(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     kept, and a run in the workdir stays as it is: the steps begin as those of a fresh run.
 
     Raises:
-      UserError: what a training would refuse, or the workdir cannot be written.
+      UserError: what a training would refuse.
     """
     workdir = epath.Path(workdir)
     config = discover_sizes(config, workdir)
     folder = workdir / "profile"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+    folder.mkdir(parents=True, exist_ok=True)
     run = create_run(config)
     compiled, model, times = traced(config, run, folder)
 
