@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
-from cfinet_jax.errors import Parser, UserError  # noqa: E402
+from cfinet_jax.errors import Parser, UserError, exit_status  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
 from data import record_files  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
@@ -124,7 +124,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def main() -> int:
-    """Prepare what the command line asks for; the exit status: 2 for a mistake of the user's."""
+    """Prepare what the command line asks for and return the exit status."""
     parser = Parser(description=__doc__)
     parser.add_argument("dataset", choices=BUILDERS)
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
@@ -133,17 +133,16 @@ def main() -> int:
     parser.add_argument("--boxes", choices=COLUMNS, default="horizontal", help="coco: oriented ones are poly or rbox")
     parser.add_argument("--windows", action="store_true", help="sodad: cut the windows to train on")
     parser.add_argument("--name", help="all but scenes: name of the prepared data set, NAME if not given")
-    try:
+
+    def command() -> None:
         arguments = parser.parse_args()
         if arguments.windows and arguments.dataset != "sodad":
             raise UserError("--windows belongs to sodad: leave it out")
         if arguments.boxes == "oriented" and BUILDERS[arguments.dataset] not in (coco, own):
             raise UserError("--boxes=oriented belongs to COCO files: leave it out")
         prepare(BUILDERS[arguments.dataset](arguments))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(command, name="")
 
 
 if __name__ == "__main__":
