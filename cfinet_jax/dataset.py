@@ -93,7 +93,7 @@ def prepare_once(settings: ConfigDict) -> None:
 
 def prepared_folder(settings: ConfigDict) -> epath.Path | None:
     """The newest version of a data set, or None."""
-    folder = epath.Path(settings.data_dir, settings.name)
+    folder = epath.Path(settings.data_dir, settings.name).expanduser()
     if not folder.exists():  # to look into a bucket that is not there is an error
         return None
     # Killed or renamed preparations leave `incomplete.*` and `1.0.0_old` beside the versions.

@@ -112,7 +112,9 @@ def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 
 
 def interrupt(number: int, _: FrameType | None) -> NoReturn:
-    """Signal handler: end the command, undoing what is unfinished."""
+    """Signal handler: end the command, undoing what is unfinished; further signals do not disturb that."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise Interrupted(STOPPED.format(signal.Signals(number).name))
 
 

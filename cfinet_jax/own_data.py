@@ -1,5 +1,6 @@
 """Data that the user has not prepared: `data/prepare.py` does it, in a process of its own, on first use."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.buckets import in_bucket
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import Interrupted, UserError
+from cfinet_jax.outside import length_and_time
 
 SCRIPT = epath.Path(__file__).parents[1] / "data" / "prepare.py"  # beside the package: it is not installed with it
 # Data sets that the script knows by name.
@@ -24,7 +26,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: it is not.
     """
-    path = epath.Path(path)
+    path = epath.Path(path).expanduser()
     if not in_bucket(path):
         return path.resolve()
     try:
@@ -53,13 +55,25 @@ def prepare(settings: ConfigDict) -> None:
     command = [sys.executable, str(SCRIPT), kind, f"--source={settings.source}", f"--name={settings.name}"]
     command += [f"--data_dir={settings.data_dir}"]
     command += [f"--boxes={settings.boxes}"] if kind == "own" else []
-    command += [f"--annotations={entry}" for entry in (settings.annotations or "").split()]
+    command += [f"--annotations={entry}" for entry in split_entries(settings.annotations)]
     print(f"Preparing {settings.source} in {settings.data_dir}, once.", flush=True)
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if ended.returncode == 2:  # a mistake of the user's
-        raise UserError(ended.stderr.strip().splitlines()[-1])
-    sys.stderr.write(ended.stderr)
-    ended.check_returncode()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as child:
+        try:
+            errors = child.communicate()[1]
+        except BaseException:  # this process is asked to end: so is the child, which is then waited for
+            child.terminate()
+            raise
+    kinds = {2: UserError, 75: Interrupted}  # a mistake of the user's; a signal
+    if child.returncode in kinds:
+        raise kinds[child.returncode](errors.strip().splitlines()[-1])
+    sys.stderr.write(errors)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+
+
+def split_entries(annotations: str | None) -> list[str]:
+    """Split `SPLIT=JSON[,IMAGES] ...` into entries, whose paths may have spaces."""
+    return [entry for entry in re.split(r"\s+(?=\w+=)", (annotations or "").strip()) if entry]
 
 
 def state(files: Iterable[str]) -> list[int]:
@@ -67,8 +81,8 @@ def state(files: Iterable[str]) -> list[int]:
     stats = []
     for path in map(epath.Path, files):
         each = [file for file in path.iterdir() if file.suffix in LABELS] if path.is_dir() else [path]
-        stats += [file.stat() for file in each if file.exists()]
-    return [len(stats), max((int(stat.mtime) for stat in stats), default=0), sum(stat.length for stat in stats)]
+        stats += [length_and_time(file) for file in each if file.is_file()]
+    return [len(stats), max((time for _, time in stats), default=0), sum(length for length, _ in stats)]
 
 
 def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
@@ -83,7 +97,7 @@ def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epat
     if settings.source is None:
         return
     source = absolute(settings.source)
-    wanted = {"source": str(source), "annotations": " ".join((settings.annotations or "").split())}
+    wanted = {"source": str(source), "annotations": " ".join(split_entries(settings.annotations))}
     for key, value in wanted.items():
         before = metadata.get(key, "")
         if before != value:

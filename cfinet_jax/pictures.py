@@ -9,6 +9,7 @@ from etils import epath
 from PIL import Image, UnidentifiedImageError
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.outside import length_and_time
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
@@ -40,6 +41,7 @@ def files_in(folder: epath.Path) -> Iterator[epath.Path]:
 def upright_size(file: epath.Path) -> tuple[int, int]:
     """Height and width of a picture as it is seen, read from the start of its file; 1 x 1 if it cannot be read."""
     try:
+        length_and_time(file)
         # What Pillow warns of, a large size or damage, does no harm here: nothing is decoded.
         with warnings.catch_warnings(action="ignore"), file.open("rb") as encoded, Image.open(encoded) as picture:
             width, height = picture.size

@@ -13,6 +13,7 @@ from typing import Any, Self
 from etils import epath
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.outside import length_and_time
 
 State = tuple[str, int, int]  # a picture as a file: path, bytes, time of its last change
 Size = tuple[int, int] | None  # height and width; None: it cannot be decoded
@@ -74,5 +75,4 @@ def read_lines(file: epath.Path) -> Iterator[tuple[State, tuple[Size, Any]]]:
 
 def state_of(picture: epath.Path) -> State:
     """The state that a picture is in."""
-    stat = picture.stat()
-    return str(picture), stat.length, stat.mtime
+    return str(picture), *length_and_time(picture)

@@ -1,12 +1,14 @@
 """Prepare a data set: `python data/prepare.py NAME --data_dir=DIR [--source=DIR ...]`; see data/README.md."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
@@ -38,8 +40,7 @@ def coco(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     """The builder of a data set described by COCO JSON files, which are found where they are not named."""
     if not arguments.source:
         raise UserError(f"{arguments.dataset} needs --source=FOLDER, the folder of the data set")
-    source = absolute(arguments.source)
-    annotations = {}
+    source, annotations = absolute(arguments.source), {}
     for entry in arguments.annotations or ():
         split, _, paths = entry.partition("=")
         path, _, folder = paths.partition(",")
@@ -47,8 +48,9 @@ def coco(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
             raise UserError(f"--annotations {entry} must look like SPLIT=JSON or SPLIT=JSON,IMAGES")
         if split in annotations:
             raise UserError(f"--annotations names the split '{split}' twice: give every split one JSON file")
-        annotations[split] = (source / path, source / folder if folder else source)
-    read = partial(read_named, annotations) if annotations else partial(read_found, source)
+        path, folder = (source / epath.Path(each).expanduser() for each in (path, folder))
+        annotations[split] = (path, folder)
+    read = partial(read_named, annotations, source=source) if annotations else partial(read_found, source)
     return own_builder(arguments, partial(read, boxes=arguments.boxes), arguments.boxes)
 
 
@@ -119,12 +121,17 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     tfds.disable_progress_bar()  # the builders show their own, with the time left
     try:
         builder.download_and_prepare(file_format=record_files.FORMAT)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"{builder.data_path} cannot be written ({error}): choose another --data_dir") from error
 
 
 def main() -> int:
     """Prepare what the command line asks for and return the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names need not be text that a terminal, or a file, can hold
+            stream.reconfigure(errors="backslashreplace")
     parser = Parser(description=__doc__)
     parser.add_argument("dataset", choices=BUILDERS)
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
@@ -140,6 +147,7 @@ def main() -> int:
             raise UserError("--windows belongs to sodad: leave it out")
         if arguments.boxes == "oriented" and BUILDERS[arguments.dataset] not in (coco, own):
             raise UserError("--boxes=oriented belongs to COCO files: leave it out")
+        arguments.data_dir = epath.Path(arguments.data_dir).expanduser()
         prepare(BUILDERS[arguments.dataset](arguments))
 
     return exit_status(command, name="")

@@ -12,6 +12,7 @@ from cfinet_jax.boxes import oriented
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import FLAGS
 from cfinet_jax.metrics.units import suspect_units
+from cfinet_jax.outside import is_flag, number, read_bytes
 
 LARGEST = 1e18  # of a number; anything beyond, as NaN, is none
 
@@ -34,24 +35,10 @@ def _is_oriented(value: Any) -> bool:
     )
 
 
-def _is_flag(value: Any) -> bool:
-    return value is None or (type(value) in (int, bool) and value in (0, 1))
-
-
-def _number(value: Any) -> Any:
-    """The number that a text says, and a whole one where it is written as a float; anything else as it is."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value.strip().lower())
-        except (ValueError, RecursionError):
-            return value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("id", "image_id", "category_id"), (_is_id, "a whole number")),
     **dict.fromkeys(("score", "area", "width", "height"), (_is_number, "a finite number")),
-    **dict.fromkeys(FLAGS, (_is_flag, "0 or 1")),
+    **dict.fromkeys(FLAGS, (is_flag, "0 or 1")),
     "bbox": (_is_box, "four finite numbers, x y width height"),
     "rbox": (_is_oriented, "five finite numbers, cx cy w h angle in radians"),
     "name": (lambda value: isinstance(value, str), "a text"),
@@ -101,7 +88,7 @@ def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "hori
 
 def _read_json(path: epath.PathLike) -> Any:
     try:
-        return json.loads(epath.Path(path).read_bytes())
+        return json.loads(read_bytes(epath.Path(path)))
     except (OSError, ImportError) as error:  # the package that reads gs:// may be missing
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except (ValueError, RecursionError) as error:
@@ -111,14 +98,14 @@ def _read_json(path: epath.PathLike) -> Any:
 def _check_fields(where: str, entries: list, needed: set[str], optional: set[str], fields: dict = FIELDS) -> None:
     """Check that every entry has what is needed, each of its kind; a number that stands as text becomes one."""
     kinds = {key: fields[key] for key in sorted(needed | optional)}
-    for number, entry in enumerate(entries, start=1):
+    for place, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not needed <= entry.keys():
-            raise UserError(f"{where}: entry {number} needs {', '.join(sorted(needed))}")
+            raise UserError(f"{where}: entry {place} needs {', '.join(sorted(needed))}")
         for key, (fits, kind) in kinds.items():
             if key in entry and not fits(entry[key]):
-                given, entry[key] = entry[key], _number(entry[key])
+                given, entry[key] = entry[key], number(entry[key])
                 if not fits(entry[key]):
-                    raise UserError(f"{where}: {key} of entry {number} must be {kind}, not {str(given)[:80]!r}")
+                    raise UserError(f"{where}: {key} of entry {place} must be {kind}, not {str(given)[:80]!r}")
 
 
 def _check_units(path: epath.PathLike, entries: list[dict], ground_truth: dict) -> None:

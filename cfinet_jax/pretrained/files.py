@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import stat
 import threading
 import zipfile
 from concurrent import futures
@@ -20,6 +19,7 @@ import safetensors.numpy
 from etils import epath
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.outside import read_bytes
 from cfinet_jax.pretrained import torch_pickle
 from cfinet_jax.pretrained.torch_pickle import Tensor
 from cfinet_jax.progress import Progress
@@ -50,9 +50,7 @@ def read(source: str) -> WeightFile:
         raise UserError(f"{source} is an address that is not read: give a path, or one of https:// or gs://.")
     path = epath.Path(download(source) if fetched else source)
     try:
-        if scheme != "gs" and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (epath's wants to know the owner)
-            raise UserError(f"{source} is a folder, a pipe or a device: give the path or URL of a file.")
-        encoded = path.read_bytes()
+        encoded = read_bytes(path)
     except FileNotFoundError as error:
         raise UserError(f"No pretrained weights at {source}: give the path or URL of an existing file.") from error
     except (OSError, ValueError) as error:

@@ -1,6 +1,5 @@
 """Reads a COCO JSON file with its images: what is sound becomes records, everything else is counted and named."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -9,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from cfinet_jax import outside
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
 from cfinet_jax.pictures import decode_bgr
 from data.coco.boxes import BOXES
+from data.coco.values import FLAGS, convert, load_json
 from data.features import COLUMNS
 from data.journal import Journal, state_of
+from data.places import FOUND, SEVERAL, Places
 from data.threads import map_images
 
 ANY_CLASS = -1  # label of a region in which objects of every class are to be ignored
@@ -37,13 +39,20 @@ class Split(NamedTuple):
     pictures: Callable[[int], bytes] | None = None  # of the record at an index, which then holds it, and has no path
 
 
-def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal, boxes: str = "horizontal") -> Split:
+def read_split(
+    split: str,
+    path: epath.Path,
+    folder: epath.Path,
+    journal: Journal,
+    boxes: str = "horizontal",
+    places: Places | None = None,
+) -> Split:
     """Read a COCO JSON file and check it against the images in `folder`.
 
     Raises:
       UserError: the file is not COCO as a whole, repeats an image id, or leaves nothing to use.
     """
-    return check_split(split, load_coco(path), path, folder, journal, boxes=boxes)
+    return check_split(split, load_coco(path), path, folder, journal, boxes=boxes, places=places)
 
 
 def no_tasks(images: list[dict[str, Any]]) -> dict[int, Task]:
@@ -60,11 +69,13 @@ def check_split(
     label_files: Sequence[epath.Path] = (),
     tasks_of: Callable[[list[dict[str, Any]]], Mapping[int, Task]] = no_tasks,
     boxes: str = "horizontal",
+    places: Places | None = None,
 ) -> Split:
     """Check the content of a COCO file against the images in `folder`.
 
     `path` is where it was described, `label_files` those of the images where the objects stand in such. `tasks_of` says
-    what to make of the decoded pictures of records, by image id; `boxes` what they are, a row of `BOXES`.
+    what to make of the decoded pictures of records, by image id; `boxes` what they are, a row of `BOXES`. Images are
+    read below `places`, or `folder` if not given.
 
     Raises:
       UserError: there is no class, or nothing is left to use; in `train`, no object.
@@ -80,12 +91,16 @@ def check_split(
 
     described = [read_image(image, annotations[image["id"]], labels, folder, boxes) for image in coco["images"]]
     images = [each for each, _ in described]
-    look = partial(image_problem, journal=journal, tasks=tasks_of(images))
-    found = map_images(look, images, f"Checking {split}")
+    look = partial(check_image, places=places or Places(folder), journal=journal, tasks=tasks_of(images))
+    found = list(map_images(look, images, f"Checking {split}"))
+    named = Counter(each["path"] for each in images)
     records = []
     for (each, of_objects), problem in zip(described, found, strict=True):
+        if problem == FOUND and named[each["path"]] > 1:
+            problem = SEVERAL
         if problem:
             problems[problem].append(each["file_name"])
+        if problem not in (None, FOUND):
             continue
         for name, entries in of_objects.items():
             problems[name] += entries
@@ -110,17 +125,16 @@ def check_split(
     return Split(records, categories, account, (path, *{file.parent for file in label_files}))
 
 
-def load_coco(path: epath.Path, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Parse a COCO JSON file and check what concerns it as a whole.
+def load_coco(
+    path: epath.Path,
+    translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    flags: Sequence[str] = FLAGS,
+) -> dict[str, Any]:
+    """Parse a COCO JSON file, check what concerns it as a whole, and convert numbers and `flags` that stand as text.
 
     `translate` turns every JSON object, the inner ones first, into COCO's where a file names things otherwise.
     """
-    try:
-        coco = json.loads(path.read_text(), object_hook=translate)
-    except OSError as error:
-        raise UserError(f"annotation file {path} cannot be read: {error}") from error
-    except ValueError as error:
-        raise UserError(f"annotation file {path} is not JSON: {error}") from error
+    coco = load_json(path, translate)
     for key, needed in NEEDED.items():
         entries = coco.get(key) if isinstance(coco, dict) else None
         if not isinstance(entries, list):
@@ -128,9 +142,12 @@ def load_coco(path: epath.Path, translate: Callable[[dict[str, Any]], dict[str, 
         for entry in entries:
             if not isinstance(entry, dict) or not needed.keys() <= entry.keys():
                 raise UserError(f"annotation file {path} is not COCO: every one of '{key}' needs {sorted(needed)}")
+            convert(path, entry, flags)
             for name, kind in needed.items():
                 if not isinstance(entry[name], kind):
-                    raise UserError(f"annotation file {path} is not COCO: '{name}' is {entry[name]!r} in '{key}'")
+                    raise UserError(
+                        f"annotation file {path} is not COCO: '{name}' is {outside.shown(entry[name])} in '{key}'"
+                    )
         if key != "annotations":
             check_ids(path, key, [entry["id"] for entry in entries])
     return coco
@@ -170,6 +187,15 @@ def describe(entry: dict[str, Any], file_name: str) -> str:
     return f"annotation {entry.get('id')} of {file_name}"
 
 
+def check_image(image: dict[str, Any], places: Places, journal: Journal, tasks: Mapping[int, Task]) -> str | None:
+    """Find the image of a record and return why it cannot be used, `FOUND` or None."""
+    path, odd = places.find(epath.Path(image["path"]))
+    if odd in (None, FOUND):
+        image["path"] = str(path)
+        return image_problem(image, journal, tasks) or odd
+    return odd
+
+
 def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, Task]) -> str | None:
     """Why the image of a record cannot be used, or None; what is to be made of a sound picture is made.
 
@@ -178,12 +204,15 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
     path, stated = epath.Path(image["path"]), (image["height"], image["width"])
     task = tasks.get(image["image_id"])
     try:
-        if not path.exists():
-            return "image missing, skipped"
+        image["path"].encode()
         state = state_of(path)
         made = task is None or journal.made.get(state) is not None
         known = state in journal.sizes and (made or journal.sizes[state] != stated)
         encoded = b"" if known else path.read_bytes()
+    except UnicodeEncodeError:  # a record keeps the path as UTF-8
+        return "image whose name is not UTF-8, skipped"
+    except PermissionError:
+        return "image closed to this user, skipped"
     except (OSError, ValueError):  # a ValueError: no file can have this name
         return "image broken or cut short, skipped"
     if not known:
@@ -192,6 +221,8 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
         journal.note(state, size, task(picture) if task and size == stated else None)
     if journal.sizes[state] is None:
         return "image broken or cut short, skipped"
+    if journal.sizes[state] == stated[::-1] != stated:
+        return "image with height and width swapped (turned by its EXIF orientation?), skipped"
     return None if journal.sizes[state] == stated else "image of another size than stated, skipped"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from cfinet_jax import outside
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import upright_size
 
@@ -38,7 +39,7 @@ def coco_of(
 def read_lines(path: epath.Path) -> list[tuple[int, str]]:
     """The lines of a label file that say something, with their numbers from 1; none where there is no file."""
     try:
-        lines = path.read_bytes().decode(errors="replace").splitlines()
+        lines = outside.read_text(path, "replace").splitlines()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # there is none, or no file can have this name
         lines = []
     except OSError as error:

@@ -8,6 +8,7 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from data.coco.annotations import Split, check_split, load_coco, read_split
 from data.journal import Journal
+from data.places import Places
 
 SPLITS = ("train", "val", "test")
 ANNOTATIONS = (  # of a split; the first row that names a file counts
@@ -24,10 +25,16 @@ TRIED = 10  # of the images of a file: a few may be missing
 
 
 def read_named(
-    annotations: Mapping[str, tuple[epath.Path, epath.Path]], journal: Journal, boxes: str = "horizontal"
+    annotations: Mapping[str, tuple[epath.Path, epath.Path]],
+    journal: Journal,
+    boxes: str = "horizontal",
+    source: epath.Path | None = None,
 ) -> dict[str, Split]:
-    """The splits of a (JSON file, image folder) each."""
-    return {split: read_split(split, *paths, journal, boxes) for split, paths in annotations.items()}
+    """The splits of a (JSON file, image folder) each; images may also lie in `source`."""
+    return {
+        split: read_split(split, path, folder, journal, boxes, Places(folder, source or folder))
+        for split, (path, folder) in annotations.items()
+    }
 
 
 def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") -> dict[str, Split]:
@@ -83,7 +90,7 @@ def read_beside(
     """A split, described in the file `path`, whose images lie somewhere in `source`."""
     folders = [folder for name in IMAGES for folder in sorted(source.glob(name.format(split=split)))]
     folder = folder_of(coco["images"], [source, path.parent, *folders])
-    return check_split(split, coco, path, folder, journal, boxes=boxes)
+    return check_split(split, coco, path, folder, journal, boxes=boxes, places=Places(source))
 
 
 def folder_of(images: Sequence[dict[str, Any]], folders: Sequence[epath.Path]) -> epath.Path:

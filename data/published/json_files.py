@@ -9,6 +9,7 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from data.coco.annotations import Split, load_coco
 from data.coco.layout import SPLITS, find_splits, listed, read_beside
+from data.coco.values import FLAGS
 from data.journal import Journal
 
 UNSURE = ("ignore", "uncertain", "logo", "in_dense_image")  # marks of TinyPerson that make a box none to learn from
@@ -43,7 +44,7 @@ def read_tiny_person(path: epath.Path) -> dict[str, Any]:
 
     https://github.com/ucas-vg/PointTinyBenchmark has the rules.
     """
-    coco = load_coco(path)
+    coco = load_coco(path, flags=(*FLAGS, *UNSURE))
     persons = [category["id"] for category in coco["categories"]]  # in the sea and on land
     annotations = [
         entry

@@ -1,6 +1,5 @@
 """Reads SODA-A as it is downloaded: a JSON file per image, with the corners of every object."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import ENDINGS, files_in, upright_size
 from data.coco.annotations import Split, check_split, summary
 from data.coco.layout import SPLITS
+from data.coco.values import convert, load_json
 from data.journal import Journal
 from data.sodad.layout import strays
 from data.sodad.report import compare, count_objects, histogram, table
@@ -69,18 +69,14 @@ def coco_of(files: list[epath.Path], folder: epath.Path) -> dict[str, list[dict[
 
 def read_file(path: epath.Path) -> dict[str, Any]:
     """The annotation file of an image, checked as a whole."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"annotation file {path} cannot be read: {error}") from error
-    except ValueError as error:
-        raise UserError(f"annotation file {path} is not JSON: {error}") from error
+    content = load_json(path)
     needed = {"annotations": {}, "categories": {"id": int, "name": str}}  # keys of the entries, and their types
     for key, kinds in needed.items():
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f"annotation file {path} is not SODA-A's: it has no list '{key}' of objects")
         for entry in entries:
+            convert(path, entry)
             if not all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
                 raise UserError(f"annotation file {path} is not SODA-A's: every one of '{key}' needs {sorted(kinds)}")
     return content

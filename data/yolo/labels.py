@@ -7,12 +7,14 @@ from typing import Any
 import yaml
 from etils import epath
 
+from cfinet_jax import outside
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import find_pictures
 from data.coco.annotations import Split, check_split
 from data.coco.label_files import coco_of, number, whole
 from data.coco.layout import SPLITS
 from data.journal import Journal
+from data.places import OUTSIDE, Places
 
 
 def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
@@ -24,15 +26,18 @@ def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
     path = source / "data.yaml"
     description = load_description(path)
     names = class_names(description.get("names"), path)
-    root = find_root(source, text_of(description, "path", path))
-    places = find_splits(description, root, path)
-    images = {split: images_in(found) for split, found in places.items()}  # of all splits, before a picture is read
+    places = Places(source)
+    root = find_root(places, text_of(description, "path", path))
+    found_in = find_splits(description, root, path, places)
+    images = {
+        split: images_in(found, places) for split, found in found_in.items()
+    }  # of all splits, before a picture is read
     splits = {}
     for split, found in images.items():
         labels = [label_file(image) for image in found]
         coco = coco_of(zip(found, labels, strict=True), names, root, read_label)
-        content = check_split(split, coco, path, root, journal, labels)
-        lists = [place for place in places[split] if not place.is_dir()]
+        content = check_split(split, coco, path, root, journal, labels, places=places)
+        lists = [place for place in found_in[split] if not place.is_dir()]
         splits[split] = content._replace(files=(*content.files, *lists))
     return splits
 
@@ -41,7 +46,7 @@ def load_description(path: epath.Path) -> dict[str, Any]:
     """The content of `data.yaml`, every number and word as text."""
     try:
         # The base loader makes nothing but text, lists and dictionaries: a class called `no` is not False.
-        description = yaml.load(path.read_text(), yaml.BaseLoader)
+        description = yaml.load(outside.read_text(path), yaml.BaseLoader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): --source is the folder of data.yaml") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -70,57 +75,66 @@ def class_names(names: Any, path: epath.Path) -> dict[int, str]:
         raise UserError(f"{path} names no classes: 'names' must be a list, or a dictionary of index and name")
     for index, name in names.items():
         if not (isinstance(index, str) and re.fullmatch(r"[0-9]{1,6}", index) and isinstance(name, str)):
-            raise UserError(f"{path} names the class {index!r}: {name!r}, which must be an index and a name")
+            named = f"{outside.shown(index)}: {outside.shown(name)}"
+            raise UserError(f"{path} names the class {named}, which must be an index and a name")
     return {int(index): name for index, name in names.items()}
 
 
-def find_root(source: epath.Path, path: str) -> epath.Path:
+def find_root(places: Places, path: str) -> epath.Path:
     """The folder that `path` means; the source where there is none: Ultralytics writes where it keeps its data sets."""
-    root = find_place(source, path)
+    (source,) = places.roots
+    root = find_place(places, source, path)
     if root is None:
-        print(f"'path' of data.yaml, {' '.join(path.split())}, is no folder: {source} is taken")
+        print(f"'path' of data.yaml, {' '.join(path.split())}, is no folder in {source}, which is taken")
     return root or source
 
 
-def find_splits(description: dict[str, Any], root: epath.Path, path: epath.Path) -> dict[str, list[epath.Path]]:
+def find_splits(
+    description: dict[str, Any], root: epath.Path, path: epath.Path, within: Places
+) -> dict[str, list[epath.Path]]:
     """The places of every split; `test` may be absent beside others: Roboflow always names it."""
     places: dict[str, list[epath.Path]] = {}
     for split in SPLITS:
         entries = description.get(split)
-        if split == "test" and places and isinstance(entries, str) and find_place(root, entries) is None:
+        if split == "test" and places and isinstance(entries, str) and find_place(within, root, entries) is None:
             print(f"test: {' '.join(str(root / entries).split())} is no folder and no .txt, skipped")
         elif entries:
-            places[split] = find_places(entries, root, f"'{split}' of {path}")
+            places[split] = find_places(entries, root, f"'{split}' of {path}", within)
     if not places:
         raise UserError(f"{path} names no images: add 'train' and 'val', each a folder, a list of folders or a .txt")
     return places
 
 
-def find_places(entries: Any, root: epath.Path, where: str) -> list[epath.Path]:
+def find_places(entries: Any, root: epath.Path, where: str, within: Places) -> list[epath.Path]:
     """The folders and `.txt` files of a split."""
     places = []
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, str):
             raise UserError(f"{where} must be a folder, a list of folders or a .txt")
-        place = find_place(root, entry)
+        place = find_place(within, root, entry)
         if place is None:
             name = " ".join(str(root / entry).split())
-            raise UserError(f"{where}: {name} is no folder and no .txt; correct it, or 'path', which precedes it")
+            raise UserError(
+                f"{where}: {name} is no folder and no .txt in {within.roots[0]}; correct it, or 'path' before it"
+            )
         places.append(place)
     return places
 
 
-def images_in(places: list[epath.Path]) -> list[epath.Path]:
+def images_in(found: list[epath.Path], places: Places) -> list[epath.Path]:
     """The images of a split, each once: those in folders, and those that `.txt` files list."""
-    images = (image for place in places for image in (find_pictures(place) if place.is_dir() else listed(place)))
+    images = (image for place in found for image in (find_pictures(place) if place.is_dir() else listed(place, places)))
     return list(dict.fromkeys(images))
 
 
-def find_place(root: epath.Path, entry: str) -> epath.Path | None:
-    """The folder or `.txt` that an entry means."""
-    for name in (entry, entry.removeprefix("../")):  # Roboflow writes ../train/images for train/images
-        place = root / name
+def find_place(places: Places, root: epath.Path, entry: str) -> epath.Path | None:
+    """The folder or `.txt` below the source that an entry means."""
+    slashed = entry.replace("\\", "/").removeprefix("../")  # Roboflow writes ../train/images for train/images
+    for name in (entry, slashed):
+        place = root / epath.Path(name).expanduser()
         try:
+            if not places.holds(place):
+                continue
             if place.is_dir() or (place.suffix == ".txt" and place.is_file()):
                 return place
         except (OSError, ValueError):  # no file can have this name
@@ -128,10 +142,14 @@ def find_place(root: epath.Path, entry: str) -> epath.Path | None:
     return None
 
 
-def listed(path: epath.Path) -> list[epath.Path]:
-    """The images that a `.txt` names, a line each, relative to its folder."""
-    lines = path.read_bytes().decode(errors="replace").splitlines()
-    return [path.parent / line.strip() for line in lines if line.strip()]
+def listed(path: epath.Path, places: Places) -> list[epath.Path]:
+    """The images that a `.txt` names, a line each, relative to its folder; how many lead elsewhere is printed."""
+    lines = [line.strip() for line in outside.read_text(path, "replace").splitlines() if line.strip()]
+    images = [places.find(path.parent / epath.Path(line).expanduser()) for line in lines]
+    strange = [line for line, (_, odd) in zip(lines, images, strict=True) if odd == OUTSIDE]
+    if strange:
+        print(f"{path}: {len(strange)} lines lead out of {places.roots[0]}, skipped, {strange[0]} the first")
+    return [image for image, odd in images if odd != OUTSIDE]
 
 
 def label_file(image: epath.Path) -> epath.Path:

@@ -165,7 +165,7 @@ def test_bad_images_are_skipped_with_their_boxes(folder):
     assert split.account["problems"] == {
         "image broken or cut short, skipped": ["cut_a.png", "cut_b.jpg", "empty.jpg", "text.jpg"],
         "image missing, skipped": ["nowhere.jpg"],
-        "image of another size than stated, skipped": ["b.jpg"],
+        "image with height and width swapped (turned by its EXIF orientation?), skipped": ["b.jpg"],
     }
     assert (split.account["images"], split.account["images_kept"], split.account["annotations_kept"]) == (7, 1, 1)
 

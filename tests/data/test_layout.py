@@ -86,5 +86,6 @@ def test_what_is_not_clear_is_asked_for(tmp_path):
     with pytest.raises(UserError, match="several files for the split 'train' .a_train.json, b_train.json.: name one"):
         find(tmp_path)
     make(tmp_path, "train.json", "elsewhere", "b.png")
+    (tmp_path / "elsewhere/b.png").unlink()
     with pytest.raises(UserError, match="no image of .* can be used .1 x image missing, skipped: b.png.: check"):
         find(tmp_path)

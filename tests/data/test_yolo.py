@@ -167,7 +167,7 @@ def test_broken_and_missing_images_are_named(tmp_path):
 FOLDERS = {  # data.yaml, or None, and a part of the refusal
     "missing": (None, "cannot be read"),
     "not YAML": ("a: [", "is not YAML"),
-    "not text": (b"\xff\xfe\x00\x01", "is not YAML"),
+    "not text": (b"\x89PNG\x00\x01", "is not YAML"),
     "nested without end": ("[" * 5000, "is not YAML"),
     "not a dictionary": ("- train\n- val", "needs the keys"),
     "empty": ("", "needs the keys"),
@@ -219,7 +219,7 @@ def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
 def test_what_is_not_there_is_said(tmp_path, capsys):
     read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
     output = capsys.readouterr().out
-    assert f"'path' of data.yaml, own, is no folder: {tmp_path} is taken\n" in output
+    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is taken\n" in output
     assert f"test: {tmp_path}/test/images is no folder and no .txt, skipped\n" in output
 
 
@@ -241,11 +241,13 @@ def test_what_cannot_be_read_is_named(tmp_path, module, name):
     assert status == 2 and errors == f"{tmp_path}/images cannot be read (Permission denied): make it readable\n"
 
 
-@pytest.mark.parametrize("error", [IsADirectoryError(21, "Is a directory"), OSError(5, "Input/output error")])
-def test_a_label_file_that_cannot_be_read_is_not_taken_for_none(tmp_path, error):
-    path = mock.Mock(read_bytes=mock.Mock(side_effect=error), __str__=lambda _: "a.txt")
-    with pytest.raises(UserError, match=f"label file a.txt cannot be read .{error.strerror}.: make it readable"):
-        label_files.read_lines(path)
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_label_file_that_cannot_be_read_is_not_taken_for_none(error):
+    with (
+        mock.patch("cfinet_jax.outside.read_bytes", side_effect=error),
+        pytest.raises(UserError, match=f"label file a.txt cannot be read .{error.strerror}.: make it readable"),
+    ):
+        label_files.read_lines(epath.Path("a.txt"))
 
 
 def write(path: Path, text: str) -> None:

@@ -183,7 +183,7 @@ def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", "/dev/zero", "/dev/null"):
-        with pytest.raises(UserError, match="is a folder, a pipe or a device: give the path or URL of a file"):
+        with pytest.raises(UserError, match="it is a folder, a pipe or a device.: give the path or URL of a file"):
             read(str(path))
     (tmp_path / "good").symlink_to(HERE / "zip.pth")
     assert read(str(tmp_path / "good")).arrays
