@@ -4,9 +4,16 @@
 """
 
 import importlib
+import signal
+import sys
 from typing import Any
 
+from cfinet_jax import errors
+
 HOMES = {"load": "cfinet_jax.predict", "train": "cfinet_jax.training"}
+if sys.argv[:1] == ["-m"]:  # so it reads while Python looks for the module of `python -m cfinet_jax.MODULE`
+    for number in errors.SIGNALS:  # its imports take seconds
+        signal.signal(number, errors.leave)
 
 
 def __getattr__(name: str) -> Any:

@@ -6,10 +6,14 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -21,6 +25,10 @@ from cfinet_jax.train_state import TrainState
 ARRAYS = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
 )
+
+CHECKSUMS = "checksums.json"  # in the folder of a checkpoint
+# Everything else that Orbax raises while it reads, a bare Exception among it, comes from damaged files.
+NO_DAMAGE = (UserError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) -> ocp.CheckpointManager:
@@ -37,17 +45,25 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) ->
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any) -> None:
-    """Saves the state of a step, and where in the data the run stands.
+    """Saves the state of a step, where in the data the run stands, and the checksums of both.
 
     Raises:
       Unwritable: the checkpoint before is still there.
     """
-    step, last = int(state.step), checkpoints.latest_step()
-    parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(encode(data_state)))
+    step, encoded = int(state.step), encode(data_state)
+    # Only a damaged checkpoint, which `restore` skipped, can be of this step or a later one.
+    damaged = [each for each in checkpoints.all_steps() if each >= step]
+    last = max((each for each in checkpoints.all_steps() if each < step), default=None)
+    parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(encoded))
     try:
         check_room(checkpoints.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        with only_raised():
+        with only_raised(), ThreadPoolExecutor(1) as thread:
+            for each in damaged:
+                checkpoints.delete(each)
+            sums = thread.submit(checksums, state, encoded)  # while Orbax writes, since it takes 6 % of that time
             checkpoints.save(step, args=parts)
+            if jax.process_index() == 0:
+                (checkpoints.directory / str(step) / CHECKSUMS).write_text(json.dumps(sums.result()))
     except (OSError, ValueError) as error:
         before = "the start" if last is None else f"checkpoint {last}"
         raise Unwritable(
@@ -79,35 +95,72 @@ def only_raised() -> Iterator[None]:
         # When its tasks are collected, Python tells what they raised too, and which never began.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        hook = partial(drop_late, hook)
         raise
     finally:
         logger.setLevel(level)
         sys.unraisablehook = hook
 
 
+def drop_late(hook: Callable[[Any], None], unraisable: Any) -> None:
+    """Drop the complaints of reads that end after the one that failed; pass everything else to `hook`."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        hook(unraisable)
+
+
 def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, Any] | None:
-    """The newest state, placed as `template` is, with its position in the data; None in a fresh workdir."""
-    step = checkpoints.latest_step()
-    if step is None:
-        return None
+    """Restore the newest undamaged checkpoint: the state, placed as `template` is, and its position in the data.
+
+    Returns None in a fresh workdir. Prints which checkpoints are damaged and were skipped.
+
+    Raises:
+      UserError: a checkpoint is of another model, or all of them are damaged.
+    """
+    damaged: list[str] = []
+    for step in sorted(checkpoints.all_steps(), reverse=True):
+        try:
+            with only_raised():
+                restored = read(checkpoints, step, template)
+        except NO_DAMAGE:
+            raise
+        except Exception as error:
+            damaged.append(f"Checkpoint {step} in {checkpoints.directory} is damaged ({first_line(error)})")
+            continue
+        if damaged:
+            print(f"{'; '.join(damaged)}: using checkpoint {step} instead.", flush=True)
+        return restored
+    if damaged:
+        raise UserError(f"{'; '.join(damaged)}, and there is no other: choose another --workdir.")
+    return None
+
+
+def read(checkpoints: ocp.CheckpointManager, step: int, template: TrainState) -> tuple[TrainState, Any]:
+    """Read one checkpoint and compare its checksums, which those of earlier revisions lack."""
+    # First, because orbax finds another model out while it reads, and complains on stderr of what it left unread.
+    saved, wanted = (by_path(tree, np.shape) for tree in (checkpoints.item_metadata(step).state.tree, template))
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise UserError(
+                f"The checkpoint in {checkpoints.directory} is of another model ({name} was {saved.get(name)}, "
+                f"is {wanted.get(name)}): choose another --workdir."
+            )
     placed = ocp.checkpoint_utils.construct_restore_args(template)
     parts = ocp.args.Composite(state=ocp.args.PyTreeRestore(template, placed), data=ocp.args.JsonRestore())
-    try:
-        # First, because orbax finds another model out while it reads, and complains on stderr of what it left unread.
-        saved, wanted = shapes(checkpoints.item_metadata(step).state.tree), shapes(template)
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
-                raise UserError(
-                    f"The checkpoint in {checkpoints.directory} is of another model ({name} was {saved.get(name)}, "
-                    f"is {wanted.get(name)}): choose another --workdir."
-                )
-        restored = checkpoints.restore(step, args=parts)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(
-            f"Checkpoint {step} in {checkpoints.directory} is damaged ({first_line(error)}): delete "
-            "it, to go on from the one before, or choose another --workdir."
-        ) from error
+    restored = checkpoints.restore(step, args=parts)
+    path = checkpoints.directory / str(step) / CHECKSUMS
+    if path.exists():
+        found, expected = checksums(restored.state, restored.data), json.loads(path.read_text())
+        if found != expected:
+            changed = next((name for name in found if found[name] != expected.get(name)), CHECKSUMS)
+            raise ValueError(f"the checksum of {changed} differs")
     return restored.state, decode(restored.data)
+
+
+def checksums(state: TrainState, encoded: dict[str, str]) -> dict[str, int]:
+    """The CRC-32 of every array of a state by its path, and of the encoded position in the data."""
+    content = by_path(state, lambda leaf: np.asarray(leaf).reshape(-1).view(np.uint8))
+    content["data"] = np.frombuffer(json.dumps(encoded, sort_keys=True).encode(), np.uint8)
+    return {name: zlib.crc32(each) for name, each in content.items()}
 
 
 def first_line(error: Exception) -> str:
@@ -115,10 +168,10 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every leaf by its path."""
+def by_path(tree: Any, fact: Callable[[Any], Any]) -> dict[str, Any]:
+    """A fact about every leaf by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): fact(leaf) for path, leaf in leaves}
 
 
 def encode(data_state: Any) -> dict[str, str]:

@@ -1,12 +1,25 @@
-"""What ends a command in one line instead of a traceback, and with which status."""
+"""The end of a command: one line instead of a traceback, the exit status, and the signals that stop it."""
 
 import argparse
+import contextlib
 import errno
+import gc
+import os
+import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+from etils import epath
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOPPED = "Stopped by {}. Rerun the same command to complete it."
+SHOW_TRACEBACK = "CFINET_JAX_TRACEBACK"  # environment variable: 1 shows the traceback of an unexpected error
 
 
 class UserError(Exception):
@@ -35,31 +48,83 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def exit_status(command: Callable[[], None]) -> int:
-    """That of a command, and one line where it is not 0.
+def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
+    """Run `command` and return its exit status, printing one line, after `name`, on failure.
 
-    75: it was interrupted. 2: the user is mistaken, the disk full, a bucket closed, or what reads it not installed.
+    75: interrupted. 2: a mistake of the user's, or a file or device that cannot be used. 1: anything unexpected; the
+    line names a file with the traceback, or CFINET_JAX_TRACEBACK=1 shows it.
     """
     try:
-        command()
-    except UserError as error:
-        return end(2, str(error))
-    except Interrupted as error:
-        return end(75, str(error))
-    except ImportError as error:
-        if "gcsfs" not in str(error):
+        with handling(interrupt):
+            command()
+            sys.stdout.flush()  # a closed pipe would otherwise be found when Python ends
+    except (Interrupted, UserError) as error:
+        return end(75 if isinstance(error, Interrupted) else 2, str(error), name)
+    except Exception as error:
+        if line := known(error):
+            return end(2, line, name)
+        if os.environ.get(SHOW_TRACEBACK) == "1":
             raise
-        return end(2, f"a path on gs:// cannot be reached ({error}): pip install gcsfs")
-    except OSError as error:
-        if str(error).startswith("Forbidden"):  # so gcsfs says it, without a number
-            return end(2, f"no access ({error}): see to your rights in the bucket, then give the same command again.")
-        if error.errno not in NO_SPACE:
-            raise
-        return end(2, f"no space left ({error}): make room, then give the same command again.")
+        with tempfile.NamedTemporaryFile("w", prefix="cfinet_jax_", suffix=".log", delete=False) as log:
+            log.write(f"{sys.argv}\n{traceback.format_exc()}")
+        what = f"{type(error).__name__}: {error}"[:300]
+        return end(1, f"Unexpected {what}. Please report it with the traceback, which is in {log.name}.", name)
     return 0
 
 
-def end(status: int, line: str) -> int:
-    """The status, with what is said of it; what a bucket says has several lines."""
-    print(f"cfinet_jax: {' '.join(line.splitlines())}", file=sys.stderr)
+def known(error: Exception) -> str | None:
+    """Return what to do about a failure of the system that can happen anywhere; None for any other failure."""
+    reason = str(error)
+    if isinstance(error, BrokenPipeError):
+        sys.stdout = epath.Path(os.devnull).open("w")  # Python would flush the other when it ends
+        return "Nothing reads the output any more (broken pipe): write it to a file, then rerun the same command."
+    if isinstance(error, ImportError) and "gcsfs" in reason:
+        return f"A path on gs:// cannot be reached ({reason}): pip install gcsfs"
+    if isinstance(error, OSError) and (error.errno is not None or reason.startswith("Forbidden")):  # of gcsfs
+        return (
+            f"{error.filename or 'A file'} cannot be used ({error.strerror or reason}): fix its permissions, make room "
+            "or choose another path; then rerun the same command."
+        )
+    if traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):  # some have no message
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        return f"JAX cannot start a device with {asked} ({reason}): unset it, or name what is here, such as cpu."
+    return None
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    """Handle `SIGNALS` with `handler`, except ignored ones (as by `&` in a script); only the main thread can."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        deaf = [getattr(callback, "__code__", None) for callback in gc.callbacks]  # JAX has one
+        if frame and (frame.f_code in deaf or frame.f_code.co_name == "__del__"):  # Python ignores what these raise
+            threading.Timer(0.05, signal.raise_signal, (number,)).start()
+        else:
+            handler(number, frame)
+
+    ours = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handle) for number in ours if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, signal.SIG_DFL if handled is None else handled)
+
+
+def interrupt(number: int, _: FrameType | None) -> NoReturn:
+    """Signal handler: end the command, undoing what is unfinished; further signals do not disturb that."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise Interrupted(STOPPED.format(signal.Signals(number).name))
+
+
+def leave(number: int, _: FrameType | None) -> NoReturn:
+    """Signal handler while modules are imported: end the process at once, since nothing has begun."""
+    os._exit(end(75, STOPPED.format(signal.Signals(number).name)))
+
+
+def end(status: int, line: str, name: str = "cfinet_jax: ") -> int:
+    """Print why a command failed, on one line whatever a library says, and return the status."""
+    with contextlib.suppress(OSError):  # a closed pipe
+        print(f"{name}{' '.join(line.split())}", file=sys.stderr, flush=True)
     return status

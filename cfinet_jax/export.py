@@ -12,6 +12,7 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 
 from cfinet_jax import pretrained
+from cfinet_jax.files import reading, replace_text, replacing
 from cfinet_jax.inputs import scales_of
 from cfinet_jax.structures import BOX_NUMBERS, without_truth
 from cfinet_jax.trained import Trained, detection, open_trained
@@ -75,15 +76,16 @@ weights they started from apply.
 def export(config: ConfigDict, workdir: epath.Path) -> None:
     """Writes `export/` into the workdir: `detector.stablehlo`, `weights.safetensors` and the model card."""
     trained, config = open_trained(workdir, config)
+    folder = workdir / "export"
+    folder.mkdir(parents=True, exist_ok=True)  # fails before the work where the workdir is not writable
     weights = {name: np.asarray(leaf) for name, leaf in pretrained.named(trained.variables).items()}
     inputs = batch_shapes(config.dataset)
     print(f"Exporting for {', '.join(PLATFORMS)}: batches of {inputs[0].shape}.", flush=True)
     artefact = stablehlo.export(jax.jit(inference(trained, config.dataset)), platforms=PLATFORMS)(weights, *inputs)
-    folder = workdir / "export"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "detector.stablehlo").write_bytes(artefact.serialize())
+    with replacing(folder / "detector.stablehlo") as partial:
+        partial.write_bytes(artefact.serialize())
     pretrained.save(folder / "weights.safetensors", trained.variables, facts(config, trained))
-    (folder / "README.md").write_text(card(config, trained, workdir))
+    replace_text(folder / "README.md", card(config, trained, workdir))
     print(f"Written: {folder}")
 
 
@@ -127,8 +129,11 @@ def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
     if not (workdir / "checkpoints").exists():
         origin = f"Not trained here but read from `{epath.Path(config.training.pretrained).name}`"
     path = workdir / "metrics.json"
-    metrics = {k: v for k, v in json.loads(path.read_text()).items() if k.startswith("AP")} if path.exists() else {}
-    measured = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if value is not None)
+    measured = ""
+    if path.exists():
+        with reading(path, "write it again with --mode=evaluate."):
+            metrics = {key: value for key, value in json.loads(path.read_text()).items() if key.startswith("AP")}
+            measured = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if value is not None)
     return CARD.format(
         name=f"{config.dataset.name}: {config.detector.proposal_network.name}",
         platforms=", ".join(PLATFORMS),

@@ -2,15 +2,13 @@
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 from types import FrameType
 
 import jax
 
-from cfinet_jax.errors import Interrupted
+from cfinet_jax.errors import Interrupted, handling
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GO_ON = "The same command goes on from there."
 
 
@@ -40,10 +38,5 @@ class Request:
 def requests() -> Iterator[Request]:
     """Takes the signals of the process; in another thread than the main one there are none to take."""
     request = Request()
-    ours = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, request.take) for number in ours}
-    try:
+    with handling(request.take):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

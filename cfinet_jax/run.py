@@ -19,19 +19,8 @@ from cfinet_jax.run_log import has_learnt, read_settings
 from cfinet_jax.structures import BOX_NUMBERS
 from cfinet_jax.train_state import TrainState
 from cfinet_jax.trained import load_published, recorded_sizes
+from cfinet_jax.values import check_numbers
 
-AT_LEAST_ONE = (
-    "dataset.batch_size",
-    "dataset.eval_batch_size",
-    "dataset.max_objects",
-    "dataset.mixed_pictures",
-    "training.images",
-    "training.micro_batches",
-    "training.log_every_images",
-    "training.checkpoint_every_images",
-    "training.keep_checkpoints",
-    "evaluation.every_images",
-)
 FROZEN_AT_RANDOM = (
     "detector.backbone.frozen_stages would freeze random weights: name published ones with "
     "--config.training.pretrained=FILE, or train all with --config.detector.backbone.frozen_stages=-1 "
@@ -55,12 +44,12 @@ def discover_sizes(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """The config with sizes where it leaves them open: those of the run in the workdir, or room for all of the data.
 
     Raises:
-      UserError: the data cannot be opened.
+      UserError: a value is out of its range, or the data cannot be opened.
     """
     if has_learnt(workdir) and (facts := read_settings(workdir)) is not None:
         config = with_sizes(config, **recorded_sizes(facts))
+    check_values(config)
     settings = config.dataset
-    check_windows(settings)
     if all(settings[key] is not None for key in OPEN):
         return config
     # All splits, so that another `eval_split` is seen at the same size.
@@ -79,7 +68,6 @@ def create_run(config: ConfigDict) -> Run:
     """Opens the data, builds the detector and creates its state at random."""
     settings = config.dataset
     over = mesh.make_mesh()
-    check_values(config)
     check_batches(config, over.size)
     splits = dataset.open_splits(settings, settings.train_split, settings.eval_split)
     training, evaluation = splits[settings.train_split], splits[settings.eval_split]
@@ -111,10 +99,7 @@ def first_state(config: ConfigDict, run: Run) -> TrainState:
 
 def check_values(config: ConfigDict) -> None:
     """What would otherwise fail far from here, the protocol only after hours."""
-    for key in AT_LEAST_ONE:
-        section, name = key.split(".")
-        if config[section][name] < 1:
-            raise UserError(f"{key} is {config[section][name]}: make it at least 1.")
+    check_numbers(config)
     check_windows(config.dataset)
     fitting = sorted(name for name, protocol in PROTOCOLS.items() if protocol.boxes == config.dataset.boxes)
     if not fitting:
@@ -164,9 +149,9 @@ def check_windows(settings: ConfigDict) -> None:
             '--config.dataset.stored_size="(640, 640)".'
         )
     input_shape(settings)  # it is a size
-    if not 0 <= overlap < min(settings.stored_size):
+    if overlap >= min(settings.stored_size):
         raise UserError(
-            f"dataset.window_overlap is {overlap}: make it at least 0 and less than dataset.stored_size, which is "
+            f"dataset.window_overlap is {overlap}: make it less than dataset.stored_size, which is "
             f"{settings.stored_size}."
         )
 

@@ -18,6 +18,7 @@ from tensorboardX.summary import scalar
 
 from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import Unwritable, UserError
+from cfinet_jax.files import DAMAGED, replace_text
 
 BUCKET_PAUSE = 60  # seconds; a bucket takes one version of a file in a second, and all of it each time
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -61,7 +62,7 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
         named = isinstance(facts["classes"], list) and {type(name) for name in facts["classes"]} == {str}
         numbered = [type(number) for number in facts["category_ids"]] == [int] * len(facts["classes"])
         return facts if identity(facts["config"]) and named and numbered else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return None
 
 
@@ -147,17 +148,6 @@ def logged_by(line: str, step: int) -> bool:
         return json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def replace_text(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all: what was there is still there if the disk is full or the process is killed."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def append(path: epath.Path, lines: str) -> None:

@@ -20,6 +20,7 @@ from cfinet_jax.ops import preprocess
 from cfinet_jax.run_log import check_same_classes, flatten, read_settings
 from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_state import TrainState
+from cfinet_jax.values import check_numbers
 
 # What a trained model may be asked anew.
 FREE = re.compile(
@@ -42,11 +43,18 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
     """The detector of a workdir and its config, or another one, with the sizes of the run; the data set is not needed.
 
     Raises:
-      UserError: there is no run in the workdir.
+      UserError: there is no run in the workdir, or it cannot be used with this config.
     """
     facts = recorded(workdir)
     classes, category_ids = tuple(facts["classes"]), tuple(facts["category_ids"])
     used = recorded_config(facts) if config is None else with_sizes(config, **recorded_sizes(facts))
+    check_numbers(used)
+    seen, learnt = used.dataset.stored_size, recorded_sizes(facts)["stored_size"]
+    if learnt is not None and any(side < before for side, before in zip(seen, learnt, strict=False)):
+        raise UserError(
+            f"dataset.stored_size is {seen}, smaller than {learnt}, which the model in {workdir} has learnt with: "
+            "leave it out, or make it larger."
+        )
     detector = build_detector(used.detector, len(classes))
     variables = trained_variables(used, detector, classes, workdir)
     return Trained(detector, variables, classes, category_ids), used

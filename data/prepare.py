@@ -2,20 +2,17 @@
 
 import argparse
 import io
-import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import tensorflow_datasets as tfds
 from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
-from cfinet_jax.errors import Interrupted, Parser, UserError  # noqa: E402
+from cfinet_jax.errors import Parser, UserError, exit_status  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
 from data import record_files  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
@@ -116,9 +113,6 @@ BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own, "sodad": s
 )
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Build a data set unless it is there already; a build that breaks off leaves nothing behind."""
     if builder.data_path.exists():
@@ -127,23 +121,17 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     tfds.disable_progress_bar()  # the builders show their own, with the time left
     try:
         builder.download_and_prepare(file_format=record_files.FORMAT)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise UserError(f"{builder.data_path} cannot be written ({error}): choose another --data_dir") from error
 
 
-def stop(number: int, _: object) -> NoReturn:
-    """Signal handler: end the preparation, which deletes what it has written; further signals do not disturb it."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted(f"Stopped by {signal.Signals(number).name}. Rerun the same command to resume.")
-
-
 def main() -> int:
-    """Prepare what the command line asks for; exit status 2: a mistake of the user, 75: stopped by a signal."""
+    """Prepare what the command line asks for and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names need not be text that a terminal, or a file, can hold
             stream.reconfigure(errors="backslashreplace")
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
     parser = Parser(description=__doc__)
     parser.add_argument("dataset", choices=BUILDERS)
     parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
@@ -152,7 +140,8 @@ def main() -> int:
     parser.add_argument("--boxes", choices=COLUMNS, default="horizontal", help="coco: oriented ones are poly or rbox")
     parser.add_argument("--windows", action="store_true", help="sodad: cut the windows to train on")
     parser.add_argument("--name", help="all but scenes: name of the prepared data set, NAME if not given")
-    try:
+
+    def command() -> None:
         arguments = parser.parse_args()
         if arguments.windows and arguments.dataset != "sodad":
             raise UserError("--windows belongs to sodad: leave it out")
@@ -160,17 +149,8 @@ def main() -> int:
             raise UserError("--boxes=oriented belongs to COCO files: leave it out")
         arguments.data_dir = epath.Path(arguments.data_dir).expanduser()
         prepare(BUILDERS[arguments.dataset](arguments))
-        sys.stdout.flush()
-    except (UserError, Interrupted, OSError) as error:
-        if isinstance(error.__cause__ or error, BrokenPipeError):  # of `| head`, say: nobody reads on
-            sys.stdout = epath.Path(os.devnull).open("w")  # Python would flush the other when it ends
-            return 141
-        print(error, file=sys.stderr)
-        return 75 if isinstance(error, Interrupted) else 2
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 0
+
+    return exit_status(command, name="")
 
 
 if __name__ == "__main__":

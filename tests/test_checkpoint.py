@@ -1,5 +1,7 @@
 """A checkpoint gives back the whole state and the place in the data, or says why it cannot."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,13 +106,111 @@ def test_another_model_is_refused_in_one_line(saved, other, difference, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("part", ["_METADATA", "manifest.ocdbt"])
-def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, part):
-    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
-        checkpoint.save(checkpoints, make_state(), 0)
-    file = tmp_path / "checkpoints" / "7" / "state" / part
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
-        with pytest.raises(UserError, match="Checkpoint 7 in .* is damaged .*: delete it") as error:
+POSITION = {"next": 12, "window": [1, 2]}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """A workdir with the checkpoints 5 and 7."""
+    folder = tmp_path_factory.mktemp("two")
+    with checkpoint.open_checkpoints(epath.Path(folder)) as checkpoints:
+        for step in (5, 7):
+            checkpoint.save(checkpoints, make_state(step), POSITION | {"step": step})
+    return folder
+
+
+def restored_step(workdir: Path) -> int:
+    """The step that is restored, after its numbers have been compared with those that were saved."""
+    with checkpoint.open_checkpoints(epath.Path(workdir), create=False) as checkpoints:
+        restored = checkpoint.restore(checkpoints, make_state(step=1))
+    assert restored is not None
+    step = int(restored[0].step)
+    assert restored[1] == POSITION | {"step": step}
+    jax.tree.map(np.testing.assert_array_equal, restored[0], make_state(step))
+    return step
+
+
+def flip(path: Path, bit: int) -> None:
+    """Flips one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_no_flipped_bit_changes_a_number(two, tmp_path, capsys, rng):
+    files = [path.relative_to(two) for path in (two / "checkpoints" / "7").rglob("*") if path.is_file()]
+    arrays = max(files, key=lambda path: (two / path).stat().st_size)
+    steps = []
+    for number, file in enumerate([*files * 2, *[arrays] * 20]):
+        workdir = Path(shutil.copytree(two, tmp_path / str(number)))
+        flip(workdir / file, int(rng.integers(8 * (workdir / file).stat().st_size)))
+        steps.append(restored_step(workdir))  # compares the numbers
+    assert {5, 7} == set(steps) and 5 in steps[-20:]
+    assert capsys.readouterr().out.count(": using checkpoint 5 instead.\n") == steps.count(5)
+
+
+def change(path: Path, old: str, new: str) -> None:
+    """Replaces text in a file, which still parses."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+DAMAGES = {
+    "flipped position": lambda folder: flip(folder / "data" / "metadata", 8 * 20),
+    "position missing": lambda folder: (folder / "data" / "metadata").unlink(),
+    "position changed": lambda folder: change(folder / "data" / "metadata", "12", "13"),
+    "names cut short": lambda folder: (folder / "state" / "_METADATA").write_bytes(b"{"),
+    "names zeroed": lambda folder: (folder / "state" / "_METADATA").write_bytes(bytes(99)),
+    "names are a folder": lambda folder: [
+        (folder / "state" / "_METADATA").unlink(),
+        (folder / "state/_METADATA").mkdir(),
+    ],
+    "manifest cut short": lambda folder: (folder / "state" / "manifest.ocdbt").write_bytes(b"half"),
+    "arrays missing": lambda folder: [path.unlink() for path in folder.glob("state/ocdbt.process_0/d/*")],
+    "arrays empty": lambda folder: [path.write_bytes(b"") for path in folder.glob("state/ocdbt.process_0/d/*")],
+    "arrays zeroed": lambda folder: [
+        path.write_bytes(bytes(9999)) for path in folder.glob("state/ocdbt.process_0/d/*")
+    ],
+    "state missing": lambda folder: shutil.rmtree(folder / "state"),
+    "empty folder": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+    "checksums cut short": lambda folder: (folder / "checksums.json").write_text("{"),
+    "checksums of another state": lambda folder: change(folder / "checksums.json", ": 1", ": 2"),
+    "shardings spoilt": lambda folder: (folder / "state" / "_sharding").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_checkpoint_before_a_damaged_one_is_used(damage, two, tmp_path, capfd):
+    workdir = Path(shutil.copytree(two, tmp_path / "run"))
+    DAMAGES[damage](workdir / "checkpoints" / "7")
+    files = sorted(workdir.rglob("*"))
+    assert restored_step(workdir) == 5
+    output, errors = capfd.readouterr()
+    assert output.startswith(f"Checkpoint 7 in {workdir}/checkpoints is damaged (") and len(output.splitlines()) == 1
+    assert output.endswith("): using checkpoint 5 instead.\n") and "Traceback" not in errors
+    assert sorted(workdir.rglob("*")) == files
+
+    DAMAGES[damage](workdir / "checkpoints" / "5")
+    with checkpoint.open_checkpoints(epath.Path(workdir)) as checkpoints:
+        with pytest.raises(UserError, match="Checkpoint 7 in .* is damaged .*; Checkpoint 5 in .* no other") as error:
             checkpoint.restore(checkpoints, make_state())
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("step", [6, 7, 8])
+def test_a_run_saves_over_the_damaged_checkpoint_that_it_skipped(step, two, tmp_path):
+    workdir = Path(shutil.copytree(two, tmp_path / "run"))
+    DAMAGES["arrays missing"](workdir / "checkpoints" / "7")
+    with checkpoint.open_checkpoints(epath.Path(workdir)) as checkpoints:
+        checkpoint.restore(checkpoints, make_state())
+        checkpoint.save(checkpoints, make_state(step), POSITION | {"step": step})
+    assert restored_step(workdir) == step
+
+
+def test_a_checkpoint_without_checksums_opens(two, tmp_path):
+    workdir = Path(shutil.copytree(two, tmp_path / "run"))
+    path = workdir / "checkpoints" / "7" / "checksums.json"
+    assert json.loads(path.read_text()).keys() > {"data", "step", "params/part0/kernel"}
+    path.unlink()
+    assert restored_step(workdir) == 7

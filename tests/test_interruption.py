@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -193,6 +194,33 @@ def test_a_library_does_not_swallow_it():
     """As JAX did, where it reads its cache of compiled programs: a study went on."""
     with pytest.raises(Interrupted), requests() as request, contextlib.suppress(Exception):
         request.take(signal.SIGTERM, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_lost_where_python_ignores_exceptions(number):
+    """As JAX's callback of the garbage collector did with Ctrl-C: the evaluation went on to its end."""
+
+    def callback(phase: str, _: dict) -> None:
+        if phase == "start" and not sent:
+            sent.append(number)
+            signal.raise_signal(number)
+            time.sleep(0)
+
+    class Closing:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+            time.sleep(0)
+
+    for provoke in (gc.collect, lambda: Closing() and None):
+        sent: list[int] = []
+        gc.callbacks.append(callback)
+        try:
+            with pytest.raises(Interrupted), requests():
+                provoke()
+                time.sleep(5)
+                pytest.fail("went on")
+        finally:
+            gc.callbacks.remove(callback)
 
 
 def test_the_second_signal_kills(monkeypatch):

@@ -64,7 +64,7 @@ def test_a_mistake_of_the_users_is_one_line(monkeypatch, tmp_path):
     assert tiny.call_main(*tiny.arguments(tmp_path, tmp_path)) == (2, "", "cfinet_jax: Change this.\n")
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+def test_a_mistake_of_ours_keeps_its_traceback_if_asked(monkeypatch, tmp_path):
     def fail(*_):
         raise ValueError("wrong shape")
 

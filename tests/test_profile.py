@@ -234,4 +234,4 @@ def test_the_mode_leaves_trace_and_table(tiny_scenes, tmp_path, monkeypatch):
 def test_a_workdir_that_cannot_be_written_is_one_line(tiny_scenes, tmp_path):
     (tmp_path / "profile").write_text("")
     status, _, errors = tiny.call_main(*tiny.arguments(tiny_scenes, tmp_path), "--mode=profile")
-    assert status == 2 and errors.count("\n") == 1 and "cannot be written" in errors
+    assert status == 2 and errors.count("\n") == 1 and f"{tmp_path}/profile cannot be used" in errors

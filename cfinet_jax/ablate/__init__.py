@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import dataset
 from cfinet_jax.ablate import anchors, devices, page
+from cfinet_jax.ablate.intervals import reopen_damaged
 from cfinet_jax.ablate.runs import Run, run_all, runs_of
 from cfinet_jax.ablate.study import load_study
 from cfinet_jax.errors import UserError
@@ -24,7 +25,6 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
     """
     shared = devices.leave_to_helpers(given, workdir) if given and not devices.is_helper() else []
     config = discover_sizes(config, workdir)
-    check_values(config)
     loaded, name = load_study(study, config), study.rpartition(":")[2]
     if loaded.measure == "anchors":
         return anchors.write(loaded, config, workdir, name)
@@ -40,6 +40,7 @@ def ablate(config: ConfigDict, workdir: epath.Path, study: str, seeds: int, give
         build_detector(run.config.detector, len(prepared.classes))
     if devices.is_helper():
         return run_all(runs)
+    reopen_damaged(runs, loaded.measure)
     if shared:
         devices.run_on(shared, runs, workdir)
     else:

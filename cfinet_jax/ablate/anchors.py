@@ -9,6 +9,7 @@ from cfinet_jax import dataset
 from cfinet_jax.ablate.study import Study, config_of
 from cfinet_jax.analyse.contents import overlaps_with_anchors, read_contents
 from cfinet_jax.batches import views
+from cfinet_jax.files import replace_text
 from cfinet_jax.metrics.protocols import LIMITS, SIZES, sizes_of
 from cfinet_jax.metrics.table import MIN_BOXES
 from cfinet_jax.report.page import to_html
@@ -42,8 +43,8 @@ def write(study: Study, config: ConfigDict, workdir: epath.Path, name: str) -> N
 Mean IoU with the best anchor, and the share of objects with one from {GOOD:g} on, in percent:
 
 {table(overlaps, sizes)}"""
-    (workdir / f"{name}.md").write_text(text)
-    (workdir / f"{name}.html").write_text(to_html(text, study.title, workdir))
+    replace_text(workdir / f"{name}.md", text)
+    replace_text(workdir / f"{name}.html", to_html(text, study.title, workdir))
     print(f"{text}\nReport: {workdir / f'{name}.html'}", flush=True)
 
 

@@ -8,13 +8,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cfinet_jax.ablate.runs import Run
+from cfinet_jax.errors import UserError
+from cfinet_jax.files import reading
 from cfinet_jax.metrics.proposals import LIMITS, SHOWN, Tally, endings
 from cfinet_jax.metrics.protocols import OVERLAPS, Protocol
 from cfinet_jax.metrics.resampling import average_precision, gather
-from cfinet_jax.metrics.results import columns
+from cfinet_jax.metrics.results import Columns, columns
 from cfinet_jax.progress import Progress
 
 RESAMPLES = 1000  # choices of as many images as there are
+AGAIN = "the same command scores this run again."
 LEVEL = 95  # percent of intervals that are to hold the true difference
 NORMAL = 1.960  # within so many standard deviations are LEVEL percent of normal values
 # And of means of 2, 3, ... values, in standard deviations that these values themselves give: Student's t with 1, 2, ...
@@ -38,8 +41,38 @@ class Difference(NamedTuple):
 
 def metrics_of(run: Run) -> dict[str, Any]:
     """The scores of a finished run, those of proposals among the others, under the names of the log."""
-    metrics = json.loads((run.folder / "metrics.json").read_text())
-    return metrics | {f"proposals/{name}": value for name, value in metrics.get("proposals", {}).items()}
+    with reading(run.folder / "metrics.json", AGAIN) as path:
+        metrics = json.loads(path.read_text())
+        known = {"AP": metrics["AP"], "boxes": dict(metrics["boxes"])} | metrics
+        return known | {f"proposals/{name}": value for name, value in metrics.get("proposals", {}).items()}
+
+
+def devices_of(run: Run) -> list[str]:
+    """The kinds of devices that a run was trained on."""
+    with reading(run.folder / "settings.json", AGAIN) as path:
+        return list(json.loads(path.read_text())["machine"]["devices"])
+
+
+def evidence_of(run: Run, measure: str) -> Columns | Tally:
+    """What a finished run found in every picture: detections for AP, counts of proposals for any other measure."""
+    if measure == "AP":
+        with reading(run.folder / "detections.json", AGAIN) as path:
+            return columns(json.loads(path.read_text()))
+    with reading(run.folder / "proposals.npz", AGAIN) as path, path.open("rb") as file, np.load(file) as arrays:
+        return Tally(**arrays)
+
+
+def reopen_damaged(runs: Sequence[Run], measure: str) -> None:
+    """Take the mark from finished runs whose results are damaged, naming the file, so that they are run again."""
+    for run in runs:
+        if run.finished:
+            try:
+                metrics_of(run)
+                devices_of(run)
+                evidence_of(run, measure)
+            except UserError as error:
+                print(error, flush=True)
+                (run.folder / "finished").unlink(missing_ok=True)
 
 
 def keys_of(measure: str, protocol: Protocol) -> dict[str, str]:
@@ -56,14 +89,12 @@ def resample(run: Run, truth: dict, protocol: Protocol, measure: str) -> Float[n
     """The measure of a finished run for every choice of images; NaN where there is nothing to find."""
     times = choices(len(truth["images"]))
     sizes = list(keys_of(measure, protocol).values())
-    if measure == "AP":
-        found = columns(json.loads((run.folder / "detections.json").read_text()))
+    found = evidence_of(run, measure)
+    if isinstance(found, Columns):
         evidence = gather(truth, found, protocol, tuple(sizes))
         return np.stack([average_precision(evidence, each) for each in times])
-    with np.load(run.folder / "proposals.npz") as arrays:
-        tally = Tally(**arrays)
     places = [list(protocol.ranges).index(size) for size in sizes]
-    hits, objects = (times @ counts[:, places] for counts in (tally.hits[LIMITS.index(SHOWN)], tally.objects))
+    hits, objects = (times @ counts[:, places] for counts in (found.hits[LIMITS.index(SHOWN)], found.objects))
     return np.where(objects > 0, hits / np.maximum(len(OVERLAPS) * objects, 1), np.nan)
 
 

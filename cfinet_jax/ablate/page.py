@@ -6,11 +6,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.ablate import plots, tables
-from cfinet_jax.ablate.intervals import RESAMPLES, differences, keys_of, metrics_of
+from cfinet_jax.ablate.intervals import RESAMPLES, devices_of, differences, keys_of, metrics_of
 from cfinet_jax.ablate.runs import Run
 from cfinet_jax.ablate.study import Study
 from cfinet_jax.dataset import Prepared
 from cfinet_jax.errors import UserError
+from cfinet_jax.files import replace_text
 from cfinet_jax.metrics.proposals import NEAR
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
 from cfinet_jax.report.page import to_html
@@ -37,8 +38,8 @@ def write(
     data = f"{config.dataset.name}, split {config.dataset.eval_split}, {len(prepared):,} images"
     text = f"# {study.title}\n\n{' '.join(filter(None, (f'{escape(data)}.', study.note)))}\n{warning(rows)}"
     text += "".join(f"\n## {title}\n\n{section.rstrip()}\n" for title, section in sections.items())
-    (workdir / f"{name}.md").write_text(text)
-    (workdir / f"{name}.html").write_text(to_html(text, study.title, workdir))
+    replace_text(workdir / f"{name}.md", text)
+    replace_text(workdir / f"{name}.html", to_html(text, study.title, workdir))
     print(f"\n{text}\nReport: {workdir / f'{name}.html'}", flush=True)
 
 
@@ -49,11 +50,6 @@ def warning(rows: dict[str, list[Run]]) -> str:
     if any("cpu" in devices_of(run) for runs in rows.values() for run in runs):
         reasons.append("trained on a CPU, with what that allows")
     return f"\n**Proves the runner, no evidence**: {'; '.join(reasons)}.\n" if rows and reasons else ""
-
-
-def devices_of(run: Run) -> list[str]:
-    """The kinds of devices that a run was trained on."""
-    return json.loads((run.folder / "settings.json").read_text())["machine"]["devices"]
 
 
 def compare(
@@ -87,7 +83,7 @@ def compare(
         )
         heading = "Of these runs, and no further:\n\n" if warning(rows) else ""
         sections["What can be claimed"] = heading + tables.claims(found, study, protocol, boxes)
-        (workdir / f"{name}.json").write_text(json.dumps({"scores": scores, "differences": found}, indent=1))
+        replace_text(workdir / f"{name}.json", json.dumps({"scores": scores, "differences": found}, indent=1))
     if all("proposals" in metrics for of_row in scores.values() for metrics in of_row):
         table = tables.score_table(scores, tables.proposal_columns(protocol), protocol.headline, published)
         sections["Proposals"] = f"{table}\n{tables.near()}\n"

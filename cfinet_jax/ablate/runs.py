@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.ablate.study import Study, config_of, digest
 from cfinet_jax.errors import NO_SPACE, Unwritable, UserError
+from cfinet_jax.files import replace_text
 from cfinet_jax.interruption import requests
 from cfinet_jax.lock import InUse, locked
 from cfinet_jax.training import train
@@ -34,7 +35,9 @@ class Run(NamedTuple):
     def failure(self) -> str | None:
         """Why it broke off, if the last try did, in one line."""
         path = self.folder / "failure.txt"
-        return path.read_text().splitlines()[0] if path.exists() and not self.finished else None
+        if self.finished or not path.exists():
+            return None
+        return next(iter(path.read_bytes().decode(errors="replace").splitlines()), f"unknown, {path} is empty")
 
 
 def runs_of(study: Study, config: ConfigDict, workdir: epath.Path, seeds: int) -> list[Run]:
@@ -82,7 +85,7 @@ def try_once(run: Run, programs: dict[str, Any]) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         known = isinstance(error, UserError)
         line = reason if known else f"{type(error).__name__}: {reason[:300]}"
-        (run.folder / "failure.txt").write_text(line + "\n" + ("" if known else traceback.format_exc()))
+        replace_text(run.folder / "failure.txt", line + "\n" + ("" if known else traceback.format_exc()))
         print(f"{run.name} failed: {line}", flush=True)
     else:
         (run.folder / "finished").touch()

@@ -16,6 +16,7 @@ from cfinet_jax.analyse.advice import advise
 from cfinet_jax.analyse.contents import Contents, overlaps_with_anchors, read_contents, unmatched
 from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
+from cfinet_jax.files import replace_text
 from cfinet_jax.run import check_boxes, create_run, discover_sizes
 from cfinet_jax.structures import BOX_NUMBERS
 from cfinet_jax.tables import escape
@@ -78,11 +79,8 @@ Best IoU of an object with an anchor, in network pixels, were their scale this o
 
 def write(workdir: epath.Path, text: str) -> None:
     """Leaves the analysis in the workdir."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "analysis.md").write_text(text)
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_text(workdir / "analysis.md", text)
 
 
 def memory_needed(config: ConfigDict) -> dict[str, int]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.boxes.anchors import anchor_grid
 from cfinet_jax.boxes.similarity import Pairwise
-from cfinet_jax.errors import UserError
+from cfinet_jax.files import replace_text
 from cfinet_jax.inputs import scales_of
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.fpn import strides_of
@@ -51,13 +51,10 @@ def rules(config: ConfigDict, workdir: epath.Path) -> None:
     grid = grid_of(network, config.detector.neck.levels, scales_of(stored, config.dataset))
     known = rules_of(network)
     text = describe(config.detector.proposal_network.name, grid, count_positives(grid, known))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        draw_rules(grid, known, workdir / "rules.png")
-        draw_similarities(network.similarities, workdir / "similarities.png")
-        (workdir / "rules.md").write_text(text)
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+    workdir.mkdir(parents=True, exist_ok=True)
+    draw_rules(grid, known, workdir / "rules.png")
+    draw_similarities(network.similarities, workdir / "similarities.png")
+    replace_text(workdir / "rules.md", text)
     print(text, flush=True)
 
 

@@ -7,7 +7,8 @@ import sys
 
 from etils import epath
 
-from cfinet_jax.errors import Parser, UserError, exit_status
+from cfinet_jax.errors import Parser, exit_status
+from cfinet_jax.files import replace_text
 from cfinet_jax.metrics.files import read_detections, read_ground_truth
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
@@ -34,11 +35,7 @@ def score_files(protocol: str, annotations: str, detections: str, output: str | 
     metrics = score(ground_truth, read_detections(detections, ground_truth, rules.boxes), rules)
     print(table(metrics, min_boxes=1), end="")
     if output:
-        try:
-            epath.Path(output).write_text(json.dumps(metrics, indent=1))
-        except OSError as error:
-            reason = error.strerror or error  # a bucket gives no number
-            raise UserError(f"{output} cannot be written ({reason}): choose another --output") from error
+        replace_text(epath.Path(output), json.dumps(metrics, indent=1))
 
 
 def main() -> int:

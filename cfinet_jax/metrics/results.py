@@ -8,6 +8,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
+from cfinet_jax.files import replacing
+
 KEYS: tuple[str, ...] = ("image_id", "category_id", "bbox", "score")  # COCO's, in the order of the columns
 DIGITS, ANGLE_DIGITS = 3, 5  # of a pixel, of a radian
 STEEPEST = 1.57079  # the largest of so many digits below pi / 2
@@ -70,7 +72,7 @@ def entries(results: Columns) -> Iterator[dict[str, Any]]:
 
 def write_coco(results: Columns, path: epath.Path) -> None:
     """Leaves a JSON file in COCO's results format; memory does not grow with the number of detections."""
-    with path.open("w") as file:
+    with replacing(path) as partial, partial.open("w") as file:
         for number, entry in enumerate(entries(results)):
             file.write((", " if number else "[") + json.dumps(entry))
         file.write("]" if len(results.scores) else "[]")

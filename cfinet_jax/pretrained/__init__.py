@@ -13,6 +13,7 @@ import safetensors.numpy
 from etils import epath
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.files import replacing
 from cfinet_jax.models.resnet import DEPTHS, BasicBlock, Bottleneck
 from cfinet_jax.pretrained.files import read
 from cfinet_jax.pretrained.names import MEAN, STD, Published, translate
@@ -84,7 +85,9 @@ def check_classes(published: Published, source: str, classes: Sequence[str]) -> 
 def save(path: epath.Path, variables: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes variables as our own safetensors; `facts` (JSON values) become its metadata."""
     arrays = {name: np.asarray(leaf) for name, leaf in named(variables).items()}
-    path.write_bytes(safetensors.numpy.save(arrays, {key: as_text(value) for key, value in facts.items()}))
+    content = safetensors.numpy.save(arrays, {key: as_text(value) for key, value in facts.items()})
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def as_text(value: Any) -> str:

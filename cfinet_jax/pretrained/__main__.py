@@ -1,12 +1,11 @@
 """`python -m cfinet_jax.pretrained SOURCE --output=FILE`: weights of others as a file of this project."""
 
-import argparse
 import sys
 
 from etils import epath
 
 from cfinet_jax import pretrained
-from cfinet_jax.errors import UserError, exit_status
+from cfinet_jax.errors import Parser, UserError, exit_status
 from cfinet_jax.pretrained.files import read
 from cfinet_jax.pretrained.names import MEAN, STD, translate
 
@@ -19,21 +18,18 @@ def convert(source: str, output: str) -> str:
     facts = {"converted_from": source, "mean": MEAN, "std": STD}
     facts |= {"stride_style": published.stride_style} if published.stride_style else {}
     facts |= {"classes": published.classes} if published.classes else {}
-    try:
-        pretrained.save(epath.Path(output), published.arrays, facts)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
+    pretrained.save(epath.Path(output), published.arrays, facts)
     return pretrained.tell(published, source, set(published.arrays), set())
 
 
 def main() -> int:
     """The command line; a user's mistake becomes one line and exit status 2."""
-    parser = argparse.ArgumentParser(prog="python -m cfinet_jax.pretrained", description=__doc__)
+    parser = Parser(prog="python -m cfinet_jax.pretrained", description=__doc__)
     parser.add_argument("source", help="path or URL of an .npz, .safetensors or .pth; URL#sha256=HASH is checked")
     parser.add_argument("--output", required=True, help="the .safetensors to write")
-    options = parser.parse_args()
 
     def command() -> None:
+        options = parser.parse_args()
         print(convert(options.source, options.output))
         print(f"Written: {options.output}")
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import flops, mesh
 from cfinet_jax.batches import train_batches, windows_of
-from cfinet_jax.errors import UserError
+from cfinet_jax.files import replace_text
 from cfinet_jax.profile import table
 from cfinet_jax.profile.costs import CONTAINERS, costs
 from cfinet_jax.profile.peaks import peak_of
@@ -28,15 +28,12 @@ def profile(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     kept, and a run in the workdir stays as it is: the steps begin as those of a fresh run.
 
     Raises:
-      UserError: what a training would refuse, or the workdir cannot be written.
+      UserError: what a training would refuse.
     """
     workdir = epath.Path(workdir)
     config = discover_sizes(config, workdir)
     folder = workdir / "profile"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+    folder.mkdir(parents=True, exist_ok=True)
     run = create_run(config)
     compiled, model, times = traced(config, run, folder)
 
@@ -49,8 +46,8 @@ def profile(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
     numbers = table.summary(found, measured, model, times, peak_of(kind), STEPS, run.mesh.size)
     size = config.dataset.batch_size
     page = table.page(numbers, f"A training step of {size} images on {run.mesh.size} x {kind}")
-    (folder / "profile.json").write_text(json.dumps(numbers, indent=1))
-    (folder / "profile.md").write_text(page)
+    replace_text(folder / "profile.json", json.dumps(numbers, indent=1))
+    replace_text(folder / "profile.md", page)
     print(f"\n{page}\nThe trace is in {folder}.", flush=True)
     return numbers
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.files import replacing
 from cfinet_jax.metrics.errors import MISSED, OUTCOMES, TRUE
 from cfinet_jax.metrics.proposals import NEAR, SHOWN, endings
 from cfinet_jax.metrics.protocols import Protocol
@@ -165,4 +166,5 @@ def save(figure: Figure, path: epath.Path) -> None:
     """As PNG."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
-    path.write_bytes(png.getvalue())
+    with replacing(path) as partial:
+        partial.write_bytes(png.getvalue())

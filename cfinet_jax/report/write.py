@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.dataset import Prepared
 from cfinet_jax.errors import UserError
+from cfinet_jax.files import replace_text
 from cfinet_jax.metrics.errors import KINDS, MISSED, TRUE, count_outcomes
 from cfinet_jax.metrics.proposals import SHOWN
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
@@ -46,8 +47,8 @@ def write_report(workdir: epath.Path, metrics: dict, results: Columns, prepared:
     headline = ", ".join(f"{name} {percent(metrics[name])}" for name in ("AP", "AP50", "AP75"))
     text = f"# {escape(title)}\n\n**{headline}** on {len(prepared):,} images with {boxes:,} boxes to find.\n"
     text += "".join(f"\n## {name}\n\n{section.rstrip()}\n" for name, section in sections.items())
-    (workdir / "report.md").write_text(text)
-    (workdir / "report.html").write_text(to_html(text, title, workdir))
+    replace_text(workdir / "report.md", text)
+    replace_text(workdir / "report.html", to_html(text, title, workdir))
     print(f"Report: {workdir / 'report.html'}", flush=True)
 
 

@@ -162,6 +162,42 @@ def test_a_study_without_a_log_has_scores(ablate, trainings, tmp_path, monkeypat
     assert "No curves: " in page and "has no training record yet" in page and "## Scores" in page
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", ""),
+        ("metrics.json", '{"AP": 0.12, "bo'),
+        ("metrics.json", "[]"),
+        ("metrics.json", '{"AP": 0.5}'),
+        ("detections.json", None),
+        ("detections.json", '[{"image_id": 1, "cat'),
+        ("detections.json", "{}x"),
+        ("detections.json", "[" * 100_000),
+        ("settings.json", "null"),
+        ("proposals.npz", "PK torn"),
+        ("proposals.npz", ""),
+    ],
+)
+def test_a_run_with_a_torn_file_is_run_again(ablate, trainings, tmp_path, name, content):
+    study = "recall" if name == "proposals.npz" else "two"
+    assert ablate(study)[0] == 0
+    trainings.clear()
+    path = next((tmp_path / "work" / "runs").glob("*/seed_1")) / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    status, output, errors = ablate(study)
+    assert (status, errors) == (0, "") and len(trainings) == 1 and trainings[0][1] == 1
+    assert len([line for line in output.splitlines() if str(path) in line and "scores this run again" in line]) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe broke off"])
+def test_a_torn_reason_of_a_failure_is_told_as_far_as_it_goes(tmp_path, content):
+    (tmp_path / "failure.txt").write_bytes(content)
+    failure = runs.Run("row", 0, None, runs.epath.Path(tmp_path)).failure
+    assert failure is not None and ("broke off" in failure or "failure.txt" in failure or failure == "")
+
+
 def test_a_workdir_that_cannot_be_written_ends_the_study(ablate, trainings, tmp_path, monkeypatch):
     """As of a full disk: every other run would end in the same way."""
 

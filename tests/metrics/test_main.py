@@ -225,7 +225,7 @@ def test_an_output_that_cannot_be_written(call, tmp_path):
     files = write(tmp_path, "truth.json", TRUTH), write(tmp_path, "found.json", [FOUND])
     output = f"--output={tmp_path / 'absent' / 'metrics.json'}"
     status, _, errors = call("--protocol=coco", f"--annotations={files[0]}", f"--detections={files[1]}", output)
-    assert status == 2 and "choose another --output" in errors and len(errors.splitlines()) == 1
+    assert status == 2 and "choose another path" in errors and len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -1,0 +1,183 @@
+"""Every command ends with one line and a status, whatever happens to it and whenever."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from cfinet_jax import errors
+from cfinet_jax.errors import Interrupted, UserError, exit_status
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {
+    "main": ["-m", "cfinet_jax.main", "--mode=analyse", "--config=configs/scenes.py", "--workdir=TMP/run"],
+    "metrics": ["-m", "cfinet_jax.metrics", "--protocol=coco", "--annotations=TMP/a.json", "--detections=TMP/b.json"],
+    "pretrained": ["-m", "cfinet_jax.pretrained", "TMP/weights.npz", "--output=TMP/out.safetensors"],
+    "prepare": ["data/prepare.py", "own", "--source=TMP/absent", "--data_dir=TMP/prepared"],
+}
+
+
+def raising(error: BaseException):
+    """A command that fails."""
+
+    def command() -> None:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "parts"),
+    [
+        (UserError("Change\nthis."), 2, ("cfinet_jax: Change this.",)),
+        (Interrupted("Stopped. Go on."), 75, ("Stopped. Go on.",)),
+        (PermissionError(errno.EACCES, "Permission denied", "/closed/x"), 2, ("/closed/x", "Permission denied")),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone"), 2, ("/gone", "rerun")),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a.txt/b"), 2, ("/a.txt/b", "Not a directory")),
+        (OSError(errno.EROFS, "Read-only file system", "/ro"), 2, ("/ro", "Read-only file system")),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, ("No space left", "make room", "same command")),
+        (OSError(errno.EIO, "Input/output error", "/disk"), 2, ("/disk", "Input/output error")),
+        (OSError("Forbidden: gs://bucket/x\nno access"), 2, ("Forbidden: gs://bucket/x no access",)),
+        (ImportError("Please install gcsfs to access"), 2, ("pip install gcsfs",)),
+        (ValueError("wrong\nshape"), 1, ("ValueError: wrong shape", "LOG")),
+        (OSError("of no number"), 1, ("OSError: of no number", "LOG")),
+        (AssertionError(), 1, ("AssertionError", "LOG")),
+        (RecursionError("maximum depth"), 1, ("RecursionError", "LOG")),
+        (MemoryError(), 1, ("MemoryError", "LOG")),
+        (KeyError("x" * 9999), 1, ("KeyError", "LOG")),
+        (ImportError("No module named 'other'"), 1, ("No module named 'other'", "LOG")),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_every_end_is_one_line(error, status, parts, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CFINET_JAX_TRACEBACK", "0")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert exit_status(raising(error)) == status
+    line = capsys.readouterr().err
+    assert line.startswith("cfinet_jax: ") and line.count("\n") == 1 and len(line) < 600
+    logs = list(tmp_path.iterdir())
+    assert len(logs) == ("LOG" in parts)
+    assert all(part in line for part in parts if part != "LOG")
+    for log in logs:
+        assert str(log) in line and "Traceback" in log.read_text() and "raise error" in log.read_text()
+
+
+def test_the_traceback_is_shown_if_asked(monkeypatch):
+    monkeypatch.setenv("CFINET_JAX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="odd"):
+        exit_status(raising(ValueError("odd")))
+
+
+@pytest.mark.parametrize("number", errors.SIGNALS)
+def test_a_signal_ends_a_command_and_handlers_come_back(number, capsys):
+    before = signal.getsignal(number)
+
+    def command() -> None:
+        signal.raise_signal(number)
+        time.sleep(5)
+        pytest.fail("went on")
+
+    assert exit_status(command) == 75
+    assert capsys.readouterr().err == (
+        f"cfinet_jax: Stopped by {number.name}. Rerun the same command to complete it.\n"
+    )
+    assert signal.getsignal(number) == before
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As of `command &` in a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert exit_status(lambda: signal.raise_signal(signal.SIGINT)) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def fill(command: list[str], folder: Path) -> list[str]:
+    """The command with its folder."""
+    return [sys.executable, *(part.replace("TMP", str(folder)) for part in command)]
+
+
+@pytest.mark.parametrize("number", errors.SIGNALS)
+@pytest.mark.parametrize(("name", "module"), [("main", "jax"), ("metrics", "numpy"), ("pretrained", "safetensors")])
+def test_a_signal_while_modules_are_imported(name, module, number, tmp_path):
+    (tmp_path / f"{module}.py").write_text(f"import os, time; os.kill(os.getpid(), {number:d}); time.sleep(20)")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = fill(COMMANDS[name], tmp_path)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    expected = f"cfinet_jax: Stopped by {number.name}. Rerun the same command to complete it.\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (75, "", expected)
+
+
+def test_importing_the_package_leaves_signals_alone():
+    program = "import signal, cfinet_jax; assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_guarded(name, tmp_path):
+    """An error that nobody expects, in the middle of it."""
+    place = {
+        "main": "cfinet_jax.run.discover_sizes",
+        "metrics": "cfinet_jax.metrics.files.read_ground_truth",
+        "pretrained": "cfinet_jax.pretrained.files.read",
+        "prepare": "cfinet_jax.own_data.absolute",
+    }[name]
+    module, _, function = place.rpartition(".")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.abc, importlib.machinery, sys\n"
+        "class Loader(importlib.machinery.SourceFileLoader):\n"
+        "    def exec_module(self, module):\n"
+        "        super().exec_module(module)\n"
+        f"        def fail(*a, **k): raise ZeroDivisionError('by nothing')\n"
+        f"        module.{function} = fail\n"
+        "class Finder(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name != {module!r}: return None\n"
+        "        spec = importlib.machinery.PathFinder.find_spec(name, path)\n"
+        "        spec.loader = Loader(name, spec.origin)\n"
+        "        return spec\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "TMPDIR": str(tmp_path)}
+    environment["CFINET_JAX_TRACEBACK"] = ""
+    command = fill(COMMANDS[name], tmp_path)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1, ended.stderr
+    found = re.fullmatch(r".*ZeroDivisionError: by nothing\. .* (/\S+\.log)\.\n", ended.stderr)
+    assert found and "Traceback" in Path(found[1]).read_text()
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "nonsense", "tpu,nonsense"])
+def test_a_platform_that_is_not_there(platforms, tmp_path):
+    program = "import sys, jax; from cfinet_jax.errors import exit_status; sys.exit(exit_status(jax.devices))"
+    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    command = [sys.executable, "-c", program]
+    if jax.default_backend() != "cpu":
+        pytest.skip("the platform is there")
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert f"JAX_PLATFORMS={platforms}" in ended.stderr and "unset it" in ended.stderr
+
+
+@pytest.mark.parametrize("program", ["for _ in range(9999): print('line' * 99)", "print('once')"])
+@pytest.mark.parametrize("both", [False, True])
+def test_output_that_nobody_reads(program, both):
+    head = "import sys, time\nfrom cfinet_jax.errors import exit_status\ndef command():\n    time.sleep(0.5)"
+    command = [sys.executable, "-c", f"{head}\n    {program}\nsys.exit(exit_status(command))"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if both else subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    said = "" if both else process.stderr.read()
+    assert process.wait(60) == 2
+    assert both or (len(said.splitlines()) == 1 and "broken pipe" in said)
+    if not both:
+        process.stderr.close()
