@@ -57,7 +57,13 @@ def prepare(settings: ConfigDict) -> None:
     command += [f"--boxes={settings.boxes}"] if kind == "own" else []
     command += [f"--annotations={entry}" for entry in split_entries(settings.annotations)]
     print(f"Preparing {settings.source} in {settings.data_dir}, once.", flush=True)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as child:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C comes once
+    ) as child:
         try:
             errors = child.communicate()[1]
         except BaseException:  # this process is asked to end: so is the child, which is then waited for

@@ -39,22 +39,6 @@ class Split(NamedTuple):
     pictures: Callable[[int], bytes] | None = None  # of the record at an index, which then holds it, and has no path
 
 
-def read_split(
-    split: str,
-    path: epath.Path,
-    folder: epath.Path,
-    journal: Journal,
-    boxes: str = "horizontal",
-    places: Places | None = None,
-) -> Split:
-    """Read a COCO JSON file and check it against the images in `folder`.
-
-    Raises:
-      UserError: the file is not COCO as a whole, repeats an image id, or leaves nothing to use.
-    """
-    return check_split(split, load_coco(path), path, folder, journal, boxes=boxes, places=places)
-
-
 def no_tasks(images: list[dict[str, Any]]) -> dict[int, Task]:
     """Nothing is made of decoded pictures."""
     return {}

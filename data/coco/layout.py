@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from data.coco.annotations import Split, check_split, load_coco, read_split
+from data.coco.annotations import Split, check_split, load_coco
 from data.journal import Journal
 from data.places import Places
 
@@ -30,11 +30,16 @@ def read_named(
     boxes: str = "horizontal",
     source: epath.Path | None = None,
 ) -> dict[str, Split]:
-    """The splits of a (JSON file, image folder) each; images may also lie in `source`."""
-    return {
-        split: read_split(split, path, folder, journal, boxes, Places(folder, source or folder))
-        for split, (path, folder) in annotations.items()
-    }
+    """The splits of a (JSON file, image folder) each; images may also lie in `source`.
+
+    Raises:
+      UserError: a file is not COCO as a whole, repeats an image id, or leaves nothing to use.
+    """
+    splits = {}
+    for split, (path, folder) in annotations.items():
+        places = Places(folder, source or folder)
+        splits[split] = check_split(split, load_coco(path), path, folder, journal, boxes=boxes, places=places)
+    return splits
 
 
 def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") -> dict[str, Split]:

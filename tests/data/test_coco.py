@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from cfinet_jax.boxes import oriented
 from cfinet_jax.dataset import coco_ground_truth, open_dataset
 from cfinet_jax.errors import UserError
-from data.coco.annotations import ANY_CLASS, check_ids, read_split
+from data.coco.annotations import ANY_CLASS, check_ids
 from data.coco.boxes import corners_of, crosses_itself, read_oriented
 from data.coco.coco_dataset_builder import Builder
 from data.coco.layout import read_named
@@ -51,7 +51,7 @@ def read(folder: Path, images: list, annotations: list, categories: list = CATEG
 
 def read_journaled(split: str, path: epath.Path):
     with Journal(path.parent / "unfinished") as journal:
-        return read_split(split, path, path.parent, journal)
+        return read_named({split: (path, path.parent)}, journal)[split]
 
 
 def test_categories_become_labels_in_the_order_of_their_ids(folder):

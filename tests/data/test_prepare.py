@@ -130,7 +130,7 @@ FAILURES = {  # what fails, how, and what is said
         CLOSED,
         "there cannot be read (Permission denied): make it readable",
     ),
-    "closed data_dir": ("data.prepare.CocoBuilder", CLOSED, "Permission denied: 'there'"),
+    "closed data_dir": ("data.prepare.CocoBuilder", CLOSED, "there cannot be used (Permission denied)"),
 }
 
 
