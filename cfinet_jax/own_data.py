@@ -1,5 +1,6 @@
 """Data that the user has not prepared: `data/prepare.py` does it, in a process of its own, on first use."""
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -62,13 +63,23 @@ def prepare(settings: ConfigDict) -> None:
     ended.check_returncode()
 
 
-def state(files: Iterable[str]) -> list[int]:
-    """Number, newest modification time and bytes of files that are there; a folder stands for the labels in it."""
-    stats = []
+def state(files: Iterable[str]) -> list[int | str]:
+    """Return number, newest modification time, bytes and a hash of files; a folder stands for the labels in it."""
+    stats, digest = [], hashlib.sha256()
     for path in map(epath.Path, files):
-        each = [file for file in path.iterdir() if file.suffix in LABELS] if path.is_dir() else [path]
-        stats += [file.stat() for file in each if file.exists()]
-    return [len(stats), max((int(stat.mtime) for stat in stats), default=0), sum(stat.length for stat in stats)]
+        each = [file for file in sorted(path.iterdir()) if file.suffix in LABELS] if path.is_dir() else [path]
+        for file in each:
+            if file.exists():
+                stats.append(file.stat())
+                digest.update(f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    newest, length = max((int(stat.mtime) for stat in stats), default=0), sum(stat.length for stat in stats)
+    return [len(stats), newest, length, digest.hexdigest()]
+
+
+def unchanged(files: Iterable[str], before: list[int | str]) -> bool:
+    """Whether files are as `state` found them; records of data prepared earlier lack the hash."""
+    now = state(files)
+    return now[3:] == before[3:] if before[3:] else now[:3] == before
 
 
 def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
@@ -91,7 +102,7 @@ def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epat
                 f"{folder} was prepared from {before or UNNAMED[key]}, not from {value or UNNAMED[key]}: "
                 "delete this folder to prepare it again, or choose another --config.dataset.name"
             )
-    if "files" in metadata and state(metadata["files"]) != metadata["state"]:
+    if "files" in metadata and not unchanged(metadata["files"], metadata["state"]):
         raise UserError(
             f"{folder} was prepared from an earlier state of {source}: delete this folder to prepare it again"
         )
