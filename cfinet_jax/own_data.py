@@ -1,5 +1,6 @@
 """Data that the user has not prepared: `data/prepare.py` does it, in a process of its own, on first use."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -57,13 +58,8 @@ def prepare(settings: ConfigDict) -> None:
     command += [f"--boxes={settings.boxes}"] if kind == "own" else []
     command += [f"--annotations={entry}" for entry in split_entries(settings.annotations)]
     print(f"Preparing {settings.source} in {settings.data_dir}, once.", flush=True)
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # Ctrl-C comes once
-    ) as child:
+    options = {"text": True, "errors": "replace", "start_new_session": True}  # so that Ctrl-C comes once
+    with subprocess.Popen(command, stderr=subprocess.PIPE, **options) as child:
         try:
             errors = child.communicate()[1]
         except BaseException:  # this process is asked to end: so is the child, which is then waited for
@@ -82,13 +78,26 @@ def split_entries(annotations: str | None) -> list[str]:
     return [entry for entry in re.split(r"\s+(?=\w+=)", (annotations or "").strip()) if entry]
 
 
-def state(files: Iterable[str]) -> list[int]:
-    """Number, newest modification time and bytes of files that are there; a folder stands for the labels in it."""
-    stats = []
+def state(files: Iterable[str]) -> list[int | str]:
+    """Return number, newest modification time, bytes and a hash of files; a folder stands for the labels in it."""
+    stats, digest = [], hashlib.sha256()
     for path in map(epath.Path, files):
-        each = [file for file in path.iterdir() if file.suffix in LABELS] if path.is_dir() else [path]
-        stats += [length_and_time(file) for file in each if file.is_file()]
-    return [len(stats), max((time for _, time in stats), default=0), sum(length for length, _ in stats)]
+        each = [file for file in sorted(path.iterdir()) if file.suffix in LABELS] if path.is_dir() else [path]
+        for file in each:
+            try:
+                stats.append(length_and_time(file))
+            except OSError:  # missing, or no file but a folder or a pipe
+                continue
+            named = f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+            digest.update(named.encode(errors="surrogateescape"))  # a name need not be UTF-8
+    newest, length = max((time for _, time in stats), default=0), sum(length for length, _ in stats)
+    return [len(stats), newest, length, digest.hexdigest()]
+
+
+def unchanged(files: Iterable[str], before: list[int | str]) -> bool:
+    """Whether files are as `state` found them; records of data prepared earlier lack the hash."""
+    now = state(files)
+    return now[3:] == before[3:] if before[3:] else now[:3] == before
 
 
 def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
@@ -111,7 +120,7 @@ def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epat
                 f"{folder} was prepared from {before or UNNAMED[key]}, not from {value or UNNAMED[key]}: "
                 "delete this folder to prepare it again, or choose another --config.dataset.name"
             )
-    if "files" in metadata and state(metadata["files"]) != metadata["state"]:
+    if "files" in metadata and not unchanged(metadata["files"], metadata["state"]):
         raise UserError(
             f"{folder} was prepared from an earlier state of {source}: delete this folder to prepare it again"
         )

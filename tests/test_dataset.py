@@ -1,6 +1,7 @@
 """Opening prepared data, and what is said when something is wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,33 @@ def test_data_are_prepared_on_first_use(folder, annotations, capfd):
     kept = json.loads(metadata.read_text())
     metadata.write_text(json.dumps({key: value for key, value in kept.items() if key not in ("files", "state")}))
     assert len(open_dataset(config.dataset, "train")) == 1  # prepared before the state was kept
+
+
+CHANGES = {  # of label files, by name: their contents afterwards
+    "a digit of a box": ({"a.txt": "0 .5 .5 .2 .3", "b.txt": "1 .1 .1 .1 .1"}, False),
+    "contents swapped": ({"a.txt": "1 .1 .1 .1 .1", "b.txt": "0 .5 .5 .2 .2"}, False),
+    "renamed": ({"a.txt": "0 .5 .5 .2 .2", "c.txt": "1 .1 .1 .1 .1"}, False),
+    "another class": ({"a.txt": "1 .5 .5 .2 .2", "b.txt": "1 .1 .1 .1 .1"}, False),
+    "a line moved to the next file": ({"a.txt": "0 .5 .5 .2 .", "b.txt": "21 .1 .1 .1 .1"}, False),
+    "written again": ({"a.txt": "0 .5 .5 .2 .2", "b.txt": "1 .1 .1 .1 .1"}, True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("times", ["kept", "new"])
+def test_labels_are_compared_by_their_content(tmp_path, change, times):
+    for name, text in {"a.txt": "0 .5 .5 .2 .2", "b.txt": "1 .1 .1 .1 .1"}.items():
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, (10**9, 10**9))
+    before = own_data.state([str(tmp_path)])
+    contents, same = CHANGES[change]
+    for file in tmp_path.iterdir():
+        file.unlink()
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, (10**9, 10**9 + (times == "new")))
+    assert own_data.unchanged([str(tmp_path)], before) == same
+    assert own_data.unchanged([str(tmp_path)], before[:3]) == (times == "kept")  # a record without the hash
 
 
 def test_a_path_on_a_store_stays_as_it_is(monkeypatch):

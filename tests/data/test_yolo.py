@@ -257,7 +257,7 @@ def write(path: Path, text: str) -> None:
 
 CHANGES = {  # of a prepared folder: whether it matters
     "label changed": (lambda folder: write(folder / "labels/train/a.txt", "1 0.5 0.5 0.1 0.25"), True),
-    "label touched": (lambda folder: os.utime(folder / "labels/train/a.txt", (2e9, 2e9)), True),
+    "label touched": (lambda folder: os.utime(folder / "labels/train/a.txt", (2e9, 2e9)), False),
     "label added": (lambda folder: write(folder / "labels/train/b.txt", ""), True),
     "first label of a split": (lambda folder: write(folder / "labels/val/c.txt", "0 0.5 0.5 0.1 0.1"), True),
     "label removed": (lambda folder: (folder / "labels/train/a.txt").unlink(), True),
@@ -282,6 +282,17 @@ def test_a_folder_that_changed_is_not_used_as_it_was(tmp_path, row):
             open_dataset(settings, "train")
         settings = ConfigDict(prepared | {"source": None})
     assert len(open_dataset(settings, "train")) == 2
+
+
+def test_strange_files_among_the_labels_do_not_matter(tmp_path):
+    make(tmp_path)
+    os.mkfifo(tmp_path / "labels/train/pipe.txt")
+    (tmp_path / "labels/train/folder.txt").mkdir()
+    (tmp_path / "labels/train/link.txt").symlink_to("link.txt")
+    write(tmp_path / "labels/train" / os.fsdecode(b"caf\xe9.txt"), "0 0.5 0.5 0.1 0.1")
+    assert prepare_yolo(tmp_path) == (0, "")
+    settings = {"name": "own", "data_dir": f"{tmp_path}/prepared", "annotations": None, "source": str(tmp_path)}
+    assert len(open_dataset(ConfigDict(settings), "train")) == 2
 
 
 @pytest.fixture(scope="module")
