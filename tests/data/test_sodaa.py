@@ -256,9 +256,8 @@ def test_other_layouts_have_no_oriented_boxes(tmp_path, name, capsys):
 
 
 def test_own_data_are_prepared_as_the_configuration_has_them(tmp_path, monkeypatch):
-    asked = []
-    child = mock.MagicMock(returncode=0, communicate=lambda: (None, ""))
-    child.__enter__.return_value = child
+    asked, child = [], mock.MagicMock()
+    child.__enter__.return_value = mock.Mock(returncode=0, communicate=lambda: (None, ""))
     monkeypatch.setattr("cfinet_jax.own_data.subprocess.Popen", lambda command, **_: asked.append(command) or child)
     for boxes in ("horizontal", "oriented"):
         for name in ("mine", "sodaa"):
