@@ -12,8 +12,8 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
 from cfinet_jax.pictures import decode_bgr
+from cfinet_jax.records import COLUMNS
 from data.coco.boxes import BOXES
-from data.features import COLUMNS
 from data.journal import Journal, state_of
 from data.threads import map_images
 
