@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from cfinet_jax import own_data, processes
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
+from cfinet_jax.records import Records, open_folder, read_account
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # the name of a version's folder
 
@@ -23,7 +23,7 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")  # the name of a version's folder
 class Prepared:
     """One split of a prepared data set."""
 
-    source: Sequence[dict[str, Any]]  # records as in `data/features.py`
+    source: Sequence[dict[str, Any]]  # records as in `cfinet_jax/records.py`
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the classes, as in the original annotations
     account: dict[str, Any]  # what `data/prepare.py` skipped or changed in this split; empty: nothing to report
@@ -80,7 +80,7 @@ def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
             f"run `python data/prepare.py {arguments} --data_dir={settings.data_dir}`, "
             "or name the folder of your data with --config.dataset.source=FOLDER"
         )
-    builder = tfds.builder_from_directory(folder)
+    builder = open_folder(folder)
     own_data.check_origin(builder.info.metadata, settings, folder)
     return builder
 
@@ -105,15 +105,11 @@ def _open(builder: tfds.core.DatasetBuilder, split: str) -> Prepared:
     folder = epath.Path(builder.data_path)
     if split not in builder.info.splits:
         raise UserError(f"data set {folder} has no split '{split}': choose one of {', '.join(builder.info.splits)}")
-    for file in builder.info.splits[split].filepaths:
-        if not epath.Path(file).exists():
-            raise UserError(f"{file} is missing: delete {folder} and prepare the data set again")
-    account = folder / "account.json"
     return Prepared(
-        source=builder.as_data_source(split),
+        source=Records(builder, split),
         classes=tuple(builder.info.metadata["classes"]),
         category_ids=tuple(builder.info.metadata["category_ids"]),
-        account=json.loads(account.read_text())[split] if account.exists() else {},
+        account=read_account(folder, split),
         boxes=builder.info.metadata.get("boxes", "horizontal"),  # older ones do not say it
     )
 

@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from cfinet_jax.errors import Parser, UserError, exit_status  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
+from cfinet_jax.records import COLUMNS  # noqa: E402
 from data import record_files  # noqa: E402
 from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
 from data.coco.layout import read_found, read_named  # noqa: E402
 from data.dota.labels import read_dota  # noqa: E402
-from data.features import COLUMNS  # noqa: E402
 from data.journal import Journal  # noqa: E402
 from data.published.json_files import LAYOUTS, read_layout  # noqa: E402
 from data.published.visdrone import read_visdrone  # noqa: E402

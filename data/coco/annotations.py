@@ -12,9 +12,9 @@ from cfinet_jax import outside
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
 from cfinet_jax.pictures import decode_bgr
+from cfinet_jax.records import COLUMNS
 from data.coco.boxes import BOXES
 from data.coco.values import FLAGS, convert, load_json
-from data.features import COLUMNS
 from data.journal import Journal, state_of
 from data.places import FOUND, SEVERAL, Places
 from data.threads import map_images

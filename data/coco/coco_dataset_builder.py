@@ -11,8 +11,9 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.own_data import state
+from cfinet_jax.records import features
 from data.coco.annotations import Split, summary
-from data.features import columns, features
+from data.features import columns
 from data.journal import Journal
 
 SHARD = 400  # records in a file; TFDS holds those of one file, which are up to 100 MiB of pictures

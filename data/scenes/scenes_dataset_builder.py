@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cfinet_jax.progress import track
-from data.features import columns, features
+from cfinet_jax.records import features
+from data.features import columns
 from data.scenes.render import SIZE, Scene, render_scene
 from data.scenes.templates import CLASSES
 

@@ -1,0 +1,162 @@
+"""The record that every data set is prepared into, and checks of the folder it is read from.
+
+A prepared folder may come from somebody else. So it does not choose the Python classes that read it, and whatever
+differs from what `data/prepare.py` writes ends in one line.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from google.protobuf import json_format
+from tensorflow_datasets.core import read_only_builder
+
+from cfinet_jax.errors import UserError
+
+OBJECTS: dict[str, type] = {  # columns with a row an object, and their types
+    "bbox": np.float32,  # x1 y1 x2 y2 in pixels; of an oriented box those that enclose it
+    "label": np.int64,  # -1: a region in which objects of every class are to be ignored
+    "ignore": np.bool_,
+    "iscrowd": np.bool_,
+    "area": np.float32,
+    "id": np.int64,  # of the annotation it comes from
+}
+COLUMNS: dict[str, dict[str, type]] = {  # by what the boxes of a data set are
+    "horizontal": OBJECTS,
+    "oriented": OBJECTS
+    | {
+        "rbox": np.float32,  # cx cy w h angle, as `cfinet_jax/boxes/oriented.py` has it
+        "poly": np.float32,  # x1 y1 .. x4 y4 in pixels: the corners as annotated, around which `rbox` lies
+    },
+}
+NUMBERS = {"bbox": (4,), "rbox": (5,), "poly": (8,)}  # the shape of a row where it is not one number
+ANY = ""  # stands for every key of a JSON object
+METADATA = {"classes": [str], "category_ids": [int], "boxes": str, "source": str, "annotations": str, "files": [str]}
+COUNTS = ("images", "images_kept", "annotations", "annotations_kept", "most_objects")
+ACCOUNT = {ANY: dict.fromkeys(COUNTS, int) | {"largest_picture": [int], "problems": {ANY: [str]}}}
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, json_format.ParseError)
+
+
+def features(boxes: str) -> tfds.features.FeaturesDict:
+    """The record of a data set whose boxes are "horizontal" or "oriented"."""
+    objects = COLUMNS[boxes].items()
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Tensor(shape=(), dtype=np.object_),  # encoded, as in its file; empty: read `path`
+            "path": tfds.features.Text(),
+            "image_id": np.int64,
+            "file_name": tfds.features.Text(),
+            "height": np.int32,
+            "width": np.int32,
+            # A sequence of objects would be written and read value by value.
+            "objects": {
+                key: tfds.features.Tensor(shape=(None, *NUMBERS.get(key, ())), dtype=dtype) for key, dtype in objects
+            },
+        }
+    )
+
+
+class Reader(read_only_builder.ReadOnlyBuilder, skip_registration=True):  # pyright: ignore
+    """A prepared folder, read with our features: TFDS would import the classes that its JSON files name."""
+
+    def __init__(self, folder: epath.Path, boxes: str) -> None:
+        self.boxes = boxes
+        super().__init__(builder_dir=folder)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(builder=self, features=features(self.boxes))
+
+
+def open_folder(folder: epath.Path) -> tfds.core.DatasetBuilder:
+    """Open a prepared folder once its description is as `data/prepare.py` writes it.
+
+    Raises:
+      UserError: it is not.
+    """
+    metadata = read_json(folder / "metadata.json", METADATA)
+    boxes, classes, ids = (metadata.get(key) for key in ("boxes", "classes", "category_ids"))
+    if not classes or not ids or not len(classes) == len(ids) == len(set(ids)) == len(set(classes)):
+        raise damaged(folder / "metadata.json", "every class needs a name and an id that no other class has")
+    if boxes not in (None, *COLUMNS):
+        raise damaged(folder / "metadata.json", f"boxes are {boxes!r}")
+    try:
+        return Reader(folder, boxes or "horizontal")  # data prepared earlier do not say it
+    except DAMAGED as error:
+        raise damaged(folder / "dataset_info.json", error) from error
+
+
+def read_account(folder: epath.Path, split: str) -> dict[str, Any]:
+    """Read the account of a split; it is empty for data sets that have none."""
+    file = folder / "account.json"
+    if not file.exists():
+        return {}
+    account = read_json(file, ACCOUNT).get(split)
+    if account is None or len(account.get("largest_picture", (1, 1))) != 2:
+        raise damaged(file, f"it does not describe '{split}'")
+    return account
+
+
+class Records(Sequence[dict[str, Any]]):
+    """The records of a split; one that is damaged, or of an unknown class, ends in one line."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
+        self.folder, self.split = epath.Path(builder.data_path), split
+        self.classes = len(builder.info.metadata["classes"])
+        try:
+            for file in builder.info.splits[split].filepaths:
+                if not epath.Path(file).exists():
+                    raise UserError(f"{file} is missing: delete {self.folder} and prepare the data set again")
+            self.source = builder.as_data_source(split)
+        except DAMAGED as error:
+            raise damaged(self.folder / "dataset_info.json", error) from error
+        if not len(self):
+            raise damaged(self.folder / "dataset_info.json", f"'{split}' has no records")
+        _ = self[0], self[len(self) - 1]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, position: Any) -> Any:
+        try:
+            record = self.source[position]
+            incomplete = any(value is None for value in (record | record["objects"]).values())
+            if incomplete or record["objects"]["label"].max(initial=-1) >= self.classes:
+                raise ValueError("a value is missing, or its class is not in metadata.json")
+            return record
+        except DAMAGED as error:
+            raise damaged(self.folder, f"record {position} of '{self.split}': {error}") from error
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def read_json(file: epath.Path, form: Any) -> Any:
+    """Read a JSON file of a prepared folder, whose content must have a form (see `fits`)."""
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise damaged(file, "it is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(file, error) from error
+    if not fits(content, form):
+        raise damaged(file, "its values are of other types than preparation writes")
+    return content
+
+
+def fits(value: Any, form: Any) -> bool:
+    """Whether a JSON value has a form: a type, a list of one form, or the forms of keys, which may be absent."""
+    if isinstance(form, list):
+        return isinstance(value, list) and all(fits(each, form[0]) for each in value)
+    if isinstance(form, dict):
+        others = form.get(ANY, object)
+        return isinstance(value, dict) and all(fits(each, form.get(key, others)) for key, each in value.items())
+    return isinstance(value, form) and (form is object or not isinstance(value, bool))
+
+
+def damaged(file: epath.Path, reason: object) -> UserError:
+    """The error of a prepared folder that cannot be used as it is."""
+    folder = file.parent if file.suffix == ".json" else file
+    return UserError(f"{file} is damaged ({' '.join(str(reason).split())[:300]}): delete {folder} and prepare it again")
