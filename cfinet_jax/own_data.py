@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax.buckets import in_bucket
+from cfinet_jax.buckets import in_bucket, user_path
 from cfinet_jax.errors import UserError
 
 SCRIPT = epath.Path(__file__).parents[1] / "data" / "prepare.py"  # beside the package: it is not installed with it
@@ -22,9 +22,9 @@ def absolute(path: epath.PathLike) -> epath.Path:
     """A path that holds in every folder; one on `gs://` does already, and the package that reads it is there.
 
     Raises:
-      UserError: it is not.
+      UserError: it is not, or it is another address.
     """
-    path = epath.Path(path)
+    path = user_path(path)
     if not in_bucket(path):
         return path.resolve()
     try:
