@@ -123,17 +123,12 @@ def facts(config: ConfigDict, trained: Trained) -> dict[str, Any]:
     }
 
 
-def code(text: str) -> str:
-    """Untrusted text as a span of code in Markdown."""
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
-
-
 def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
     """The model card."""
     height, width = config.dataset.stored_size
-    origin = f"Trained on the data set {code(config.dataset.name)} (split {code(config.dataset.train_split)})"
+    origin = f"Trained on the data set {escape(config.dataset.name)} (split {escape(config.dataset.train_split)})"
     if not (workdir / "checkpoints").exists():
-        origin = f"Not trained here but read from {code(epath.Path(config.training.pretrained).name)}"
+        origin = f"Not trained here but read from {escape(epath.Path(config.training.pretrained).name)}"
     path = workdir / "metrics.json"
     measured = ""
     if path.exists():
@@ -153,9 +148,9 @@ def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
         classes=", ".join(
             f"{escape(name)} ({index})" for name, index in zip(trained.classes, trained.category_ids, strict=True)
         ),
-        data=code(config.dataset.name),
+        data=escape(config.dataset.name),
         origin=origin,
-        eval_split=code(config.dataset.eval_split),
+        eval_split=escape(config.dataset.eval_split),
         metrics=f"{measured}." if measured else "not yet (`--mode=evaluate` does it).",
         config=config.to_json(indent=1),
     )

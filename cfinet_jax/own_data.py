@@ -56,10 +56,10 @@ def prepare(settings: ConfigDict) -> None:
     command += [f"--annotations={entry}" for entry in (settings.annotations or "").split()]
     print(f"Preparing {settings.source} in {settings.data_dir}, once.", flush=True)
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if ended.returncode == 2:  # a mistake of the user's
-        raise UserError(ended.stderr.strip().splitlines()[-1])
-    sys.stderr.write(ended.stderr)
-    ended.check_returncode()
+    if ended.returncode:
+        *rest, line = ended.stderr.strip().splitlines() or [f"{SCRIPT} ended with status {ended.returncode}"]
+        sys.stderr.write("".join(f"{each}\n" for each in rest if ended.returncode != 2))
+        raise UserError(line)
 
 
 def state(files: Iterable[str]) -> list[int]:
