@@ -2,7 +2,16 @@
 
 from etils import epath
 
+from cfinet_jax.errors import UserError
+
 
 def in_bucket(path: epath.PathLike) -> bool:
     """Whether a path is in a store: without locks, disk space and files to append to."""
     return "://" in str(path)
+
+
+def user_path(path: epath.PathLike) -> epath.Path:
+    """Return a path that the user has named, with `~` expanded; refuse addresses that are not `gs://`."""
+    if in_bucket(path) and not str(path).startswith("gs://"):
+        raise UserError(f"{path} is an address that cannot be opened: give a path on a disk, or gs://BUCKET/FOLDER.")
+    return epath.Path(path).expanduser()

@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import own_data, processes
+from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
 from cfinet_jax.records import Records, open_folder, read_account
@@ -93,7 +94,7 @@ def prepare_once(settings: ConfigDict) -> None:
 
 def prepared_folder(settings: ConfigDict) -> epath.Path | None:
     """The newest version of a data set, or None."""
-    folder = epath.Path(settings.data_dir, settings.name).expanduser()
+    folder = user_path(settings.data_dir) / settings.name
     if not folder.exists():  # to look into a bucket that is not there is an error
         return None
     # Killed or renamed preparations leave `incomplete.*` and `1.0.0_old` beside the versions.

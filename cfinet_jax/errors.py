@@ -19,14 +19,10 @@ from etils import epath
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOPPED = "Stopped by {}. Rerun the same command to complete it."
-SHOW_TRACEBACK = "CFINET_JAX_TRACEBACK"  # environment variable: 1 shows the traceback of an unexpected error
 
 
 class UserError(Exception):
-    """Something the user can mend; the message is one line that says what to change.
-
-    Every command prints it without a traceback and exits with status 2.
-    """
+    """A mistake that the user can correct; the message is one line that says what to change."""
 
 
 class Unwritable(UserError):
@@ -34,11 +30,7 @@ class Unwritable(UserError):
 
 
 class Interrupted(BaseException):
-    """A run that was asked to stop and has saved what it did; the message is one line that says how to go on.
-
-    As KeyboardInterrupt it is no `Exception`: it may come anywhere, and libraries make warnings of those.
-    The command prints it and exits with status 75: what is called EX_TEMPFAIL elsewhere, try again.
-    """
+    """A stop on request; the message is one line that says how to resume. No `Exception`: libraries swallow those."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,8 +43,8 @@ class Parser(argparse.ArgumentParser):
 def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
     """Run `command` and return its exit status, printing one line, after `name`, on failure.
 
-    75: interrupted. 2: a mistake of the user's, or a file or device that cannot be used. 1: anything unexpected; the
-    line names a file with the traceback, or CFINET_JAX_TRACEBACK=1 shows it.
+    75 (EX_TEMPFAIL): interrupted. 2: a mistake of the user's, or a file or device that cannot be used. 1: anything
+    else; the line names a file with the traceback, which CFINET_JAX_TRACEBACK=1 shows instead.
     """
     try:
         with handling(interrupt):
@@ -63,7 +55,7 @@ def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
     except Exception as error:
         if line := known(error):
             return end(2, line, name)
-        if os.environ.get(SHOW_TRACEBACK) == "1":
+        if os.environ.get("CFINET_JAX_TRACEBACK") == "1":
             raise
         with tempfile.NamedTemporaryFile("w", prefix="cfinet_jax_", suffix=".log", delete=False) as log:
             log.write(f"{sys.argv}\n{traceback.format_exc()}")

@@ -15,6 +15,7 @@ from cfinet_jax import pretrained
 from cfinet_jax.files import reading, replace_text, replacing
 from cfinet_jax.inputs import scales_of
 from cfinet_jax.structures import BOX_NUMBERS, without_truth
+from cfinet_jax.tables import escape
 from cfinet_jax.trained import Trained, detection, open_trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -58,7 +59,7 @@ found = detector.call(weights, images, sizes)
 
 ## Data and metrics
 
-{origin}; measured on the split `{eval_split}` of `{data}`: {metrics}
+{origin}; measured on the split {eval_split} of {data}: {metrics}
 
 ## Licence
 
@@ -125,17 +126,17 @@ def facts(config: ConfigDict, trained: Trained) -> dict[str, Any]:
 def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
     """The model card."""
     height, width = config.dataset.stored_size
-    origin = f"Trained on the data set `{config.dataset.name}` (split `{config.dataset.train_split}`)"
+    origin = f"Trained on the data set {escape(config.dataset.name)} (split {escape(config.dataset.train_split)})"
     if not (workdir / "checkpoints").exists():
-        origin = f"Not trained here but read from `{epath.Path(config.training.pretrained).name}`"
+        origin = f"Not trained here but read from {escape(epath.Path(config.training.pretrained).name)}"
     path = workdir / "metrics.json"
     measured = ""
     if path.exists():
         with reading(path, "write it again with --mode=evaluate."):
             metrics = {key: value for key, value in json.loads(path.read_text()).items() if key.startswith("AP")}
-            measured = ", ".join(f"{key} {value:.3f}" for key, value in metrics.items() if value is not None)
+            measured = ", ".join(f"{escape(key)} {value:.3f}" for key, value in metrics.items() if value is not None)
     return CARD.format(
-        name=f"{config.dataset.name}: {config.detector.proposal_network.name}",
+        name=escape(f"{config.dataset.name}: {config.detector.proposal_network.name}"),
         platforms=", ".join(PLATFORMS),
         numbers=sum(leaf.size for leaf in jax.tree.leaves(trained.variables)),
         jax=jax.__version__,
@@ -145,11 +146,11 @@ def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
         height=height,
         width=width,
         classes=", ".join(
-            f"{name} ({index})" for name, index in zip(trained.classes, trained.category_ids, strict=True)
+            f"{escape(name)} ({index})" for name, index in zip(trained.classes, trained.category_ids, strict=True)
         ),
-        data=config.dataset.name,
+        data=escape(config.dataset.name),
         origin=origin,
-        eval_split=config.dataset.eval_split,
+        eval_split=escape(config.dataset.eval_split),
         metrics=f"{measured}." if measured else "not yet (`--mode=evaluate` does it).",
         config=config.to_json(indent=1),
     )

@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from cfinet_jax import processes
+from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import UserError, exit_status
 
 MODES = {  # and the module of each, which has a function of the name
@@ -79,7 +80,7 @@ def run(arguments: Sequence[str]) -> None:
     mode = getattr(importlib.import_module(f"cfinet_jax.{MODES[MODE.value]}"), MODE.value)
     if MODE.value == "compile":
         return mode(CONFIG.value, *others)
-    config, workdir = CONFIG.value, epath.Path(WORKDIR.value)
+    config, workdir = CONFIG.value, user_path(WORKDIR.value)
     if config is None:
         trained = importlib.import_module("cfinet_jax.trained")
         config = trained.recorded_config(trained.recorded(workdir))
@@ -101,6 +102,7 @@ def own_values() -> list[Any]:
 
 def parse(arguments: Sequence[str]) -> list[str]:
     """Parses flags; a misspelt key or value is the user's to mend."""
+    sys.path.append(str(epath.Path(__file__).parents[1]))  # our files of `configs` import each other, from any folder
     try:
         rest = flags.FLAGS(arguments)
         getattr(CONFIG.value, "seed", None)  # a file that is missing is reported only when its config is used
@@ -111,6 +113,8 @@ def parse(arguments: Sequence[str]) -> list[str]:
         raise UserError(f"--config has no key {reason(error)}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(reason(error)) from error
+    except Exception as error:  # of the user's own Python
+        raise UserError(f"--config cannot be run ({type(error).__name__}: {reason(error)}): correct it.") from error
 
 
 def reason(error: BaseException) -> str:

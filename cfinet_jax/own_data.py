@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax.buckets import in_bucket
+from cfinet_jax.buckets import in_bucket, user_path
 from cfinet_jax.errors import Interrupted, UserError
 from cfinet_jax.outside import length_and_time
 
@@ -25,9 +25,9 @@ def absolute(path: epath.PathLike) -> epath.Path:
     """A path that holds in every folder; one on `gs://` does already, and the package that reads it is there.
 
     Raises:
-      UserError: it is not.
+      UserError: it is not, or it is another address.
     """
-    path = epath.Path(path).expanduser()
+    path = user_path(path)
     if not in_bucket(path):
         return path.resolve()
     try:
@@ -65,12 +65,10 @@ def prepare(settings: ConfigDict) -> None:
         except BaseException:  # this process is asked to end: so is the child, which is then waited for
             child.terminate()
             raise
-    kinds = {2: UserError, 75: Interrupted}  # a mistake of the user's; a signal
-    if child.returncode in kinds:
-        raise kinds[child.returncode](errors.strip().splitlines()[-1])
-    sys.stderr.write(errors)
     if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command)
+        *rest, line = errors.strip().splitlines() or [f"{SCRIPT} ended with status {child.returncode}"]
+        sys.stderr.write("".join(f"{each}\n" for each in rest if child.returncode not in (2, 75)))
+        raise (Interrupted if child.returncode == 75 else UserError)(line)
 
 
 def split_entries(annotations: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
+from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import scales_of
 from cfinet_jax.merging import Found, merge
@@ -117,7 +118,7 @@ def load(path: str | epath.Path) -> Model:
     Raises:
       UserError: there is none.
     """
-    return Model(*open_trained(epath.Path(path)))
+    return Model(*open_trained(user_path(path)))
 
 
 def read(file: epath.Path) -> Picture:
@@ -133,7 +134,7 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
 
     Pictures that cannot be read are named, counted and left out.
     """
-    images, output = epath.Path(images), epath.Path(output)
+    images, output = user_path(images), user_path(output)
     files = [file for file in find_pictures(images) if output not in file.parents]  # not an earlier run's overlays
     model = Model(*open_trained(workdir, config))
     try:

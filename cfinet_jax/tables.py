@@ -9,8 +9,9 @@ MARKUP = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")  # an underscore in
 
 
 def escape(text: str) -> str:
-    """What others wrote, such as a class name, on one line of Markdown and without effect on it."""
+    """Escape untrusted text (such as a class name) for use in one line of Markdown."""
     plain = html.escape(" ".join(text.split()), quote=False).replace("~", "&#126;")
+    plain = plain.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")  # no links either
     return MARKUP.sub(r"\\\g<0>", plain)
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import checkpoint, evaluate, mesh, processes
 from cfinet_jax.batches import train_batches, windows_of
+from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import Interrupted, UserError
 from cfinet_jax.inputs import preparation
 from cfinet_jax.interruption import GO_ON, requests
@@ -37,7 +38,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, programs: dict[str, Any] 
     same experiment from other seeds, and gives it to them. Raises `UserError` for what the user can mend, and
     `Interrupted` after SIGTERM or SIGINT, with everything saved.
     """
-    workdir = epath.Path(workdir)
+    workdir = user_path(workdir)
     if config.training.on_nonfinite not in ON_NONFINITE:
         raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
     config = discover_sizes(config, workdir)

@@ -12,6 +12,7 @@ from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
+from cfinet_jax.buckets import user_path  # noqa: E402
 from cfinet_jax.errors import Parser, UserError, exit_status  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
 from cfinet_jax.records import COLUMNS  # noqa: E402
@@ -134,7 +135,7 @@ def main() -> int:
             stream.reconfigure(errors="backslashreplace")
     parser = Parser(description=__doc__)
     parser.add_argument("dataset", choices=BUILDERS)
-    parser.add_argument("--data_dir", required=True, help="where prepared data sets go")
+    parser.add_argument("--data_dir", type=user_path, required=True, help="where prepared data sets go")
     parser.add_argument("--source", help="all but scenes: their folder; the paths of --annotations are relative to it")
     parser.add_argument("--annotations", action="append", metavar="SPLIT=JSON[,IMAGES]", help="coco: once per split")
     parser.add_argument("--boxes", choices=COLUMNS, default="horizontal", help="coco: oriented ones are poly or rbox")

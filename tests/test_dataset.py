@@ -249,3 +249,26 @@ def test_a_run_is_opened_with_its_own_sizes(tmp_path, monkeypatch):
     explicit = with_sizes(config, stored_size=(128, 128), max_objects=8)
     assert trained.open_trained(epath.Path(tmp_path), explicit)[0].variables == (128, 128)
     assert trained.open_trained(epath.Path(tmp_path))[1].dataset.max_objects == 32
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "shown"),
+    [
+        ("import sys; print('Warning', file=sys.stderr); sys.exit('no such split')", "no such split", "Warning\n"),
+        ("import sys; print('W\\nChange this.', file=sys.stderr); sys.exit(2)", "Change this.", ""),
+        ("raise ValueError('odd')", "ValueError: odd", "Traceback"),
+        ("import os; os.kill(os.getpid(), 9)", "prepare.py ended with status -9", ""),
+        ("import sys; sys.exit(75)", "prepare.py ended with status 75", ""),
+    ],
+)
+def test_a_preparation_that_fails_is_one_line(code, line, shown, tmp_path, monkeypatch, capsys):
+    script = epath.Path(tmp_path) / "prepare.py"
+    script.write_text(code)
+    monkeypatch.setattr(own_data, "SCRIPT", script)
+    settings = coco.get_config().dataset
+    with settings.unlocked():
+        settings.source = str(tmp_path)
+    with pytest.raises(UserError) as caught:
+        own_data.prepare(settings)
+    assert str(caught.value).endswith(line) and "\n" not in str(caught.value)
+    assert capsys.readouterr().err.startswith(shown)

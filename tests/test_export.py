@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cfinet_jax import dataset
+from cfinet_jax import dataset, export
 from cfinet_jax.batches import eval_batches, windows_of
-from cfinet_jax.trained import detection, open_trained
+from cfinet_jax.errors import UserError
+from cfinet_jax.tables import escape
+from cfinet_jax.trained import Trained, detection, open_trained
 from tests import tiny
 
 BLOCKED = """
@@ -71,7 +73,7 @@ def test_the_card_holds_data_metrics_classes_and_config(exported):
     metrics, settings = (json.loads((workdir / name).read_text()) for name in ("metrics.json", "settings.json"))
     assert (
         f"AP50 {metrics['AP50']:.3f}" in card
-        and "Trained on the data set `scenes` (split `train`); measured on the split `test` of" in card
+        and "Trained on the data set scenes (split train); measured on the split test of" in card
     )
     assert all(
         f"{name} ({number})" in card for name, number in zip(settings["classes"], settings["category_ids"], strict=True)
@@ -79,6 +81,37 @@ def test_the_card_holds_data_metrics_classes_and_config(exported):
     assert json.loads(re.search(r"```json\n(.*?)```", card, re.DOTALL)[1]) == settings["config"] | {
         "dataset": settings["config"]["dataset"] | {"data_dir": "absent"}
     }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "[car](http://evil.example)",
+        "<script>alert(1)</script>",
+        "https://evil.example",
+        "`a` | b",
+        "two\nlines",
+        "<img src=x>",
+    ],
+)
+def test_names_on_the_card_are_escaped(tmp_path, name):
+    config = tiny.tiny_config()
+    config.dataset.update(eval_split=name, train_split=name, name=name)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.json").write_text(json.dumps({f"AP{name}": 0.5}))
+    card = export.card(config, Trained(None, {}, (name, "car"), (1, 2)), epath.Path(tmp_path))
+    text = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
+    assert f"{escape(name)} (1), car (2)" in text and f"AP{escape(name)} 0.500" in text
+    assert name not in text and "`a`" not in text and "two\n" not in text
+
+
+@pytest.mark.parametrize("content", ["", '{"AP": 0.', "[]", "null", '{"AP": "x"}', "[" * 100_000])
+def test_a_torn_file_of_metrics_is_named(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    config = tiny.tiny_config()
+    config.training.pretrained = "weights.npz"
+    with pytest.raises(UserError, match=r"metrics.json is missing or damaged .*: write it again with --mode=evaluate"):
+        export.card(config, Trained(None, {}, ("car",), (1,)), epath.Path(tmp_path))
 
 
 def test_exported_weights_are_evaluated_and_exported_again(exported, tmp_path):
@@ -94,7 +127,7 @@ def test_exported_weights_are_evaluated_and_exported_again(exported, tmp_path):
     assert (status, errors) == (0, ""), errors
     assert (tmp_path / "again" / "export" / "weights.safetensors").exists()
     card = (tmp_path / "again" / "export" / "README.md").read_text()
-    assert "Not trained here but read from `weights.safetensors`; measured on" in card
+    assert "Not trained here but read from weights.safetensors; measured on" in card
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "export"])

@@ -113,6 +113,44 @@ def test_as_a_program(arguments, status, output, errors):
     assert len(ended.stderr.splitlines()) == bool(errors)
 
 
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("import absent_module", "No module named 'absent_module'"),
+        ("def get_config():\n    return get_config()", "RecursionError"),
+        ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
+        ("import json\n\ndef get_config():\n    return json.loads('[' * 100_000)", "RecursionError"),
+        ("def get_config():\n    raise NotImplementedError('later')", "NotImplementedError: later"),
+        ("get_config = 3", "not callable"),
+        ("\0", "--config"),
+    ],
+)
+def test_a_config_that_cannot_be_run_is_one_line(tmp_path, text, part):
+    (tmp_path / "mine.py").write_text(text)
+    status, _, errors = tiny.call_main(f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run")
+    assert status == 2 and part in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"config": ' + "[" * 5000, "null", "", "\xff"])
+def test_settings_that_cannot_be_read_are_one_line(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    status, _, errors = tiny.call_main("--mode=export", f"--workdir={tmp_path}")
+    assert status == 2 and f"No run in {tmp_path}" in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", ["coco.py", "sodaa.py", "scenes.py"])
+def test_our_configurations_are_found_from_any_folder(file, tmp_path):
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cfinet_jax; del sys.path[0]\n"
+    program += "from cfinet_jax import main; main.main()"
+    arguments = [f"--config={ROOT}/configs/{file}", "--workdir=run", "--mode=analyse"]
+    arguments += ["--config.dataset.source=nowhere"]
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2 and "nowhere" in ended.stderr and "configs" not in ended.stderr, ended.stderr
+
+
 def test_what_is_trained_knows_its_configuration(trained, tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr("cfinet_jax.predict.predict", lambda config, *places: used.append((config, *map(str, places))))

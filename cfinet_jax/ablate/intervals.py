@@ -65,14 +65,11 @@ def evidence_of(run: Run, measure: str) -> Columns | Tally:
 def reopen_damaged(runs: Sequence[Run], measure: str) -> None:
     """Take the mark from finished runs whose results are damaged, naming the file, so that they are run again."""
     for run in runs:
-        if run.finished:
-            try:
-                metrics_of(run)
-                devices_of(run)
-                evidence_of(run, measure)
-            except UserError as error:
-                print(error, flush=True)
-                (run.folder / "finished").unlink(missing_ok=True)
+        try:
+            _ = run.finished and (metrics_of(run), devices_of(run), evidence_of(run, measure))
+        except UserError as error:
+            print(error, flush=True)
+            (run.folder / "finished").unlink(missing_ok=True)
 
 
 def keys_of(measure: str, protocol: Protocol) -> dict[str, str]:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from etils import epath
 from ml_collections import ConfigDict
 
+from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import UserError
 from cfinet_jax.run_log import flatten
 
@@ -59,17 +59,21 @@ def load_study(name: str, config: ConfigDict) -> Study:
       UserError: there is no such file or study, it is for other boxes, or its rows are no runs of their own.
     """
     path, _, name = name.rpartition(":")
-    path = path or STUDIES
-    if not epath.Path(path).exists():
+    path = user_path(path or STUDIES)
+    if not path.exists():
         raise UserError(f"--study: there is no file {path}: run from the repository's folder, or give FILE.py:NAME.")
     spec = importlib.util.spec_from_file_location("studies", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--study: {path} does not end in .py: give FILE.py:NAME.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_studies"):
-        raise UserError(f"--study: {path} has no function get_studies(config): write one as in {STUDIES}.")
-    studies = module.get_studies(config)
+    try:
+        spec.loader.exec_module(module)
+        studies = module.get_studies(config)
+    except Exception as error:  # of the user's own Python
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"--study: {path} has no function get_studies(config) that works ({reason}): write one as in {STUDIES}."
+        ) from error
     if name not in studies:
         raise UserError(f"--study: {path} has no study {name!r}: choose one of {', '.join(studies)}.")
     study = studies[name]

@@ -7,6 +7,7 @@ import sys
 
 from etils import epath
 
+from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import Parser, exit_status
 from cfinet_jax.files import replace_text
 from cfinet_jax.metrics.files import read_detections, read_ground_truth
@@ -20,11 +21,11 @@ def parser() -> argparse.ArgumentParser:
     result = Parser(prog="python -m cfinet_jax.metrics", description=__doc__)
     result.add_argument("--protocol", required=True, choices=PROTOCOLS, help="by which rules")
     result.add_argument(
-        "--annotations", required=True, metavar="JSON", help="COCO ground truth, oriented boxes as rbox"
+        "--annotations", type=user_path, required=True, metavar="JSON", help="COCO ground truth, oriented boxes as rbox"
     )
     found = "COCO results, boxes x y width height or cx cy w h angle"
-    result.add_argument("--detections", required=True, metavar="JSON", help=found)
-    result.add_argument("--output", metavar="JSON", help="where to leave every number, as fractions")
+    result.add_argument("--detections", type=user_path, required=True, metavar="JSON", help=found)
+    result.add_argument("--output", type=user_path, metavar="JSON", help="where to leave every number, as fractions")
     return result
 
 

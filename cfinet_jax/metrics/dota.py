@@ -6,7 +6,6 @@ import numpy as np
 from etils import epath
 
 from cfinet_jax.boxes import oriented
-from cfinet_jax.files import replacing
 from cfinet_jax.metrics.results import Columns
 
 
@@ -20,8 +19,7 @@ def write_task1(results: Columns, images: Mapping[int, str], classes: Mapping[in
         old.unlink()
     for category_id, name in classes.items():
         own = np.flatnonzero(results.category_ids == category_id)
-        path = folder / f"Task1_{name.replace('/', '_')}.txt"
-        with replacing(path) as partial, partial.open("w") as file:
+        with (folder / f"Task1_{name.replace('/', '_')}.txt").open("w") as file:
             columns = results.image_ids[own], results.scores[own], oriented.to_polygon(results.boxes[own])
             for image_id, score, polygon in zip(*columns, strict=True):
                 file.write(f"{images[int(image_id)]} {score:.6f} {' '.join(f'{place:.2f}' for place in polygon)}\n")

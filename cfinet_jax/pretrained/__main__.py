@@ -5,12 +5,13 @@ import sys
 from etils import epath
 
 from cfinet_jax import pretrained
+from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import Parser, UserError, exit_status
 from cfinet_jax.pretrained.files import read
 from cfinet_jax.pretrained.names import MEAN, STD, translate
 
 
-def convert(source: str, output: str) -> str:
+def convert(source: str, output: epath.PathLike) -> str:
     """Writes the weights of a file or URL as safetensors under our names; returns the account of it."""
     published = translate(read(source), source)
     if strangers := sorted(name for name in published.arrays if not name.startswith(("params/", "batch_stats/"))):
@@ -26,7 +27,7 @@ def main() -> int:
     """The command line; a user's mistake becomes one line and exit status 2."""
     parser = Parser(prog="python -m cfinet_jax.pretrained", description=__doc__)
     parser.add_argument("source", help="path or URL of an .npz, .safetensors or .pth; URL#sha256=HASH is checked")
-    parser.add_argument("--output", required=True, help="the .safetensors to write")
+    parser.add_argument("--output", type=user_path, required=True, help="the .safetensors to write")
 
     def command() -> None:
         options = parser.parse_args()

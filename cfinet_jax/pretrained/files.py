@@ -48,7 +48,7 @@ def read(source: str) -> WeightFile:
     fetched = scheme in ("http", "https")
     if "://" in source and not fetched and scheme != "gs":
         raise UserError(f"{source} is an address that is not read: give a path, or one of https:// or gs://.")
-    path = epath.Path(download(source) if fetched else source)
+    path = epath.Path(download(source) if fetched else source).expanduser()
     try:
         encoded = read_bytes(path)
     except FileNotFoundError as error:

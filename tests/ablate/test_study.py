@@ -168,6 +168,12 @@ def test_rows_of_the_paper_s_studies_differ(config):
 
 
 FILES = {
+    "torn.py": "def get_studies(config):\n    return {",
+    "endless.py": "def get_studies(config):\n    return get_studies(config)\n",
+    "deep.py": "import json\n\ndef get_studies(config):\n    return json.loads('[' * 100_000)\n",
+    "unknown.py": "import absent_module\n",
+    "other.py": "def get_studies():\n    return {}\n",
+    "none.py": "get_studies = None\n",
     "studies.txt": "",
     "nothing.py": "",
     "rows.py": """
@@ -188,7 +194,13 @@ def get_studies(config):
     ("name", "message"),
     [
         ("studies.txt:x", "studies.txt does not end in .py: give FILE.py:NAME"),
-        ("nothing.py:x", "nothing.py has no function get_studies.config.: write one as in configs/ablations.py"),
+        ("nothing.py:x", "nothing.py has no function get_studies.config. that works .*: write one as in configs/abl"),
+        ("torn.py:x", "SyntaxError"),
+        ("endless.py:x", "RecursionError"),
+        ("deep.py:x", "RecursionError|MemoryError|SyntaxError"),
+        ("unknown.py:x", "ModuleNotFoundError: No module named 'absent_module'"),
+        ("other.py:x", "TypeError"),
+        ("none.py:x", "none.py has no function get_studies"),
         ("rows.py:twins", "twins has two rows 'a': rename"),
         ("rows.py:same", "The rows 'a' and 'b' of same are the same experiment with this --config: give another"),
         ("rows.py:seeded", "The row 'b' of seeded sets seed: leave it out"),
