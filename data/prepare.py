@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
+from cfinet_jax.buckets import matching
 from cfinet_jax.errors import Parser, UserError  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
 from data import record_files  # noqa: E402
@@ -76,7 +77,7 @@ def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     source = absolute(arguments.source)
     if (source / "data.yaml").exists():
         return yolo(arguments)
-    if not any(source.glob("*/labelTxt")):
+    if not any(matching(source, "*/labelTxt")):
         return coco(arguments)
     if arguments.boxes == "horizontal":
         raise UserError(f"{source} has oriented boxes, as DOTA: add --boxes=oriented, or choose configs/oriented.py")
