@@ -1,4 +1,7 @@
-"""What tells a path in a store such as `gs://` from one on a disk."""
+"""What tells a path in a store such as `gs://` from one on a disk, and what finds files in either."""
+
+import glob
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -15,3 +18,8 @@ def user_path(path: epath.PathLike) -> epath.Path:
     if in_bucket(path) and not str(path).startswith("gs://"):
         raise UserError(f"{path} is an address that cannot be opened: give a path on a disk, or gs://BUCKET/FOLDER.")
     return epath.Path(path).expanduser()
+
+
+def matching(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
+    """Find the paths in a folder that fit a pattern; `[`, `*` and `?` in the folder's own path mean themselves."""
+    return epath.Path(glob.escape(str(folder))).glob(pattern)

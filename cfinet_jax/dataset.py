@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import own_data, processes
-from cfinet_jax.buckets import user_path
+from cfinet_jax.buckets import matching, user_path
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image
 from cfinet_jax.records import Records, open_folder, read_account
@@ -98,7 +98,7 @@ def prepared_folder(settings: ConfigDict) -> epath.Path | None:
     if not folder.exists():  # to look into a bucket that is not there is an error
         return None
     # Killed or renamed preparations leave `incomplete.*` and `1.0.0_old` beside the versions.
-    versions = [file.parent for file in folder.glob("*/dataset_info.json") if VERSION.fullmatch(file.parent.name)]
+    versions = [file.parent for file in matching(folder, "*/dataset_info.json") if VERSION.fullmatch(file.parent.name)]
     return max(versions, key=lambda version: tfds.core.Version(version.name), default=None)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import os
 import socket
 from collections.abc import Iterator
@@ -24,11 +25,13 @@ def locked(workdir: epath.Path) -> Iterator[None]:
 
     Raises:
       InUse: another training is at work there.
-      UserError: the workdir cannot be written.
+      UserError: the workdir cannot be written, or not be read again.
     """
     if in_bucket(workdir):
         yield
         return
+    if glob.has_magic(str(workdir.resolve())):  # Orbax would write checkpoints that it cannot read again
+        raise UserError(f"{workdir.resolve()} has one of [ * ? in it: choose another --workdir, without them.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / "lock").open("a")

@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import directory_check
 from tensorboardX.summary import scalar
 
-from cfinet_jax.buckets import in_bucket
+from cfinet_jax.buckets import in_bucket, matching
 from cfinet_jax.errors import Unwritable, UserError
 from cfinet_jax.files import DAMAGED, replace_text
 
@@ -51,8 +51,8 @@ def has_learnt(workdir: epath.Path) -> bool:
     if not folder.exists():  # to look into a bucket that is not there is an error
         return False
     if in_bucket(workdir):
-        return any(folder.glob("[0-9]*/commit_success.txt"))
-    return any(path.name.isdigit() for path in folder.glob("[0-9]*"))
+        return any(matching(folder, "[0-9]*/commit_success.txt"))
+    return any(path.name.isdigit() for path in matching(folder, "[0-9]*"))
 
 
 def read_settings(workdir: epath.Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, Python only sees this folder
 
-from cfinet_jax.buckets import user_path  # noqa: E402
+from cfinet_jax.buckets import matching, user_path  # noqa: E402
 from cfinet_jax.errors import Parser, UserError, exit_status  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
 from cfinet_jax.records import COLUMNS  # noqa: E402
@@ -79,7 +79,7 @@ def own(arguments: argparse.Namespace) -> tfds.core.DatasetBuilder:
     source = absolute(arguments.source)
     if (source / "data.yaml").exists():
         return yolo(arguments)
-    if not any(source.glob("*/labelTxt")):
+    if not any(matching(source, "*/labelTxt")):
         return coco(arguments)
     if arguments.boxes == "horizontal":
         raise UserError(f"{source} has oriented boxes, as DOTA: add --boxes=oriented, or choose configs/oriented.py")

@@ -1,13 +1,23 @@
-"""Paths that users name: on a disk, in a home folder or in a bucket, and addresses that nobody can open."""
+"""Paths that users name: patterns, home folders, buckets, and addresses that nobody can open."""
 
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
 import pytest
 from etils import epath
 
 from cfinet_jax import own_data, training
-from cfinet_jax.buckets import user_path
-from cfinet_jax.dataset import prepared_folder
+from cfinet_jax.buckets import in_bucket, matching, user_path
+from cfinet_jax.dataset import open_splits, prepared_folder
 from cfinet_jax.errors import UserError
+from cfinet_jax.lock import locked
+from cfinet_jax.metrics.dota import write_task1
+from cfinet_jax.metrics.results import columns_of_image, joined
 from cfinet_jax.predict import load
+from cfinet_jax.run_log import has_learnt
+from configs import coco
 from tests import tiny
 
 ADDRESSES = ["s3://bucket/run", "http://host/run", "https://host/run", "foo://a/b", "file:///tmp/run", "://x", "GS://b"]
@@ -58,3 +68,58 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     status, _, errors = tiny.call_main("--mode=export", "--workdir=~/absent")
     assert status == 2 and f"No run in {home}/absent" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+
+
+NAMES = ["[2026] lab", "a*b?", "x[!a]", "[[]", "**", "what?", "[a-z]"]
+ROOT = Path(__file__).parents[1]
+
+
+def test_stores_are_told_from_disks():
+    assert in_bucket("gs://bucket/run") and not in_bucket(epath.Path("/runs/gs"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_is_searched_under_its_own_name(name, tmp_path):
+    folder, decoy = epath.Path(tmp_path, name, "run"), epath.Path(tmp_path, "a", "run")
+    for each, file in ((folder, "1.txt"), (decoy, "2.txt")):
+        (each / "checkpoints" / "7").mkdir(parents=True)
+        (each / file).touch()
+    assert list(matching(folder, "*.txt")) == [folder / "1.txt"]
+    assert has_learnt(folder)
+    (folder / "dota").mkdir()
+    (folder / "dota" / "Task1_old.txt").touch()
+    nothing = joined([columns_of_image(np.zeros((0, 5)), np.zeros(0), np.zeros(0, int), 1)])
+    write_task1(nothing, {}, {1: "car"}, folder / "dota")
+    assert [path.name for path in (folder / "dota").iterdir()] == ["Task1_car.txt"]
+
+
+def test_data_in_such_a_folder_are_prepared_and_opened(tmp_path):
+    folder = tmp_path / "[2026] lab *"
+    (folder / "annotations").mkdir(parents=True)
+    cv2.imwrite(str(folder / "1.png"), np.zeros((40, 60, 3), np.uint8))
+    image = {"id": 1, "file_name": "1.png", "height": 40, "width": 60}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 4, 5, 6]}
+    content = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "car"}]}
+    for split in ("train", "val"):
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    settings = coco.get_config().dataset
+    settings.update(name="mine", data_dir=str(folder / "prepared"), source=str(folder))
+    splits = open_splits(settings)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 1, "val": 1}
+    assert splits["train"].source[0]["height"] == 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_training_writes_what_cannot_be_read_again(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    for workdir in (epath.Path(tmp_path, name, "run"), epath.Path("run")):  # the second is in the first
+        with pytest.raises(UserError, match=r"has one of \[ \* \? in it: choose another --workdir"), locked(workdir):
+            pass
+    assert not list((tmp_path / name).iterdir())
+
+
+def test_nothing_else_searches_by_pattern():
+    files = [path for part in ("cfinet_jax", "data") for path in (ROOT / part).rglob("*.py")]
+    found = {path.name for path in files if ".glob(" in path.read_text()}
+    assert found == {"buckets.py"}

@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 
 from cfinet_jax.boxes import oriented
+from cfinet_jax.buckets import matching
 from cfinet_jax.metrics.results import Columns
 
 
@@ -15,7 +16,7 @@ def write_task1(results: Columns, images: Mapping[int, str], classes: Mapping[in
     `images` are names without ending by id, `classes` names by category id. Detections are oriented.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("Task1_*.txt"):
+    for old in matching(folder, "Task1_*.txt"):
         old.unlink()
     for category_id, name in classes.items():
         own = np.flatnonzero(results.category_ids == category_id)

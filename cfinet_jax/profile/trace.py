@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from cfinet_jax.buckets import matching
+
 NANO = 1e-9
 
 
@@ -29,7 +31,7 @@ class Measured(NamedTuple):
 
 def recorded(folder: epath.Path) -> Any:
     """The newest trace that `jax.profiler` left in a folder."""
-    newest = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=str)
+    newest = max(matching(folder, "plugins/profile/*/*.xplane.pb"), key=str)
     return jax.profiler.ProfileData.from_serialized_xspace(newest.read_bytes())
 
 

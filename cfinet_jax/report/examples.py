@@ -8,6 +8,7 @@ from etils import epath
 from jaxtyping import Int
 
 from cfinet_jax import dataset
+from cfinet_jax.buckets import matching
 from cfinet_jax.metrics.errors import MISTAKES, OUTCOMES, TRUE, WRONG, f1
 from cfinet_jax.report.overlays import write_overlays
 from cfinet_jax.tables import escape
@@ -44,7 +45,7 @@ def write_examples(
     min_score: float,
 ) -> str:
     """Draws the chosen pictures into `folder`, in place of those of an earlier evaluation; Markdown that shows them."""
-    for old in folder.glob("*.png"):
+    for old in matching(folder, "*.png"):
         old.unlink()
     classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
     lines = []

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from etils import epath
 
+from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
 from cfinet_jax.own_data import state
 from cfinet_jax.records import features
@@ -55,7 +56,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     def download_and_prepare(self, **arguments: Any) -> None:
         """As every TFDS builder does; then what was left to go on from is deleted, and what killed builds began."""
         super().download_and_prepare(**arguments)
-        for leftover in (self.unfinished, *epath.Path(self.data_dir).parent.glob("incomplete.*")):
+        for leftover in (self.unfinished, *matching(epath.Path(self.data_dir).parent, "incomplete.*")):
             leftover.rmtree(missing_ok=True)
 
     def _info(self) -> tfds.core.DatasetInfo:

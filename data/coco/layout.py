@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
 from data.coco.annotations import Split, check_split, load_coco
 from data.journal import Journal
@@ -72,7 +73,7 @@ def listed(names: Sequence[str], splits: Sequence[str]) -> str:
 def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> epath.Path | None:
     """The annotation file of a split, or None."""
     for name in names:
-        paths = sorted(source.glob(name.format(split=split)))
+        paths = sorted(matching(source, name.format(split=split)))
         if len(paths) > 1:
             several = ", ".join(str(path.relative_to(source)) for path in paths)
             raise UserError(
@@ -93,7 +94,7 @@ def read_beside(
     boxes: str = "horizontal",
 ) -> Split:
     """A split, described in the file `path`, whose images lie somewhere in `source`."""
-    folders = [folder for name in IMAGES for folder in sorted(source.glob(name.format(split=split)))]
+    folders = [folder for name in IMAGES for folder in sorted(matching(source, name.format(split=split)))]
     folder = folder_of(coco["images"], [source, path.parent, *folders])
     return check_split(split, coco, path, folder, journal, boxes=boxes, places=Places(source))
 

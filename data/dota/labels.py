@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import ENDINGS
 from data.coco.annotations import Split, check_split
@@ -37,7 +38,7 @@ def read_dota(source: epath.Path, journal: Journal) -> dict[str, Split]:
     Raises:
       UserError: there is none, no line names a class, or a split leaves nothing to use.
     """
-    found = {split: sorted((source / split / "labelTxt").glob("*.txt")) for split in SPLITS}
+    found = {split: sorted(matching(source / split / "labelTxt", "*.txt")) for split in SPLITS}
     found = {split: labels for split, labels in found.items() if labels}
     if not found:
         raise UserError(f"{source} holds no SPLIT/labelTxt/NAME.txt (SPLIT is {', '.join(SPLITS)})")
@@ -56,7 +57,7 @@ def read_folder(
 ) -> Split:
     """A split: every label file describes the image of its name in `images`; how many have none is printed."""
     images = folder / "images"
-    pictures = {path.stem: path for path in images.glob("*") if path.suffix.lower() in ENDINGS}
+    pictures = {path.stem: path for path in matching(images, "*") if path.suffix.lower() in ENDINGS}
     unlabelled = sorted(pictures.keys() - {path.stem for path in labels})
     if unlabelled:
         print(f"{split}: {len(unlabelled)} pictures without a label file are left out, {unlabelled[0]} the first")

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
 from data.coco.annotations import Split, check_split
 from data.coco.label_files import coco_of, number, whole
@@ -43,7 +44,7 @@ def read_visdrone(source: epath.Path, journal: Journal) -> dict[str, Split]:
 def read_folder(split: str, folder: epath.Path, source: epath.Path, journal: Journal) -> Split:
     """A split: every label file in `annotations` describes the image of its name in `images`."""
     annotations = folder / "annotations"
-    labels = sorted(annotations.glob("*.txt"))
+    labels = sorted(matching(annotations, "*.txt"))
     if not labels:
         raise UserError(f"{annotations} holds no label file (.txt): unpack the whole archive of the split '{split}'")
     images = [folder / "images" / f"{path.stem}.jpg" for path in labels]

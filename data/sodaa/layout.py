@@ -5,6 +5,7 @@ from typing import Any
 
 from etils import epath
 
+from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import ENDINGS, files_in, upright_size
 from data.coco.annotations import Split, check_split, summary
@@ -30,7 +31,7 @@ def read_sodaa(source: epath.Path, journal: Journal) -> dict[str, Split]:
     for place in PLACES:
         for split in SPLITS:
             annotations = source / place / "Annotations" / split
-            files = sorted(annotations.glob("*.json"))
+            files = sorted(matching(annotations, "*.json"))
             if not files:
                 continue
             if split in splits:
