@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import own_data, processes
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import decode_image
+from cfinet_jax.pictures import decode_image, read_bytes
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # the name of a version's folder
 
@@ -129,7 +129,7 @@ def read_picture(record: dict[str, Any]) -> np.ndarray:
     path = record["path"].decode()
     if path:
         try:
-            picture = decode_image(epath.Path(path).read_bytes(), path)
+            picture = decode_image(read_bytes(epath.Path(path)), path)
         except OSError as error:
             raise UserError(
                 f"image {path} cannot be read ({error}): put it back or prepare the data set again"

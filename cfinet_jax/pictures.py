@@ -1,17 +1,31 @@
 """Pictures as files: which there are, how large, and their pixels."""
 
+import errno
+import os
+import stat
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
 from etils import epath
 from PIL import Image, UnidentifiedImageError
 
+from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
 
-ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Formats that OpenCV reads; of an animation or a file of several pages it reads the first picture.
+READ = """apng avif bmp dib gif hdr j2c j2k jfif jp2 jpe jpeg jpg jpx mpo pam pbm pfm pgm pic png pnm ppm pxm ras sr tif
+tiff webp"""
+# Formats of pictures that it cannot read: such files are named, not passed over.
+UNREAD = """arw cr2 cr3 cur dcm dcx dds dng exr fit fits heic heif hif icns ico jls jxl jxr nef orf pcx psd qoi raf rw2
+sgi svg tga xbm xpm"""
+ENDINGS, UNREADABLE = (tuple(f".{kind}" for kind in kinds.split()) for kinds in (READ, UNREAD))
 ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+# Formats of which Pillow's header says the size that OpenCV decodes; it ignores the orientation of an AVIF, for one.
+AGREED = ("BMP", "DIB", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 
 
 def find_pictures(path: epath.Path) -> list[epath.Path]:
@@ -20,34 +34,82 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
     Raises:
       UserError: there is none.
     """
-    if path.is_file():
+    if is_regular(path):
         return [path]
-    files = [file for file in files_in(path) if file.suffix.lower() in ENDINGS] if path.is_dir() else []
+    found = list(files_in(path)) if path.is_dir() else []
+    files = [file for file in found if file.suffix.lower() in ENDINGS and is_regular(file)]
+    others = [file for file in found if file not in set(files) and file.suffix.lower() in ENDINGS + UNREADABLE]
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(file.suffix.lower() for file in others).items())
+        print(
+            f"Left out of {path}: {kinds}, {others[0].name} for one. These are no regular files, or pictures that "
+            "OpenCV cannot read: convert them to PNG.",
+            flush=True,
+        )
     if not files:
         raise UserError(f"No pictures at {path}: give a picture or a folder of them ({', '.join(ENDINGS)}).")
     return files
 
 
-def files_in(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a folder and its folders, by name."""
-    for path in sorted(folder.iterdir()):
+def files_in(folder: epath.Path, above: tuple[Any, ...] = ()) -> Iterator[epath.Path]:
+    """List every file in a folder and its folders, by name; a link to a folder that holds it is not followed.
+
+    Raises:
+      UserError: a folder cannot be listed.
+    """
+    try:
+        own = folder if in_bucket(folder) else status(folder)[1:3]  # the same through every link: inode and device
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read ({error.strerror}): make it readable or move it") from error
+    for path in () if own in above else paths:
         if path.is_dir():
-            yield from files_in(path)
+            yield from files_in(path, (*above, own))
         else:
             yield path
 
 
-def upright_size(file: epath.Path) -> tuple[int, int]:
-    """Height and width of a picture as it is seen, read from the start of its file; 1 x 1 if it cannot be read."""
+def status(path: epath.Path) -> os.stat_result:
+    """Ask the system about a local file or folder; epath would fail where the owner has no name."""
+    return os.stat(path)  # noqa: PTH116
+
+
+def is_regular(path: epath.Path) -> bool:
+    """Whether a path, or what it links to, is a file that ends; FIFOs and devices are files for epath."""
     try:
+        return path.is_file() if in_bucket(path) else stat.S_ISREG(status(path).st_mode)
+    except (OSError, ValueError):  # there is none, or no file can have this name
+        return False
+
+
+def read_bytes(file: epath.Path) -> bytes:
+    """Read a file unless it is a FIFO or a device, which might never end. Raises `OSError` where it cannot be read."""
+    if file.exists() and not is_regular(file):
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
+    return file.read_bytes()
+
+
+def upright_size(file: epath.Path) -> tuple[int, int] | None:
+    """Height and width of a picture as it is seen, None if it cannot be read.
+
+    The size that OpenCV decodes counts: the start of the file tells it for most formats, others are decoded.
+    """
+    try:
+        if not is_regular(file):
+            return None
         # What Pillow warns of, a large size or damage, does no harm here: nothing is decoded.
         with warnings.catch_warnings(action="ignore"), file.open("rb") as encoded, Image.open(encoded) as picture:
             width, height = picture.size
-            # Pillow tells the size of a TIFF, and only of a TIFF, as it is seen.
-            turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+            if picture.format in AGREED:
+                # Pillow tells the size of a TIFF, and only of a TIFF, as it is seen.
+                turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+                return (width, height) if turned else (height, width)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-        return 1, 1
-    return (width, height) if turned else (height, width)
+        pass  # Pillow refuses huge pictures, and does not know every format
+    try:
+        return decode_image(read_bytes(file), str(file)).shape[:2]
+    except (OSError, ValueError, UserError):
+        return None
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Files of pictures: any orientation is turned upright, and whatever is in a file, it is read or refused."""
 
 import io
+import os
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import ORIENTATION, decode_image, find_pictures, upright_size
+from cfinet_jax.pictures import ENDINGS, ORIENTATION, decode_image, files_in, find_pictures, read_bytes, upright_size
 
 ENCODINGS = ("bmp", "jpeg", "png", "tiff", "webp")
 
@@ -30,12 +31,14 @@ def read(folder, content: bytes, name: str = "own.jpg") -> tuple[int, int] | Non
     """The size of what is decoded, or None where it is refused; what the file says of itself does not crash."""
     path = epath.Path(folder) / name
     path.write_bytes(content)
-    assert min(upright_size(path)) > 0
+    size = upright_size(path)
+    assert size is None or min(size) > 0
     try:
         picture = decode_image(content, name)
     except UserError as error:
         assert name in str(error) and "\n" not in str(error)
         return None
+    assert size is not None  # what can be decoded has a size
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     return picture.shape[:2]
 
@@ -94,3 +97,68 @@ def test_folders_are_searched(tmp_path):
     cv2.imwrite(str(tmp_path / "a" / "b.PNG"), np.zeros((3, 4, 3), np.uint8))
     (tmp_path / "notes.txt").write_text("none")
     assert find_pictures(epath.Path(tmp_path)) == [epath.Path(tmp_path) / "a" / "b.PNG"]
+
+
+# Extensions as Pillow (upper case) or OpenCV (lower case) writes them.
+WRITTEN = {
+    **{f".{ending}": "JPEG" for ending in ("jfif", "jpe", "jpeg", "jpg")},
+    **{".jp2": "JPEG2000", ".jpx": "JPEG2000", ".gif": "GIF", ".avif": "AVIF", ".apng": "PNG", ".mpo": "MPO"},
+    **{
+        f".{ending}": f".{ending}"
+        for ending in ["dib", "ppm", "pgm", "pbm", "pnm", "pam", "pfm", "sr", "ras", "hdr", "pic"]
+    },
+}
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_all_that_opencv_reads_is_found_and_has_the_size_that_is_decoded(tmp_path, ending):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    kind, path = WRITTEN[ending], epath.Path(tmp_path) / f"own{ending}"
+    if kind.startswith("."):
+        ok, content = cv2.imencode(kind, pixels[..., 0] if kind in (".pgm", ".pbm") else pixels)
+        assert ok
+        path.write_bytes(content.tobytes())
+    else:
+        tags = Image.Exif()
+        tags[ORIENTATION] = 6
+        Image.fromarray(pixels).save(path, kind, exif=tags, save_all=kind in ("GIF", "MPO", "PNG"))
+    assert find_pictures(epath.Path(tmp_path)) == [path]
+    assert upright_size(path) == decode_image(path.read_bytes(), path.name).shape[:2]
+    assert ending in ENDINGS
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (60, 40), (grey, grey, grey)) for grey in (40, 200)]
+    frames[0].save(tmp_path / "own.gif", save_all=True, append_images=frames[1:])
+    assert (decode_image((tmp_path / "own.gif").read_bytes(), "own.gif") == 40).all()
+
+
+def test_sizes_that_pillow_cannot_tell_are_decoded(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / "own.png"
+    path.write_bytes(encoded("png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # a "huge" picture raises DecompressionBombError
+    assert upright_size(path) == (40, 60)
+    for name, content in {"text.png": b"no picture", "empty.jpg": b"", "cut.hdr": b"#?RADIANCE\n"}.items():
+        (tmp_path / name).write_bytes(content)
+        assert upright_size(epath.Path(tmp_path) / name) is None
+    assert upright_size(epath.Path(tmp_path) / "absent.png") is None
+
+
+def test_only_regular_files_are_opened_and_the_rest_is_named(tmp_path, capsys):
+    folder = epath.Path(tmp_path)
+    (folder / "own.png").write_bytes(encoded("png"))
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "gone.tif").symlink_to("absent.tif")
+    (tmp_path / "round").symlink_to(tmp_path)
+    for name in ("a.heic", "b.HEIC", "c.jxl", "d.dng", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    assert find_pictures(folder) == [folder / "own.png"]
+    said = capsys.readouterr().out
+    assert "2 .heic" in said and "OpenCV cannot read: convert them" in said and len(said.splitlines()) == 1
+    assert all(kind in said for kind in (".jpg", ".png", ".tif", ".jxl", ".dng")) and ".txt" not in said
+    assert len(list(files_in(folder))) == 9  # the link that leads back is not followed
+    for name in ("pipe.jpg", "zero.png"):
+        assert upright_size(folder / name) is None
+        with pytest.raises(OSError, match="not a regular file"):
+            read_bytes(folder / name)

@@ -11,7 +11,7 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
-from cfinet_jax.pictures import decode_bgr
+from cfinet_jax.pictures import decode_bgr, read_bytes
 from data.coco.boxes import BOXES
 from data.features import COLUMNS
 from data.journal import Journal, state_of
@@ -183,7 +183,7 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
         state = state_of(path)
         made = task is None or journal.made.get(state) is not None
         known = state in journal.sizes and (made or journal.sizes[state] != stated)
-        encoded = b"" if known else path.read_bytes()
+        encoded = b"" if known else read_bytes(path)
     except (OSError, ValueError):  # a ValueError: no file can have this name
         return "image broken or cut short, skipped"
     if not known:
