@@ -5,7 +5,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -24,6 +24,9 @@ UNREAD = """arw cr2 cr3 cur dcm dcx dds dng exr fit fits heic heif hif icns ico 
 sgi svg tga xbm xpm"""
 ENDINGS, UNREADABLE = (tuple(f".{kind}" for kind in kinds.split()) for kinds in (READ, UNREAD))
 ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+# Beginnings of files that may have more than 8 bits a value: TIFF, PNM, AVIF and JPEG 2000, HDR.
+DEEP = (b"II", b"MM", b"P", b"\0\0\0", b"\xff\x4f", b"#?")
+Range = tuple[float, float]  # the values that become 0 and 255
 # Formats of which Pillow's header says the size that OpenCV decodes; it ignores the orientation of an AVIF, for one.
 AGREED = ("BMP", "DIB", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 
@@ -112,12 +115,16 @@ def upright_size(file: epath.Path) -> tuple[int, int] | None:
         return None
 
 
-def decode_image(encoded: bytes, name: str) -> np.ndarray:
+def decode_image(encoded: bytes, name: str, grey_range: Range | None = None) -> np.ndarray:
     """Decode an image file to uint8 [height, width, 3], R G B, turned upright as its EXIF data say.
+
+    Values of more than 8 bits are scaled so that `grey_range` becomes 0 to 255; without one their high byte is taken.
 
     Raises:
       UserError: it is no image, or not all of one.
     """
+    if grey_range is not None and (values := deep_values(encoded, name)) is not None:
+        return scaled(values, grey_range)
     return _decode(encoded, name, cv2.IMREAD_COLOR_RGB)
 
 
@@ -134,3 +141,77 @@ def _decode(encoded: bytes, name: str, order: int) -> np.ndarray:
     if picture is None:
         raise UserError(f"image {name} cannot be decoded: replace the file or remove it from the annotations")
     return picture
+
+
+def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
+    """Decode a picture of more than 8 bits a value to its own values, grey or R G B; None for any other file.
+
+    Raises:
+      UserError: OpenCV would get its values wrong.
+    """
+    if not encoded.startswith(DEEP) and not (encoded.startswith(b"\x89PNG") and encoded[24:25] == b"\x10"):
+        return None
+    try:
+        values = _decode(encoded, name, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    except UserError:
+        return None
+    if values.dtype == np.uint8:
+        return None
+    if is_planar(encoded):
+        raise UserError(f"image {name} is a TIFF of separate colour planes with more than 8 bits: save it as PNG")
+    values = values[..., ::-1] if values.ndim == 3 else values
+    if values.dtype == np.uint16:
+        return values
+    known = np.isfinite(values)
+    return np.where(known, values, values[known].min() if known.any() else 0).astype(np.float32)
+
+
+def is_planar(encoded: bytes) -> bool:
+    """Whether a file is a TIFF that stores its colours apart (PlanarConfiguration 2)."""
+    if encoded[:4] not in (b"II*\0", b"MM\0*"):
+        return False
+    order = "<" if encoded.startswith(b"II") else ">"
+    start = int(np.frombuffer(encoded, f"{order}u4", 1, 4)[0])
+    count = int(np.frombuffer(encoded, f"{order}u2", 1, start)[0])
+    entries = np.frombuffer(encoded, f"{order}u2", 6 * count, start + 2).reshape(count, 6)
+    return bool(((entries[:, 0] == 284) & (entries[:, 4] == 2)).any())
+
+
+def scaled(values: np.ndarray, grey_range: Range) -> np.ndarray:
+    """Scale grey or R G B values to uint8 [height, width, 3]: `grey_range` becomes 0 to 255, the rest is cut."""
+    if values.dtype == np.uint16:
+        bytes_of = scaled(np.arange(2**16, dtype=np.float32)[None], grey_range)[0, :, 0]
+        values = bytes_of[values]
+    else:
+        low, high = grey_range
+        values = ((values - np.float32(low)) * np.float32(255 / (high - low))).clip(0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(values if values.ndim == 3 else np.repeat(values[..., None], 3, 2))
+
+
+def extremes(values: np.ndarray) -> Range:
+    """The darkest and the brightest value of a picture, but for one pixel in 10,000 each."""
+    low, high = np.quantile(values, (0.0001, 0.9999)).tolist()
+    return low, high
+
+
+def common_range(found: Sequence[Range]) -> Range | None:
+    """The range of grey values of a whole data set, from the `extremes` of its pictures; None if it has only 8 bits.
+
+    One picture in a hundred may be darker, and one brighter.
+    """
+    if not found:
+        return None
+    low, high = np.quantile([low for low, _ in found], 0.01), np.quantile([high for _, high in found], 0.99)
+    return float(low), float(high if high > low else low + 1)
+
+
+def check_range(grey_range: Any) -> Range | None:
+    """The range of grey values that settings or metadata name, checked."""
+    if grey_range is None:
+        return None
+    if not (len(grey_range) == 2 and -np.inf < grey_range[0] < grey_range[1] < np.inf):
+        raise UserError(
+            f"dataset.grey_range is {grey_range}: give the values that become black and white, such as "
+            '--config.dataset.grey_range="(0, 4095)".'
+        )
+    return tuple(grey_range)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 
 import cv2
 import numpy as np
@@ -12,7 +13,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import ENDINGS, ORIENTATION, decode_image, files_in, find_pictures, read_bytes, upright_size
+from cfinet_jax.pictures import (
+    ENDINGS,
+    ORIENTATION,
+    check_range,
+    common_range,
+    decode_image,
+    deep_values,
+    extremes,
+    files_in,
+    find_pictures,
+    is_planar,
+    read_bytes,
+    upright_size,
+)
 
 ENCODINGS = ("bmp", "jpeg", "png", "tiff", "webp")
 
@@ -162,3 +176,70 @@ def test_only_regular_files_are_opened_and_the_rest_is_named(tmp_path, capsys):
         assert upright_size(folder / name) is None
         with pytest.raises(OSError, match="not a regular file"):
             read_bytes(folder / name)
+
+
+def deep_pictures() -> dict[str, np.ndarray]:
+    """Pictures of more than 8 bits by their names, all of the same scene."""
+    scene = np.random.default_rng(0).random((40, 60))
+    colour = np.random.default_rng(1).random((40, 60, 3))
+    return {
+        "twelve.png": (scene * 4095).astype(np.uint16),
+        "thermal.tiff": (7000 + scene * 1500).astype(np.uint16),
+        "full.png": (scene * 65535).astype(np.uint16),
+        "unit.tiff": scene.astype(np.float32),
+        "kelvin.tiff": (280 + scene * 30).astype(np.float32),
+        "colour.png": (colour * 3000).astype(np.uint16),
+        "signed.tiff": (colour * 200 - 100).astype(np.float32),
+        "double.tiff": scene * 9,
+    }
+
+
+@pytest.mark.parametrize("name", deep_pictures())
+def test_values_of_more_than_8_bits_are_scaled_by_the_range_of_all(name):
+    pixels = deep_pictures()[name]
+    content = cv2.imencode(name[-5:], pixels)[1].tobytes()
+    values = deep_values(content, name)
+    found = common_range([extremes(values)])
+    picture = decode_image(content, name, found)
+    assert picture.dtype == np.uint8 and picture.shape == (40, 60, 3) and len(np.unique(picture)) > 200
+    expected = np.interp(pixels, found, (0, 255))
+    expected = expected[..., ::-1] if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2)
+    assert np.abs(picture - expected).max() <= 0.51
+    assert (decode_image(content, name, (-1e6, -1e5)) == 255).all()  # cut beyond the range
+    if pixels.dtype == np.uint16:  # without a range as ever: the high byte
+        high = decode_image(content, name)
+        np.testing.assert_array_equal(high[..., ::-1] if pixels.ndim == 3 else high[..., 0], pixels >> 8)
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "gif", "ppm", "avif", "jpeg2000"])
+def test_pictures_of_8_bits_are_what_they_were(encoding):
+    content = encoded(encoding)
+    plain = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    for grey_range in (None, (7000.0, 8000.0)):
+        np.testing.assert_array_equal(decode_image(content, encoding, grey_range), plain)
+
+
+def test_a_missing_value_is_dark_and_an_outlier_changes_nothing():
+    values = np.linspace(280, 310, 10_000, dtype=np.float32).reshape(100, 100)
+    values[0, :2] = np.nan, np.inf
+    read = deep_values(cv2.imencode(".tiff", values)[1].tobytes(), "kelvin.tiff")
+    assert np.isfinite(read).all() and read[0, 0] == read.min()
+    whole = [(280.0, 310.0)] * 200
+    assert common_range([*whole, (0.0, 65535.0)]) == (280.0, 310.0)
+    assert common_range([]) is None and common_range([(5.0, 5.0)]) == (5.0, 6.0)
+
+
+@pytest.mark.parametrize("given", [(1,), (5, 5), (9, 1), (0, np.nan), (0, np.inf)])
+def test_a_range_that_is_none_is_refused(given):
+    with pytest.raises(UserError, match=r"dataset.grey_range is .*give the values"):
+        check_range(given)
+
+
+def test_separate_planes_of_16_bits_are_refused():
+    # A TIFF of 1 x 1 pixels with PlanarConfiguration 2 in its only entry that counts here.
+    for order, mark in (("<", b"II*\0"), (">", b"MM\0*")):
+        entries = struct.pack(f"{order}LH2HLHH", 8, 1, 284, 3, 1, 2, 0)
+        assert is_planar(mark + entries) and not is_planar(
+            mark + entries.replace(struct.pack(f"{order}H", 284), b"\0\0")
+        )
+    assert not is_planar(b"\x89PNG")

@@ -11,7 +11,7 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
-from cfinet_jax.pictures import decode_bgr, read_bytes
+from cfinet_jax.pictures import decode_bgr, deep_values, extremes, read_bytes
 from data.coco.boxes import BOXES
 from data.features import COLUMNS
 from data.journal import Journal, state_of
@@ -181,24 +181,29 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
         if not path.exists():
             return "image missing, skipped"
         state = state_of(path)
-        made = task is None or journal.made.get(state) is not None
+        made = task is None or isinstance(journal.made.get(state), list)
         known = state in journal.sizes and (made or journal.sizes[state] != stated)
         encoded = b"" if known else read_bytes(path)
     except (OSError, ValueError):  # a ValueError: no file can have this name
         return "image broken or cut short, skipped"
     if not known:
         picture = decode(encoded)
-        size = None if picture is None else picture.shape[:2]
-        journal.note(state, size, task(picture) if task and size == stated else None)
+        size, deep = (None, False) if picture is None else (picture.shape[:2], picture.dtype != np.uint8)
+        greys = {"greys": extremes(picture)} if deep else None
+        # What is made of a picture is made of 8 bits.
+        journal.note(
+            state, size, task(decode_bgr(encoded, "") if deep else picture) if task and size == stated else greys
+        )
     if journal.sizes[state] is None:
         return "image broken or cut short, skipped"
     return None if journal.sizes[state] == stated else "image of another size than stated, skipped"
 
 
 def decode(encoded: bytes) -> np.ndarray | None:
-    """A picture, B G R, or None if it is none."""
+    """A picture, B G R or the values of one of more than 8 bits; None if it is none."""
     try:
-        return decode_bgr(encoded, "")
+        values = deep_values(encoded, "")
+        return decode_bgr(encoded, "") if values is None else values
     except UserError:
         return None
 
