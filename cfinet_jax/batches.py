@@ -174,7 +174,7 @@ def remember(prepared: Prepared, kept: int, threads: int, ahead: int = 0) -> Rea
 
     def read(position: int) -> tuple[dict[str, Any], np.ndarray]:
         record = prepared.source[position]
-        return record, read_picture(record)
+        return record, read_picture(record, prepared.grey_range)
 
     if not kept:
         return read

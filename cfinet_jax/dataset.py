@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from cfinet_jax import own_data, processes
 from cfinet_jax.buckets import matching, user_path
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import decode_image
+from cfinet_jax.outside import read_bytes
+from cfinet_jax.pictures import Range, check_range, decode_image
 from cfinet_jax.records import Records, open_folder, read_account
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")  # the name of a version's folder
@@ -29,6 +30,7 @@ class Prepared:
     category_ids: tuple[int, ...]  # of the classes, as in the original annotations
     account: dict[str, Any]  # what `data/prepare.py` skipped or changed in this split; empty: nothing to report
     boxes: str = "horizontal"  # or "oriented"
+    grey_range: Range | None = None  # the values that become black and white in pictures of more than 8 bits
 
     def __len__(self) -> int:
         return len(self.source)
@@ -66,7 +68,8 @@ def open_dataset(settings: ConfigDict, split: str) -> Prepared:
 def open_splits(settings: ConfigDict, *names: str) -> dict[str, Prepared]:
     """Splits of a data set by their names, all if none is given, opened as `open_dataset` does."""
     builder = open_directory(settings)
-    return {split: _open(builder, split) for split in names or builder.info.splits}
+    greys = grey_range(settings)
+    return {split: _open(builder, split, greys) for split in names or builder.info.splits}
 
 
 def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
@@ -86,6 +89,12 @@ def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
     return builder
 
 
+def grey_range(settings: ConfigDict) -> Range | None:
+    """The values that become black and white: those of the settings, else those found when the data were prepared."""
+    given = settings.get("grey_range")
+    return check_range(open_directory(settings).info.metadata.get("grey_range") if given is None else given)
+
+
 def prepare_once(settings: ConfigDict) -> None:
     """Prepares a data set from `settings.source` unless it is there."""
     if prepared_folder(settings) is None:
@@ -102,7 +111,7 @@ def prepared_folder(settings: ConfigDict) -> epath.Path | None:
     return max(versions, key=lambda version: tfds.core.Version(version.name), default=None)
 
 
-def _open(builder: tfds.core.DatasetBuilder, split: str) -> Prepared:
+def _open(builder: tfds.core.DatasetBuilder, split: str, greys: Range | None) -> Prepared:
     folder = epath.Path(builder.data_path)
     if split not in builder.info.splits:
         raise UserError(f"data set {folder} has no split '{split}': choose one of {', '.join(builder.info.splits)}")
@@ -112,27 +121,28 @@ def _open(builder: tfds.core.DatasetBuilder, split: str) -> Prepared:
         category_ids=tuple(builder.info.metadata["category_ids"]),
         account=read_account(folder, split),
         boxes=builder.info.metadata.get("boxes", "horizontal"),  # older ones do not say it
+        grey_range=greys,
     )
 
 
 def picture(prepared: Prepared, position: int) -> tuple[np.ndarray, int, str]:
     """The picture of a record, uint8 RGB, its id and the name of its file."""
     record = prepared.source[position]
-    return read_picture(record), int(record["image_id"]), record["file_name"].decode()
+    return read_picture(record, prepared.grey_range), int(record["image_id"]), record["file_name"].decode()
 
 
-def read_picture(record: dict[str, Any]) -> np.ndarray:
+def read_picture(record: dict[str, Any], grey_range: Range | None = None) -> np.ndarray:
     """The picture of a record, uint8 [height, width, 3], from its own bytes or from the file it names."""
     path = record["path"].decode()
     if path:
         try:
-            picture = decode_image(epath.Path(path).read_bytes(), path)
+            picture = decode_image(read_bytes(epath.Path(path)), path, grey_range)
         except OSError as error:
             raise UserError(
                 f"image {path} cannot be read ({error}): put it back or prepare the data set again"
             ) from error
     else:
-        picture = decode_image(record["image"], record["file_name"].decode())
+        picture = decode_image(record["image"], record["file_name"].decode(), grey_range)
     height, width = picture.shape[:2]
     if (height, width) != (record["height"], record["width"]):
         raise UserError(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cfinet_jax import pretrained
 from cfinet_jax.files import reading, replace_text, replacing
 from cfinet_jax.inputs import scales_of
+from cfinet_jax.pictures import check_range
 from cfinet_jax.structures import BOX_NUMBERS, without_truth
 from cfinet_jax.tables import escape
 from cfinet_jax.trained import Trained, detection, open_trained
@@ -23,6 +24,9 @@ DESCRIBED = {
     "horizontal": "x1 y1 x2 y2 in pixels of the picture",
     "oriented": "`cx cy w h angle` in pixels of the picture and radians, clockwise on the screen from x to w",
 }
+GREYS = """Of pictures with more than 8 bits a value, {:g} becomes 0 and {:g} becomes 255, linearly and cut beyond: the
+  detector has learnt from pictures scaled so."""
+EIGHT_BITS_ONLY = "The detector has learnt from pictures of 8 bits a value."
 CARD = """# {name}
 
 A detector of small objects, as cfinet_jax hands it on.
@@ -53,6 +57,7 @@ found = detector.call(weights, images, sizes)
 
 - A picture smaller than {height} x {width} lies at the upper left; repeat its last row and column to fill up. The model
   scales and normalises by itself.
+- {greys}
 - `found["boxes"]` [{batch}, n, {columns}] are {boxes}, float32; `found["scores"]` [{batch}, n],
   best first; `found["labels"]` [{batch}, n] count the classes below from 0; `found["valid"]` says which rows are real.
 - Classes, in order, with their ids in the annotations: {classes}.
@@ -145,6 +150,7 @@ def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
         boxes=DESCRIBED[config.dataset.boxes],
         height=height,
         width=width,
+        greys=GREYS.format(*greys) if (greys := check_range(config.dataset.get("grey_range"))) else EIGHT_BITS_ONLY,
         classes=", ".join(
             f"{escape(name)} ({index})" for name, index in zip(trained.classes, trained.category_ids, strict=True)
         ),

@@ -41,7 +41,7 @@ def room_for(picture: tuple[int, int], objects: int) -> dict[str, Any]:
 def with_sizes(config: ConfigDict, **sizes: Any) -> ConfigDict:
     """A copy of a config with the given values for what it leaves open (`OPEN`)."""
     filled = config.copy_and_resolve_references()
-    filled.dataset.update({key: value for key, value in sizes.items() if filled.dataset[key] is None})
+    filled.dataset.update({key: value for key, value in sizes.items() if filled.dataset.get(key) is None})
     return filled
 
 

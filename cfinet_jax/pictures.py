@@ -1,18 +1,33 @@
 """Pictures as files: which there are, how large, and their pixels."""
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from etils import epath
 from PIL import Image, UnidentifiedImageError
 
+from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
-from cfinet_jax.outside import length_and_time
+from cfinet_jax.outside import length_and_time, read_bytes
 
-ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Formats that OpenCV reads; of an animation or a file of several pages it reads the first picture.
+READ = """apng avif bmp dib gif hdr j2c j2k jfif jp2 jpe jpeg jpg jpx mpo pam pbm pfm pgm pic png pnm ppm pxm ras sr tif
+tiff webp"""
+# Formats of pictures that it cannot read: such files are named, not passed over.
+UNREAD = """arw cr2 cr3 cur dcm dcx dds dng exr fit fits heic heif hif icns ico jls jxl jxr nef orf pcx psd qoi raf rw2
+sgi svg tga xbm xpm"""
+ENDINGS, UNREADABLE = (tuple(f".{kind}" for kind in kinds.split()) for kinds in (READ, UNREAD))
 ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+# Beginnings of files that may have more than 8 bits a value: TIFF, PNM, AVIF and JPEG 2000, HDR.
+DEEP = (b"II", b"MM", b"P", b"\0\0\0", b"\xff\x4f", b"#?")
+Range = tuple[float, float]  # the values that become 0 and 255
+# Formats of which Pillow's header says the size that OpenCV decodes; it ignores the orientation of an AVIF, for one.
+AGREED = ("BMP", "DIB", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 
 
 def find_pictures(path: epath.Path) -> list[epath.Path]:
@@ -21,43 +36,83 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
     Raises:
       UserError: there is none.
     """
-    if path.is_file():
+    if is_regular(path):
         return [path]
-    files = [file for file in files_in(path) if file.suffix.lower() in ENDINGS] if path.is_dir() else []
+    found = list(files_in(path)) if path.is_dir() else []
+    files = [file for file in found if file.suffix.lower() in ENDINGS and is_regular(file)]
+    others = [file for file in found if file not in set(files) and file.suffix.lower() in ENDINGS + UNREADABLE]
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(file.suffix.lower() for file in others).items())
+        print(
+            f"Left out of {path}: {kinds}, {others[0].name} for one. These are no regular files, or pictures that "
+            "OpenCV cannot read: convert them to PNG.",
+            flush=True,
+        )
     if not files:
         raise UserError(f"No pictures at {path}: give a picture or a folder of them ({', '.join(ENDINGS)}).")
     return files
 
 
-def files_in(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a folder and its folders, by name."""
-    for path in sorted(folder.iterdir()):
+def files_in(folder: epath.Path, above: tuple[Any, ...] = ()) -> Iterator[epath.Path]:
+    """List every file in a folder and its folders, by name; a link to a folder that holds it is not followed.
+
+    Raises:
+      UserError: a folder cannot be listed.
+    """
+    try:
+        own = folder if in_bucket(folder) else os.stat(folder)[1:3]  # noqa: PTH116 - the same through every link: inode and device
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"folder {folder} cannot be read ({error.strerror}): make it readable or move it") from error
+    for path in () if own in above else paths:
         if path.is_dir():
-            yield from files_in(path)
+            yield from files_in(path, (*above, own))
         else:
             yield path
 
 
-def upright_size(file: epath.Path) -> tuple[int, int]:
-    """Height and width of a picture as it is seen, read from the start of its file; 1 x 1 if it cannot be read."""
+def is_regular(path: epath.Path) -> bool:
+    """Whether a path, or what it links to, is a file that ends; FIFOs and devices are files for epath."""
     try:
-        length_and_time(file)
+        length_and_time(path)
+        return True
+    except (OSError, ValueError):  # there is none, or no file can have this name
+        return False
+
+
+def upright_size(file: epath.Path) -> tuple[int, int] | None:
+    """Height and width of a picture as it is seen, None if it cannot be read.
+
+    The size that OpenCV decodes counts: the start of the file tells it for most formats, others are decoded.
+    """
+    try:
+        if not is_regular(file):
+            return None
         # What Pillow warns of, a large size or damage, does no harm here: nothing is decoded.
         with warnings.catch_warnings(action="ignore"), file.open("rb") as encoded, Image.open(encoded) as picture:
             width, height = picture.size
-            # Pillow tells the size of a TIFF, and only of a TIFF, as it is seen.
-            turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+            if picture.format in AGREED:
+                # Pillow tells the size of a TIFF, and only of a TIFF, as it is seen.
+                turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+                return (width, height) if turned else (height, width)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-        return 1, 1
-    return (width, height) if turned else (height, width)
+        pass  # Pillow refuses huge pictures, and does not know every format
+    try:
+        return decode_image(read_bytes(file), str(file)).shape[:2]
+    except (OSError, ValueError, UserError):
+        return None
 
 
-def decode_image(encoded: bytes, name: str) -> np.ndarray:
+def decode_image(encoded: bytes, name: str, grey_range: Range | None = None) -> np.ndarray:
     """Decode an image file to uint8 [height, width, 3], R G B, turned upright as its EXIF data say.
+
+    Values of more than 8 bits are scaled so that `grey_range` becomes 0 to 255; without one their high byte is taken.
 
     Raises:
       UserError: it is no image, or not all of one.
     """
+    if grey_range is not None and (values := deep_values(encoded, name)) is not None:
+        return scaled(values, grey_range)
     return _decode(encoded, name, cv2.IMREAD_COLOR_RGB)
 
 
@@ -74,3 +129,77 @@ def _decode(encoded: bytes, name: str, order: int) -> np.ndarray:
     if picture is None:
         raise UserError(f"image {name} cannot be decoded: replace the file or remove it from the annotations")
     return picture
+
+
+def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
+    """Decode a picture of more than 8 bits a value to its own values, grey or R G B; None for any other file.
+
+    Raises:
+      UserError: OpenCV would get its values wrong.
+    """
+    if not encoded.startswith(DEEP) and not (encoded.startswith(b"\x89PNG") and encoded[24:25] == b"\x10"):
+        return None
+    try:
+        values = _decode(encoded, name, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
+    except UserError:
+        return None
+    if values.dtype == np.uint8:
+        return None
+    if is_planar(encoded):
+        raise UserError(f"image {name} is a TIFF of separate colour planes with more than 8 bits: save it as PNG")
+    values = values[..., ::-1] if values.ndim == 3 else values
+    if values.dtype == np.uint16:
+        return values
+    known = np.isfinite(values)
+    return np.where(known, values, values[known].min() if known.any() else 0).astype(np.float32)
+
+
+def is_planar(encoded: bytes) -> bool:
+    """Whether a file is a TIFF that stores its colours apart (PlanarConfiguration 2)."""
+    if encoded[:4] not in (b"II*\0", b"MM\0*"):
+        return False
+    order = "<" if encoded.startswith(b"II") else ">"
+    start = int(np.frombuffer(encoded, f"{order}u4", 1, 4)[0])
+    count = int(np.frombuffer(encoded, f"{order}u2", 1, start)[0])
+    entries = np.frombuffer(encoded, f"{order}u2", 6 * count, start + 2).reshape(count, 6)
+    return bool(((entries[:, 0] == 284) & (entries[:, 4] == 2)).any())
+
+
+def scaled(values: np.ndarray, grey_range: Range) -> np.ndarray:
+    """Scale grey or R G B values to uint8 [height, width, 3]: `grey_range` becomes 0 to 255, the rest is cut."""
+    if values.dtype == np.uint16:
+        bytes_of = scaled(np.arange(2**16, dtype=np.float32)[None], grey_range)[0, :, 0]
+        values = bytes_of[values]
+    else:
+        low, high = grey_range
+        values = ((values - np.float32(low)) * np.float32(255 / (high - low))).clip(0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(values if values.ndim == 3 else np.repeat(values[..., None], 3, 2))
+
+
+def extremes(values: np.ndarray) -> Range:
+    """The darkest and the brightest value of a picture, but for one pixel in 10,000 each."""
+    low, high = np.quantile(values, (0.0001, 0.9999)).tolist()
+    return low, high
+
+
+def common_range(found: Sequence[Range]) -> Range | None:
+    """The range of grey values of a whole data set, from the `extremes` of its pictures; None if it has only 8 bits.
+
+    One picture in a hundred may be darker, and one brighter.
+    """
+    if not found:
+        return None
+    low, high = np.quantile([low for low, _ in found], 0.01), np.quantile([high for _, high in found], 0.99)
+    return float(low), float(high if high > low else low + 1)
+
+
+def check_range(grey_range: Any) -> Range | None:
+    """The range of grey values that settings or metadata name, checked."""
+    if grey_range is None:
+        return None
+    if not (len(grey_range) == 2 and -np.inf < grey_range[0] < grey_range[1] < np.inf):
+        raise UserError(
+            f"dataset.grey_range is {grey_range}: give the values that become black and white, such as "
+            '--config.dataset.grey_range="(0, 4095)".'
+        )
+    return tuple(grey_range)

@@ -18,6 +18,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import scales_of
 from cfinet_jax.merging import Found, merge
 from cfinet_jax.metrics.results import Columns, columns_of_image, entries, joined, write_coco
+from cfinet_jax.outside import read_bytes
 from cfinet_jax.pictures import decode_image, find_pictures, upright_size
 from cfinet_jax.progress import Progress
 from cfinet_jax.report.overlays import write_overlays
@@ -124,7 +125,7 @@ def load(path: str | epath.Path) -> Model:
 def read(file: epath.Path) -> Picture:
     """The pixels of a picture. Raises `UserError` where it cannot be read."""
     try:
-        return decode_image(file.read_bytes(), str(file))
+        return decode_image(read_bytes(file), str(file))
     except OSError as error:
         raise UserError(f"image {file} cannot be read ({error})") from error
 
@@ -141,7 +142,9 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
         (output / "overlays").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
-    progress = Progress("Predicting", sum(len(model.windows_in(upright_size(file))) for file in files), unit="windows")
+    progress = Progress(
+        "Predicting", sum(len(model.windows_in(upright_size(file) or (1, 1))) for file in files), unit="windows"
+    )
     broken: list[str] = []
 
     def pictures() -> Iterator[tuple[tuple[int, epath.Path, Picture], Picture]]:

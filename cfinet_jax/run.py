@@ -49,6 +49,9 @@ def discover_sizes(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     if has_learnt(workdir) and (facts := read_settings(workdir)) is not None:
         config = with_sizes(config, **recorded_sizes(facts))
     check_values(config)
+    if greys := dataset.grey_range(config.dataset):
+        print(f"dataset.grey_range {greys}: these values become black and white in pictures of more than 8 bits.")
+        config = with_sizes(config, grey_range=greys)
     settings = config.dataset
     if all(settings[key] is not None for key in OPEN):
         return config

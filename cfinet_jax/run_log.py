@@ -105,6 +105,7 @@ def identity(settings: dict) -> dict[str, Any]:
     data = {key: section[key] for key in ("name", "train_split", "batch_size", "image_size", "mean", "std")}
     if section.get("window_overlap") is not None:
         data |= {key: section[key] for key in ("window_overlap", "paint_regions", "stored_size")}
+    data["grey_range"] = section.get("grey_range")  # older runs do not say it
     return flatten({"seed": settings["seed"], "dataset": data, "detector": settings["detector"]})
 
 

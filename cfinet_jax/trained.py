@@ -75,7 +75,7 @@ def recorded_config(facts: dict[str, Any]) -> ConfigDict:
 
 def recorded_sizes(facts: dict[str, Any]) -> dict[str, Any]:
     """What the run that wrote these settings used where a config may leave it open, or leave pictures whole."""
-    return {key: with_tuples(facts["config"]["dataset"].get(key)) for key in (*OPEN, "window_overlap")}
+    return {key: with_tuples(facts["config"]["dataset"].get(key)) for key in (*OPEN, "window_overlap", "grey_range")}
 
 
 def with_tuples(tree: Any) -> Any:

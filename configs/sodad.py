@@ -84,6 +84,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "window_overlap": 150,  # pixels that windows of stored_size share, into which pictures are cut; None: whole
             "paint_regions": True,  # windows are black in ignore regions, objects in them excepted
             "mixed_pictures": 16,  # of how many pictures in a row the windows are shuffled among themselves
+            "grey_range": placeholder(tuple),  # (black, white) of pictures of more than 8 bits; None: as prepared
             "image_size": (1200, 1200),  # the picture is scaled to fit, then padded to a multiple of 32
             "max_objects": 256,
             "batch_size": 4,

@@ -264,9 +264,9 @@ def test_an_epoch_of_windows_is_mixed_group_by_group():
 def test_a_picture_is_decoded_once_an_epoch(prepared, cut, monkeypatch, make, size):
     decoded, read = [], batches.read_picture
 
-    def count(record: dict) -> np.ndarray:
+    def count(record: dict, *how) -> np.ndarray:
         decoded.append(int(record["image_id"]))
-        return read(record)
+        return read(record, *how)
 
     monkeypatch.setattr(batches, "read_picture", count)
     settings = ConfigDict({**cut, "read_threads": 3, "mixed_pictures": 2})

@@ -1,6 +1,8 @@
 """Files of pictures: any orientation is turned upright, and whatever is in a file, it is read or refused."""
 
 import io
+import os
+import struct
 
 import cv2
 import numpy as np
@@ -11,7 +13,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import ORIENTATION, decode_image, find_pictures, upright_size
+from cfinet_jax.pictures import (
+    ENDINGS,
+    ORIENTATION,
+    check_range,
+    common_range,
+    decode_image,
+    deep_values,
+    extremes,
+    files_in,
+    find_pictures,
+    is_planar,
+    read_bytes,
+    upright_size,
+)
 
 ENCODINGS = ("bmp", "jpeg", "png", "tiff", "webp")
 
@@ -30,12 +45,14 @@ def read(folder, content: bytes, name: str = "own.jpg") -> tuple[int, int] | Non
     """The size of what is decoded, or None where it is refused; what the file says of itself does not crash."""
     path = epath.Path(folder) / name
     path.write_bytes(content)
-    assert min(upright_size(path)) > 0
+    size = upright_size(path)
+    assert size is None or min(size) > 0
     try:
         picture = decode_image(content, name)
     except UserError as error:
         assert name in str(error) and "\n" not in str(error)
         return None
+    assert size is not None  # what can be decoded has a size
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     return picture.shape[:2]
 
@@ -94,3 +111,135 @@ def test_folders_are_searched(tmp_path):
     cv2.imwrite(str(tmp_path / "a" / "b.PNG"), np.zeros((3, 4, 3), np.uint8))
     (tmp_path / "notes.txt").write_text("none")
     assert find_pictures(epath.Path(tmp_path)) == [epath.Path(tmp_path) / "a" / "b.PNG"]
+
+
+# Extensions as Pillow (upper case) or OpenCV (lower case) writes them.
+WRITTEN = {
+    **{f".{ending}": "JPEG" for ending in ("jfif", "jpe", "jpeg", "jpg")},
+    **{".jp2": "JPEG2000", ".jpx": "JPEG2000", ".gif": "GIF", ".avif": "AVIF", ".apng": "PNG", ".mpo": "MPO"},
+    **{
+        f".{ending}": f".{ending}"
+        for ending in ["dib", "ppm", "pgm", "pbm", "pnm", "pam", "pfm", "sr", "ras", "hdr", "pic"]
+    },
+}
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_all_that_opencv_reads_is_found_and_has_the_size_that_is_decoded(tmp_path, ending):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    kind, path = WRITTEN[ending], epath.Path(tmp_path) / f"own{ending}"
+    if kind.startswith("."):
+        ok, content = cv2.imencode(kind, pixels[..., 0] if kind in (".pgm", ".pbm") else pixels)
+        assert ok
+        path.write_bytes(content.tobytes())
+    else:
+        tags = Image.Exif()
+        tags[ORIENTATION] = 6
+        Image.fromarray(pixels).save(path, kind, exif=tags, save_all=kind in ("GIF", "MPO", "PNG"))
+    assert find_pictures(epath.Path(tmp_path)) == [path]
+    assert upright_size(path) == decode_image(path.read_bytes(), path.name).shape[:2]
+    assert ending in ENDINGS
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (60, 40), (grey, grey, grey)) for grey in (40, 200)]
+    frames[0].save(tmp_path / "own.gif", save_all=True, append_images=frames[1:])
+    assert (decode_image((tmp_path / "own.gif").read_bytes(), "own.gif") == 40).all()
+
+
+def test_sizes_that_pillow_cannot_tell_are_decoded(tmp_path, monkeypatch):
+    path = epath.Path(tmp_path) / "own.png"
+    path.write_bytes(encoded("png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # a "huge" picture raises DecompressionBombError
+    assert upright_size(path) == (40, 60)
+    for name, content in {"text.png": b"no picture", "empty.jpg": b"", "cut.hdr": b"#?RADIANCE\n"}.items():
+        (tmp_path / name).write_bytes(content)
+        assert upright_size(epath.Path(tmp_path) / name) is None
+    assert upright_size(epath.Path(tmp_path) / "absent.png") is None
+
+
+def test_only_regular_files_are_opened_and_the_rest_is_named(tmp_path, capsys):
+    folder = epath.Path(tmp_path)
+    (folder / "own.png").write_bytes(encoded("png"))
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "gone.tif").symlink_to("absent.tif")
+    (tmp_path / "round").symlink_to(tmp_path)
+    for name in ("a.heic", "b.HEIC", "c.jxl", "d.dng", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    assert find_pictures(folder) == [folder / "own.png"]
+    said = capsys.readouterr().out
+    assert "2 .heic" in said and "OpenCV cannot read: convert them" in said and len(said.splitlines()) == 1
+    assert all(kind in said for kind in (".jpg", ".png", ".tif", ".jxl", ".dng")) and ".txt" not in said
+    assert len(list(files_in(folder))) == 9  # the link that leads back is not followed
+    for name in ("pipe.jpg", "zero.png"):
+        assert upright_size(folder / name) is None
+        with pytest.raises(OSError, match="not a regular file"):
+            read_bytes(folder / name)
+
+
+def deep_pictures() -> dict[str, np.ndarray]:
+    """Pictures of more than 8 bits by their names, all of the same scene."""
+    scene = np.random.default_rng(0).random((40, 60))
+    colour = np.random.default_rng(1).random((40, 60, 3))
+    return {
+        "twelve.png": (scene * 4095).astype(np.uint16),
+        "thermal.tiff": (7000 + scene * 1500).astype(np.uint16),
+        "full.png": (scene * 65535).astype(np.uint16),
+        "unit.tiff": scene.astype(np.float32),
+        "kelvin.tiff": (280 + scene * 30).astype(np.float32),
+        "colour.png": (colour * 3000).astype(np.uint16),
+        "signed.tiff": (colour * 200 - 100).astype(np.float32),
+        "double.tiff": scene * 9,
+    }
+
+
+@pytest.mark.parametrize("name", deep_pictures())
+def test_values_of_more_than_8_bits_are_scaled_by_the_range_of_all(name):
+    pixels = deep_pictures()[name]
+    content = cv2.imencode(name[-5:], pixels)[1].tobytes()
+    values = deep_values(content, name)
+    found = common_range([extremes(values)])
+    picture = decode_image(content, name, found)
+    assert picture.dtype == np.uint8 and picture.shape == (40, 60, 3) and len(np.unique(picture)) > 200
+    expected = np.interp(pixels, found, (0, 255))
+    expected = expected[..., ::-1] if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2)
+    assert np.abs(picture - expected).max() <= 0.51
+    assert (decode_image(content, name, (-1e6, -1e5)) == 255).all()  # cut beyond the range
+    if pixels.dtype == np.uint16:  # without a range as ever: the high byte
+        high = decode_image(content, name)
+        np.testing.assert_array_equal(high[..., ::-1] if pixels.ndim == 3 else high[..., 0], pixels >> 8)
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "gif", "ppm", "avif", "jpeg2000"])
+def test_pictures_of_8_bits_are_what_they_were(encoding):
+    content = encoded(encoding)
+    plain = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    for grey_range in (None, (7000.0, 8000.0)):
+        np.testing.assert_array_equal(decode_image(content, encoding, grey_range), plain)
+
+
+def test_a_missing_value_is_dark_and_an_outlier_changes_nothing():
+    values = np.linspace(280, 310, 10_000, dtype=np.float32).reshape(100, 100)
+    values[0, :2] = np.nan, np.inf
+    read = deep_values(cv2.imencode(".tiff", values)[1].tobytes(), "kelvin.tiff")
+    assert np.isfinite(read).all() and read[0, 0] == read.min()
+    whole = [(280.0, 310.0)] * 200
+    assert common_range([*whole, (0.0, 65535.0)]) == (280.0, 310.0)
+    assert common_range([]) is None and common_range([(5.0, 5.0)]) == (5.0, 6.0)
+
+
+@pytest.mark.parametrize("given", [(1,), (5, 5), (9, 1), (0, np.nan), (0, np.inf)])
+def test_a_range_that_is_none_is_refused(given):
+    with pytest.raises(UserError, match=r"dataset.grey_range is .*give the values"):
+        check_range(given)
+
+
+def test_separate_planes_of_16_bits_are_refused():
+    # A TIFF of 1 x 1 pixels with PlanarConfiguration 2 in its only entry that counts here.
+    for order, mark in (("<", b"II*\0"), (">", b"MM\0*")):
+        entries = struct.pack(f"{order}LH2HLHH", 8, 1, 284, 3, 1, 2, 0)
+        assert is_planar(mark + entries) and not is_planar(
+            mark + entries.replace(struct.pack(f"{order}H", 284), b"\0\0")
+        )
+    assert not is_planar(b"\x89PNG")

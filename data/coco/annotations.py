@@ -11,7 +11,7 @@ from etils import epath
 from cfinet_jax import outside
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
-from cfinet_jax.pictures import decode_bgr
+from cfinet_jax.pictures import decode_bgr, deep_values, extremes
 from cfinet_jax.records import COLUMNS
 from data.coco.boxes import BOXES
 from data.coco.values import FLAGS, convert, load_json
@@ -190,9 +190,9 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
     try:
         image["path"].encode()
         state = state_of(path)
-        made = task is None or journal.made.get(state) is not None
+        made = task is None or isinstance(journal.made.get(state), list)
         known = state in journal.sizes and (made or journal.sizes[state] != stated)
-        encoded = b"" if known else path.read_bytes()
+        encoded = b"" if known else outside.read_bytes(path)
     except UnicodeEncodeError:  # a record keeps the path as UTF-8
         return "image whose name is not UTF-8, skipped"
     except PermissionError:
@@ -201,8 +201,12 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
         return "image broken or cut short, skipped"
     if not known:
         picture = decode(encoded)
-        size = None if picture is None else picture.shape[:2]
-        journal.note(state, size, task(picture) if task and size == stated else None)
+        size, deep = (None, False) if picture is None else (picture.shape[:2], picture.dtype != np.uint8)
+        greys = {"greys": extremes(picture)} if deep else None
+        # What is made of a picture is made of 8 bits.
+        journal.note(
+            state, size, task(decode_bgr(encoded, "") if deep else picture) if task and size == stated else greys
+        )
     if journal.sizes[state] is None:
         return "image broken or cut short, skipped"
     if journal.sizes[state] == stated[::-1] != stated:
@@ -211,9 +215,10 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
 
 
 def decode(encoded: bytes) -> np.ndarray | None:
-    """A picture, B G R, or None if it is none."""
+    """A picture, B G R or the values of one of more than 8 bits; None if it is none."""
     try:
-        return decode_bgr(encoded, "")
+        values = deep_values(encoded, "")
+        return decode_bgr(encoded, "") if values is None else values
     except UserError:
         return None
 

@@ -12,6 +12,7 @@ from etils import epath
 from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
 from cfinet_jax.own_data import state
+from cfinet_jax.pictures import common_range
 from cfinet_jax.records import features
 from data.coco.annotations import Split, summary
 from data.features import columns
@@ -78,13 +79,16 @@ class Builder(tfds.core.ShardBasedBuilder):
             )
         return {split: shards(content, self.boxes) for split, content in splits.items()}
 
-    def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, list]]:
-        """Every split, and the record of the files that describe them: which, and in what state."""
+    def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, Any]]:
+        """Every split, and the record of the files that describe them: which, in what state, of which grey values."""
         try:
             with Journal(self.unfinished) as journal:
                 splits = self.read(journal)
             files = sorted({str(file) for content in splits.values() for file in content.files})
-            return splits, {"files": files, "state": state(files)}
+            greys = [made["greys"] for made in journal.made.values() if isinstance(made, dict)]
+            if found := common_range(greys):
+                print(f"{len(greys)} pictures have more than 8 bits: {found[0]:g} becomes black, {found[1]:g} white")
+            return splits, {"files": files, "state": state(files), "grey_range": found}
         except OSError as error:  # `data/prepare.py` takes others for a failure to write
             reason = " ".join(str(error.strerror or error).split())
             raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error

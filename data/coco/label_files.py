@@ -25,7 +25,7 @@ def coco_of(
     """
     described, annotations = [], []
     for image_id, (image, labels) in enumerate(files, start=1):
-        height, width = upright_size(image)
+        height, width = upright_size(image) or (0, 0)  # the check names a picture that cannot be read, and drops it
         name = str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
         described.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for line, text in read_lines(labels):

@@ -58,7 +58,7 @@ def coco_of(files: list[epath.Path], folder: epath.Path) -> dict[str, list[dict[
             if names.setdefault(category["id"], category["name"]) != category["name"]:
                 raise UserError(f"{file} calls the category {category['id']} otherwise than the files before it")
         picture = pictures.get(file.stem, folder / f"{file.stem}.jpg")
-        height, width = upright_size(picture)
+        height, width = upright_size(picture) or (0, 0)  # the check names one that cannot be read, and drops it
         name = str(picture.relative_to(folder))
         described.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for number, entry in enumerate(content["annotations"], start=1):
