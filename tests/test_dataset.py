@@ -258,7 +258,6 @@ def test_a_run_is_opened_with_its_own_sizes(tmp_path, monkeypatch):
         ("import sys; print('W\\nChange this.', file=sys.stderr); sys.exit(2)", "Change this.", ""),
         ("raise ValueError('odd')", "ValueError: odd", "Traceback"),
         ("import os; os.kill(os.getpid(), 9)", "prepare.py ended with status -9", ""),
-        ("import sys; sys.exit(75)", "prepare.py ended with status 75", ""),
     ],
 )
 def test_a_preparation_that_fails_is_one_line(code, line, shown, tmp_path, monkeypatch, capsys):

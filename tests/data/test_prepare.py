@@ -188,7 +188,7 @@ pathlib.Path("begun").touch()
         ("time.sleep(60)", Interrupted, "asked"),
         ("stop()", Interrupted, "Stopped by SIGTERM."),
         ("print('a\\nmistake', file=sys.stderr); sys.exit(2)", UserError, "mistake"),
-        ("sys.exit(1)", subprocess.CalledProcessError, "exit status 1"),
+        ("sys.exit(1)", UserError, "ended with status 1"),
     ],
 )
 def test_a_preparation_does_not_outlive_who_waits_for_it(tmp_path, monkeypatch, last, raised, said):
