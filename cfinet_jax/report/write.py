@@ -26,8 +26,18 @@ from cfinet_jax.report.tables import outcome_table, settings
 from cfinet_jax.tables import escape, percent
 
 
-def write_report(workdir: epath.Path, metrics: dict, results: Columns, prepared: Prepared, config: ConfigDict) -> None:
-    """Leaves `report.md`, the pictures that it shows, and `report.html`, which holds them, in the workdir."""
+def write_report(
+    workdir: epath.Path,
+    metrics: dict,
+    results: Columns,
+    prepared: Prepared,
+    config: ConfigDict,
+    run: epath.Path,
+) -> None:
+    """Leaves `report.md`, the pictures that it shows, and `report.html`, which holds them, in the workdir.
+
+    The log and the settings that it shows are in `run`, to which it may be moved later.
+    """
     min_score = config.evaluation.overlay_min_score
     shown = list(entries(results.at_least(min_score)))
     counts = count_outcomes(prepared.coco, shown, prepared.category_ids, min_score)
@@ -37,10 +47,10 @@ def write_report(workdir: epath.Path, metrics: dict, results: Columns, prepared:
         "Scores": table(metrics),
         "Precision and recall": precision(workdir, metrics),
         **({"Proposals": proposals(metrics, config)} if "proposals" in metrics else {}),
-        "Training": training(workdir, protocol),
+        "Training": training(workdir, run / "metrics.jsonl", protocol),
         "Errors": errors(workdir, counts, prepared.classes, min_score),
         "Pictures": pictures(workdir, counts, shown, prepared, config),
-        "Settings": settings(workdir / "settings.json", config),
+        "Settings": settings(run / "settings.json", config),
     }
     boxes = metrics["boxes"][protocol.headline]
     headline = ", ".join(f"{name} {percent(metrics[name])}" for name in ("AP", "AP50", "AP75"))
@@ -48,7 +58,7 @@ def write_report(workdir: epath.Path, metrics: dict, results: Columns, prepared:
     text += "".join(f"\n## {name}\n\n{section.rstrip()}\n" for name, section in sections.items())
     (workdir / "report.md").write_text(text)
     (workdir / "report.html").write_text(to_html(text, title, workdir))
-    print(f"Report: {workdir / 'report.html'}", flush=True)
+    print(f"Report: {run / 'report.html'}", flush=True)
 
 
 def precision(workdir: epath.Path, metrics: dict) -> str:
@@ -86,9 +96,8 @@ def proposals(metrics: dict, config: ConfigDict) -> str:
     )
 
 
-def training(workdir: epath.Path, protocol: Protocol) -> str:
+def training(workdir: epath.Path, log: epath.Path, protocol: Protocol) -> str:
     """What the log says, if there is one that can be read: a run too short to have logged a step has results too."""
-    log = workdir / "metrics.jsonl"
     if not log.exists():
         return "Not trained in this folder: there is no metrics.jsonl."
     try:
