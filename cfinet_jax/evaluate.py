@@ -123,6 +123,7 @@ def write_results(workdir: epath.Path, scored: Scored, prepared: dataset.Prepare
     left in DOTA's files too, in `dota`.
     """
     metrics, results, tally = scored
+    (workdir / UNFINISHED).rmtree(missing_ok=True)  # what an evaluation left that broke off
     folder = workdir if in_bucket(workdir) else workdir / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))

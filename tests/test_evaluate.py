@@ -104,6 +104,8 @@ def test_results_are_replaced_when_all_of_them_are_written(broken, run, monkeypa
         patch.setattr(broken if "." in broken else f"cfinet_jax.evaluate.{broken}", fail)
         write_results(workdir, other, prepared, config)
     assert contents(workdir) == before
+    (workdir / "results.unfinished" / "overlays").mkdir(parents=True, exist_ok=True)
+    (workdir / "results.unfinished" / "stale.txt").touch()
     write_results(workdir, other, prepared, config)
     assert json.loads((workdir / "metrics.json").read_text())["AP"] == 0.75
     assert contents(workdir).keys() == before.keys() and not (workdir / "results.unfinished").exists()
