@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import dataset, mesh, processes
 from cfinet_jax.batches import eval_batches, windows_of
+from cfinet_jax.buckets import in_bucket
+from cfinet_jax.errors import UserError
 from cfinet_jax.merging import Found, merge, stitch
 from cfinet_jax.metrics.dota import write_task1
 from cfinet_jax.metrics.proposals import LIMITS, OBJECT, Tally, summarise, tally_proposals
@@ -24,8 +26,11 @@ from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.progress import Progress
 from cfinet_jax.report.write import write_report
 from cfinet_jax.run import check_batches, check_boxes, discover_sizes
-from cfinet_jax.run_log import has_learnt, write_settings
+from cfinet_jax.run_log import has_learnt, read_settings, write_settings
 from cfinet_jax.trained import Detect, detection, trained_variables
+
+UNFINISHED = "results.unfinished"  # a folder in the workdir
+EVALUATED = "evaluated.json"  # says what data the results in the workdir are of
 
 
 class Window(NamedTuple):
@@ -111,23 +116,55 @@ def score_split(results: Columns, proposals: Columns | None, prepared: dataset.P
 
 
 def write_results(workdir: epath.Path, scored: Scored, prepared: dataset.Prepared, config: ConfigDict) -> None:
-    """Leaves `metrics.json`, `detections.json` and `metrics.md` in the workdir, then the report made of them.
+    """Leaves `metrics.json`, `detections.json`, `metrics.md` and the report made of them in the workdir.
 
+    They replace those of an earlier evaluation when all of them are written; a bucket has no folders to rename.
     `proposals.npz` holds the tally of every image, of which `--mode=ablate` makes intervals. Oriented detections are
     left in DOTA's files too, in `dota`.
     """
     metrics, results, tally = scored
-    (workdir / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    write_coco(results, workdir / "detections.json")
+    (workdir / UNFINISHED).rmtree(missing_ok=True)  # what an evaluation left that broke off
+    folder = workdir if in_bucket(workdir) else workdir / UNFINISHED
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (folder / EVALUATED).write_text(json.dumps(evaluated(prepared, config)))
+    write_coco(results, folder / "detections.json")
     if tally is not None:
-        with (workdir / "proposals.npz").open("wb") as file:
+        with (folder / "proposals.npz").open("wb") as file:
             np.savez_compressed(file, **tally._asdict())
     if prepared.boxes == "oriented":
         names = {image["id"]: epath.Path(image["file_name"]).stem for image in prepared.coco["images"]}
         classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
-        write_task1(results, names, classes, workdir / "dota")
-    (workdir / "metrics.md").write_text(table(metrics))
-    write_report(workdir, metrics, results, prepared, config)
+        write_task1(results, names, classes, folder / "dota")
+    (folder / "metrics.md").write_text(table(metrics))
+    write_report(folder, metrics, results, prepared, config, workdir)
+    if folder != workdir:
+        for path in folder.iterdir():
+            if path.is_dir():
+                (workdir / path.name).rmtree(missing_ok=True)
+            path.replace(workdir / path.name)
+        folder.rmdir()
+
+
+def evaluated(prepared: dataset.Prepared, config: ConfigDict) -> dict[str, Any]:
+    """The data that results are of."""
+    return {"data set": config.dataset.name, "split": config.dataset.eval_split, "images": len(prepared)}
+
+
+def check_replaceable(workdir: epath.Path, now: dict[str, Any]) -> None:
+    """Refuse to replace results of another data set or split; results of earlier revisions are of the run's own."""
+    facts = read_settings(workdir)
+    if not (workdir / "metrics.json").exists() or facts is None:
+        return
+    before = {"data set": facts["config"]["dataset"]["name"], "split": facts["config"]["dataset"]["eval_split"]}
+    if (workdir / EVALUATED).exists():
+        before = json.loads((workdir / EVALUATED).read_text())
+    if any(before[key] != now[key] for key in before):
+        held, new = (", ".join(f"{key} {each[key]}" for key in before) for each in (before, now))
+        raise UserError(
+            f"{workdir} holds results of other data ({held}; now {new}): move its metrics.json elsewhere, and they are "
+            "replaced."
+        )
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
@@ -137,11 +174,14 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     check_batches(config, over.size)
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
     check_boxes(config.dataset, prepared)
+    check_replaceable(workdir, evaluated(prepared, config))
     detector = build_detector(config.detector, len(prepared.classes))
     variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
     if not has_learnt(workdir):  # a published detector, and perhaps another one before it
         facts = prepared.classes, prepared.category_ids
         processes.by_the_first(lambda: write_settings(config, workdir, *facts))
+    if not in_bucket(workdir):  # fails before the work where the workdir is not writable
+        processes.by_the_first(lambda: (workdir / UNFINISHED).mkdir(parents=True, exist_ok=True))
     results, proposals = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config, over)
     scored = score_split(results, proposals, prepared, config.evaluation.protocol)
     processes.by_the_first(lambda: write_results(workdir, scored, prepared, config))

@@ -51,10 +51,7 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
     check_numbers(used)
     seen, learnt = used.dataset.stored_size, recorded_sizes(facts)["stored_size"]
     if learnt is not None and any(side < before for side, before in zip(seen, learnt, strict=False)):
-        raise UserError(
-            f"dataset.stored_size is {seen}, smaller than {learnt}, which the model in {workdir} has learnt with: "
-            "leave it out, or make it larger."
-        )
+        raise UserError(f"dataset.stored_size is {seen}, but {workdir} has learnt with {learnt}: make it no smaller.")
     detector = build_detector(used.detector, len(classes))
     variables = trained_variables(used, detector, classes, workdir)
     return Trained(detector, variables, classes, category_ids), used

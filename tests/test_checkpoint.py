@@ -1,5 +1,6 @@
 """A checkpoint gives back the whole state and the place in the data, or says why it cannot."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -214,3 +215,40 @@ def test_a_checkpoint_without_checksums_opens(two, tmp_path):
     assert json.loads(path.read_text()).keys() > {"data", "step", "params/part0/kernel"}
     path.unlink()
     assert restored_step(workdir) == 7
+
+
+def put_file(folder: Path) -> None:
+    """Puts a file where a folder was."""
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+
+
+def read_only(*_, **__) -> None:
+    """Refuses to write."""
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+CHANGES = {  # of the workdir under a run
+    "deleted": lambda workdir: shutil.rmtree(workdir),
+    "renamed": lambda workdir: workdir.rename(workdir.with_name("renamed")),
+    "checkpoints deleted": lambda workdir: shutil.rmtree(workdir / "checkpoints"),
+    "a file for the workdir": put_file,
+    "a file for the checkpoints": lambda workdir: put_file(workdir / "checkpoints"),
+    "a closed disk": lambda workdir: None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_workdir_that_changes_under_a_run_ends_it_in_one_line(change, two, tmp_path, monkeypatch):
+    workdir = Path(shutil.copytree(two, tmp_path / "run"))
+    with checkpoint.open_checkpoints(epath.Path(workdir)) as checkpoints:
+        checkpoint.restore(checkpoints, make_state())
+        CHANGES[change](workdir)
+        if change == "a closed disk":
+            monkeypatch.setattr(type(epath.Path()), "mkdir", read_only)
+        with pytest.raises(Unwritable, match="Checkpoint 9 cannot be written to .*: make room") as error:
+            checkpoint.save(checkpoints, make_state(9), POSITION)
+        assert "\n" not in str(error.value)
+    kept = next((folder for folder in (workdir, tmp_path / "renamed") if (folder / "checkpoints" / "7").exists()), None)
+    if kept:
+        assert restored_step(kept) == 7

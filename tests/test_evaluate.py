@@ -1,19 +1,26 @@
 """Detecting over a split: what windows find is merged, picture by picture."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import mesh
+from cfinet_jax import evaluate, mesh
 from cfinet_jax.dataset import open_dataset
-from cfinet_jax.evaluate import detect_split, score_split
+from cfinet_jax.errors import UserError
+from cfinet_jax.evaluate import check_replaceable, detect_split, evaluated, score_split, write_results
+from cfinet_jax.metrics.results import columns
+from cfinet_jax.run_log import write_settings
 from configs import scenes
 from data.scenes.render import render_scene
 from data.scenes.scenes_dataset_builder import Builder
+from tests import tiny
 
 
 def find_the_truth(_, batch) -> tuple[SimpleNamespace, SimpleNamespace]:
@@ -61,3 +68,80 @@ def test_every_object_is_found_once(overlap, tmp_path):
     assert none is None
     del metrics["proposals"]
     assert score_split(results, None, prepared, "coco").metrics == metrics
+
+
+@pytest.fixture
+def run(tiny_scenes, tmp_path) -> tuple:
+    """A workdir with settings, the config, and the scores of having found nothing."""
+    config, workdir = tiny.tiny_config(), epath.Path(tmp_path, "run")
+    config.dataset.data_dir = str(tiny_scenes)
+    prepared = open_dataset(config.dataset, "test")
+    write_settings(config, workdir, prepared.classes, prepared.category_ids)
+    return workdir, config, prepared, score_split(columns([]), None, prepared, "coco")
+
+
+def contents(workdir: epath.Path) -> dict[str, bytes]:
+    """Every file of a run that is not left from an evaluation that broke off."""
+    files = (path for path in Path(workdir).rglob("*") if path.is_file() and "results.unfinished" not in str(path))
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+BREAKS = ("write_coco", "table", "write_report", "cfinet_jax.report.write.to_html", "cfinet_jax.report.write.pictures")
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_results_are_replaced_when_all_of_them_are_written(broken, run, monkeypatch):
+    workdir, config, prepared, scored = run
+    write_results(workdir, scored, prepared, config)
+    before = contents(workdir)
+    assert {"metrics.json", "metrics.md", "detections.json", "report.html", "evaluated.json"} < before.keys()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    other = scored._replace(metrics=scored.metrics | {"AP": 0.75})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(broken if "." in broken else f"cfinet_jax.evaluate.{broken}", fail)
+        write_results(workdir, other, prepared, config)
+    assert contents(workdir) == before
+    (workdir / "results.unfinished" / "overlays").mkdir(parents=True, exist_ok=True)
+    (workdir / "results.unfinished" / "stale.txt").touch()
+    write_results(workdir, other, prepared, config)
+    assert json.loads((workdir / "metrics.json").read_text())["AP"] == 0.75
+    assert contents(workdir).keys() == before.keys() and not (workdir / "results.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"split": "val"}, "(data set scenes, split test, images 8; now data set scenes, split val, images 8)"),
+        ({"data set": "mine"}, "now data set mine, split test"),
+        ({"images": 9}, "images 8; now data set scenes, split test, images 9"),
+        ({"data set": "mine", "split": "train", "images": 1}, "now data set mine, split train, images 1"),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_results_of_other_data_are_not_replaced_unasked(change, said, known, run):
+    workdir, config, prepared, scored = run
+    now = evaluated(prepared, config)
+    check_replaceable(workdir, now | change)  # there are none
+    write_results(workdir, scored, prepared, config)
+    if not known:  # results of an earlier revision are of the data in the settings
+        (workdir / "evaluated.json").unlink()
+    check_replaceable(workdir, now)
+    if known or change.keys() != {"images"}:
+        with pytest.raises(UserError, match="move its metrics.json elsewhere, and they are replaced") as error:
+            check_replaceable(workdir, now | change)
+        assert not known or said in str(error.value)
+    (workdir / "metrics.json").rename(workdir / "kept.json")
+    check_replaceable(workdir, now | change)
+
+
+def test_a_workdir_that_cannot_be_written_is_found_before_the_work(run, monkeypatch):
+    workdir, config, prepared, _ = run
+    (workdir / "checkpoints" / "7").mkdir(parents=True)
+    (workdir / "results.unfinished").write_text("in the way")
+    monkeypatch.setattr(evaluate, "trained_variables", lambda *_: {})
+    monkeypatch.setattr(evaluate, "detect_split", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(OSError, match="results.unfinished"):
+        evaluate.evaluate(config, workdir)

@@ -27,6 +27,7 @@ def test_training_leaves_everything(trained):
         "lock",
         "metrics.json",
         "metrics.jsonl",
+        "evaluated.json",
         "metrics.md",
         "overlays",
         "proposals.npz",

@@ -52,6 +52,9 @@ def test_a_run_leaves_scores_detections_and_a_report(trained):
 
 def test_another_split_is_scored(trained):
     flags = "--mode=evaluate", "--config.dataset.eval_split=test"
+    status, _, errors = tiny.call_main(*arguments(trained), *flags)
+    assert status == 2 and "holds results of other data" in errors
+    (trained / "run" / "metrics.json").rename(trained / "run" / "metrics_train.json")
     status, output, errors = tiny.call_main(*arguments(trained), *flags)
     assert (status, errors) == (0, ""), errors
     assert "AP50" in output

@@ -73,7 +73,7 @@ def test_a_window_smaller_than_those_learnt_with_is_refused(tmp_path):
     height, width = config.dataset.stored_size
     for smaller in ((height - 1, width), (height, 32)):
         config.dataset.stored_size = smaller
-        with pytest.raises(UserError, match="dataset.stored_size is .*, smaller than .* learnt with: leave it out"):
+        with pytest.raises(UserError, match="dataset.stored_size is .*, but .* has learnt with .*: make it no smaller"):
             open_trained(workdir, config)
     config.dataset.stored_size = (height, 2 * width)
     with pytest.raises(UserError, match="No checkpoint in"):

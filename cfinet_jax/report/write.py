@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.dataset import Prepared
 from cfinet_jax.errors import UserError
-from cfinet_jax.files import replace_text
 from cfinet_jax.metrics.errors import KINDS, MISSED, TRUE, count_outcomes
 from cfinet_jax.metrics.proposals import SHOWN
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
@@ -27,8 +26,18 @@ from cfinet_jax.report.tables import outcome_table, settings
 from cfinet_jax.tables import escape, percent
 
 
-def write_report(workdir: epath.Path, metrics: dict, results: Columns, prepared: Prepared, config: ConfigDict) -> None:
-    """Leaves `report.md`, the pictures that it shows, and `report.html`, which holds them, in the workdir."""
+def write_report(
+    workdir: epath.Path,
+    metrics: dict,
+    results: Columns,
+    prepared: Prepared,
+    config: ConfigDict,
+    run: epath.Path,
+) -> None:
+    """Leaves `report.md`, the pictures that it shows, and `report.html`, which holds them, in the workdir.
+
+    The log and the settings that it shows are in `run`, to which it may be moved later.
+    """
     min_score = config.evaluation.overlay_min_score
     shown = list(entries(results.at_least(min_score)))
     counts = count_outcomes(prepared.coco, shown, prepared.category_ids, min_score)
@@ -38,18 +47,18 @@ def write_report(workdir: epath.Path, metrics: dict, results: Columns, prepared:
         "Scores": table(metrics),
         "Precision and recall": precision(workdir, metrics),
         **({"Proposals": proposals(metrics, config)} if "proposals" in metrics else {}),
-        "Training": training(workdir, protocol),
+        "Training": training(workdir, run / "metrics.jsonl", protocol),
         "Errors": errors(workdir, counts, prepared.classes, min_score),
         "Pictures": pictures(workdir, counts, shown, prepared, config),
-        "Settings": settings(workdir / "settings.json", config),
+        "Settings": settings(run / "settings.json", config),
     }
     boxes = metrics["boxes"][protocol.headline]
     headline = ", ".join(f"{name} {percent(metrics[name])}" for name in ("AP", "AP50", "AP75"))
     text = f"# {escape(title)}\n\n**{headline}** on {len(prepared):,} images with {boxes:,} boxes to find.\n"
     text += "".join(f"\n## {name}\n\n{section.rstrip()}\n" for name, section in sections.items())
-    replace_text(workdir / "report.md", text)
-    replace_text(workdir / "report.html", to_html(text, title, workdir))
-    print(f"Report: {workdir / 'report.html'}", flush=True)
+    (workdir / "report.md").write_text(text)
+    (workdir / "report.html").write_text(to_html(text, title, workdir))
+    print(f"Report: {run / 'report.html'}", flush=True)
 
 
 def precision(workdir: epath.Path, metrics: dict) -> str:
@@ -87,9 +96,8 @@ def proposals(metrics: dict, config: ConfigDict) -> str:
     )
 
 
-def training(workdir: epath.Path, protocol: Protocol) -> str:
+def training(workdir: epath.Path, log: epath.Path, protocol: Protocol) -> str:
     """What the log says, if there is one that can be read: a run too short to have logged a step has results too."""
-    log = workdir / "metrics.jsonl"
     if not log.exists():
         return "Not trained in this folder: there is no metrics.jsonl."
     try:

@@ -30,7 +30,7 @@ def report(folder, log: str | None = None, overlays: int = 3, **others) -> tuple
     results = some_detections(prepared)
     config.evaluation.overlays = overlays
     metrics = score(prepared.coco, results, PROTOCOLS["coco"]) | others
-    write_report(epath.Path(folder), metrics, columns(results), prepared, config)
+    write_report(epath.Path(folder), metrics, columns(results), prepared, config, epath.Path(folder))
     return (folder / "report.md").read_text(), html_page.parse((folder / "report.html").read_text())
 
 
