@@ -25,7 +25,7 @@ from cfinet_jax.metrics.table import table
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.progress import Progress
 from cfinet_jax.report.write import write_report
-from cfinet_jax.run import check_batches, check_boxes, discover_sizes
+from cfinet_jax.run import check_batches, check_boxes, discover
 from cfinet_jax.run_log import has_learnt, read_settings, write_settings
 from cfinet_jax.trained import Detect, detection, trained_variables
 
@@ -170,7 +170,7 @@ def check_replaceable(workdir: epath.Path, now: dict[str, Any]) -> None:
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     """Scores what `trained_variables` finds on `dataset.eval_split` and writes the results into the workdir."""
     over = mesh.make_mesh()
-    config = discover_sizes(config, workdir)
+    config = discover(config, workdir)
     check_batches(config, over.size)
     prepared = dataset.open_dataset(config.dataset, config.dataset.eval_split)
     check_boxes(config.dataset, prepared)

@@ -40,6 +40,19 @@ class Run:
     state: TrainState
 
 
+def discover(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """Return the config with everything that the data decide: sizes as `discover_sizes`, and the grey range.
+
+    Raises:
+      UserError: a value is out of its range, or the data cannot be opened.
+    """
+    config = discover_sizes(config, workdir)
+    if greys := dataset.grey_range(config.dataset):
+        print(f"dataset.grey_range {greys}: these values become black and white in pictures of more than 8 bits.")
+        config = with_sizes(config, grey_range=greys)
+    return config
+
+
 def discover_sizes(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """The config with sizes where it leaves them open: those of the run in the workdir, or room for all of the data.
 
@@ -49,9 +62,6 @@ def discover_sizes(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     if has_learnt(workdir) and (facts := read_settings(workdir)) is not None:
         config = with_sizes(config, **recorded_sizes(facts))
     check_values(config)
-    if greys := dataset.grey_range(config.dataset):
-        print(f"dataset.grey_range {greys}: these values become black and white in pictures of more than 8 bits.")
-        config = with_sizes(config, grey_range=greys)
     settings = config.dataset
     if all(settings[key] is not None for key in OPEN):
         return config

@@ -22,7 +22,7 @@ from cfinet_jax.lock import locked
 from cfinet_jax.metrics.table import table
 from cfinet_jax.models.detector import Detector
 from cfinet_jax.progress import Progress
-from cfinet_jax.run import Run, create_run, discover_sizes, first_state
+from cfinet_jax.run import Run, create_run, discover, first_state
 from cfinet_jax.run_log import RunLog, write_settings
 from cfinet_jax.structures import Batch
 from cfinet_jax.train_state import TrainState
@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, programs: dict[str, Any] 
     workdir = user_path(workdir)
     if config.training.on_nonfinite not in ON_NONFINITE:
         raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
-    config = discover_sizes(config, workdir)
+    config = discover(config, workdir)
     run = create_run(config)
     size = config.dataset.batch_size
     steps = -(-config.training.images // size)

@@ -17,7 +17,7 @@ from cfinet_jax.analyse.contents import Contents, overlaps_with_anchors, read_co
 from cfinet_jax.batches import views
 from cfinet_jax.errors import UserError
 from cfinet_jax.files import replace_text
-from cfinet_jax.run import check_boxes, create_run, discover_sizes
+from cfinet_jax.run import check_boxes, create_run, discover
 from cfinet_jax.structures import BOX_NUMBERS
 from cfinet_jax.tables import escape
 from cfinet_jax.train_state import empty_batch
@@ -28,7 +28,7 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of anchors, to compare the confi
 
 def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     """Prints what it finds and leaves it as `analysis.md` and `analysis.png` in the workdir."""
-    config = discover_sizes(config, workdir)
+    config = discover(config, workdir)
     settings = config.dataset
     learnt = dataset.open_dataset(settings, settings.train_split)
     check_boxes(settings, learnt)

@@ -15,7 +15,7 @@ from cfinet_jax.profile import table
 from cfinet_jax.profile.costs import CONTAINERS, costs
 from cfinet_jax.profile.peaks import peak_of
 from cfinet_jax.profile.trace import measure, recorded
-from cfinet_jax.run import Run, create_run, discover_sizes, first_state
+from cfinet_jax.run import Run, create_run, discover, first_state
 from cfinet_jax.training import compile_step, make_step
 
 WARM_UP, STEPS = 3, 5  # steps before the trace, which fill the memory and the loader, and steps in it
@@ -31,7 +31,7 @@ def profile(config: ConfigDict, workdir: epath.PathLike) -> dict[str, Any]:
       UserError: what a training would refuse.
     """
     workdir = epath.Path(workdir)
-    config = discover_sizes(config, workdir)
+    config = discover(config, workdir)
     folder = workdir / "profile"
     folder.mkdir(parents=True, exist_ok=True)
     run = create_run(config)
