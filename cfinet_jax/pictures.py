@@ -1,13 +1,17 @@
 """Pictures as files: which there are, how large, and their pixels."""
 
+import io
+import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
 from etils import epath
 from PIL import Image, UnidentifiedImageError
 
+from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -28,13 +32,24 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
     return files
 
 
-def files_in(folder: epath.Path) -> Iterator[epath.Path]:
-    """Every file in a folder and its folders, by name."""
+def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterator[epath.Path]:
+    """Every file in a folder and its folders, by name; links back to a folder that they lie in are passed over."""
+    above = (above or frozenset(map(identity, folder.resolve().parents))) | {identity(folder)}
     for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            yield from files_in(path)
-        else:
+        if not path.is_dir():
             yield path
+        elif identity(path) in above:
+            print(f"{path} is a link back to a folder that it lies in, skipped")
+        else:
+            yield from files_in(path, above)
+
+
+def identity(folder: epath.Path) -> Any:
+    """A value that only this folder has, whatever path or link leads to it."""
+    if in_bucket(folder):
+        return folder
+    status = os.stat(folder)  # noqa: PTH116 (epath's lacks these numbers)
+    return status.st_dev, status.st_ino
 
 
 def upright_size(file: epath.Path) -> tuple[int, int]:
@@ -48,6 +63,15 @@ def upright_size(file: epath.Path) -> tuple[int, int]:
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         return 1, 1
     return (width, height) if turned else (height, width)
+
+
+def orientation_of(encoded: bytes) -> int:
+    """The EXIF orientation of an image file, 1 where it has none."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as picture:
+            return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Reads a COCO JSON file with its images: what is sound becomes records, everything else is counted and named."""
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,10 +12,11 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
-from cfinet_jax.pictures import decode_bgr
+from cfinet_jax.pictures import decode_bgr, orientation_of
 from cfinet_jax.records import COLUMNS
 from data.coco.boxes import BOXES
-from data.journal import Journal, state_of
+from data.journal import Journal, Trait, state_of
+from data.oddities import check_content
 from data.threads import map_images
 
 ANY_CLASS = -1  # label of a region in which objects of every class are to be ignored
@@ -35,6 +37,7 @@ class Split(NamedTuple):
     account: dict[str, Any]
     files: tuple[epath.Path, ...]  # that describe it; a folder stands for the label files in it
     pictures: Callable[[int], bytes] | None = None  # of the record at an index, which then holds it, and has no path
+    labels: tuple[epath.Path, ...] = ()  # label files of the images, whether they exist or not
 
 
 def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal, boxes: str = "horizontal") -> Split:
@@ -75,8 +78,8 @@ def check_split(
         raise UserError(f"annotation file {path} names no class: add at least one")
     labels = {key: ANY_CLASS for key in names} | {key: label for label, key in enumerate(categories)}
     problems: dict[str, list[str]] = defaultdict(list)
-    files = {image["id"]: image["file_name"] for image in coco["images"]}
-    annotations = group_by_image(coco["annotations"], files, problems)
+    names = {image["id"]: image["file_name"] for image in coco["images"]}
+    annotations = group_by_image(coco["annotations"], names, problems)
 
     described = [read_image(image, annotations[image["id"]], labels, folder, boxes) for image in coco["images"]]
     images = [each for each, _ in described]
@@ -90,6 +93,7 @@ def check_split(
         for name, entries in of_objects.items():
             problems[name] += entries
         records.append(each)
+    check_content(path, coco, annotations, problems)
     if not records:
         raise UserError(f"no image of {path} can be used ({summary(problems)}): check the folder {folder}")
     if split == "train" and all(all(each["objects"]["ignore"]) for each in records):
@@ -107,7 +111,8 @@ def check_split(
         "most_objects": max(len(each["objects"]["id"]) for each in records),
         "problems": dict(problems),
     }
-    return Split(records, categories, account, (path, *{file.parent for file in label_files}))
+    files = (path, *{file.parent for file in label_files})
+    return Split(records, categories, account, files, labels=tuple(label_files))
 
 
 def load_coco(path: epath.Path, translate: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -189,10 +194,15 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
     if not known:
         picture = decode(encoded)
         size = None if picture is None else picture.shape[:2]
-        journal.note(state, size, task(picture) if task and size == stated else None)
+        journal.note(state, size, task(picture) if task and size == stated else None, trait_of(encoded))
     if journal.sizes[state] is None:
         return "image broken or cut short, skipped"
     return None if journal.sizes[state] == stated else "image of another size than stated, skipped"
+
+
+def trait_of(encoded: bytes) -> Trait:
+    """The hash of an image file and its EXIF orientation, 1 where it has none."""
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest(), orientation_of(encoded)
 
 
 def decode(encoded: bytes) -> np.ndarray | None:
@@ -208,8 +218,15 @@ def read_image(
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """An image with its annotations as a record, and what is wrong with these."""
     problems: dict[str, list[str]] = defaultdict(list)
-    objects = (read_object(entry, image, labels, problems, boxes) for entry in entries)
-    return record(image, folder, [entry for entry in objects if entry], boxes), problems
+    objects: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for entry in entries:
+        found = read_object(entry, image, labels, problems, boxes)
+        if found:
+            # Two annotations are the same if they differ in nothing but their ids.
+            key = (found["bbox"], *found.get("poly", ()), found["label"], found["ignore"], found["iscrowd"])
+            if objects.setdefault(key, found) is not found:
+                problems["annotation given twice, one kept"].append(describe(entry, image["file_name"]))
+    return record(image, folder, [*objects.values()], boxes), problems
 
 
 def read_object(

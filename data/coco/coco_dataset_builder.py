@@ -15,6 +15,7 @@ from cfinet_jax.records import features
 from data.coco.annotations import Split, summary
 from data.features import columns
 from data.journal import Journal
+from data.oddities import compare_splits
 
 SHARD = 400  # records in a file; TFDS holds those of one file, which are up to 100 MiB of pictures
 
@@ -82,6 +83,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         try:
             with Journal(self.unfinished) as journal:
                 splits = self.read(journal)
+                compare_splits(splits, journal.seen)
             files = sorted({str(file) for content in splits.values() for file in content.files})
             return splits, {"files": files, "state": state(files)}
         except OSError as error:  # `data/prepare.py` takes others for a failure to write
