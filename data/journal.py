@@ -14,6 +14,7 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 
+JOURNAL = "checked.jsonl"
 State = tuple[str, int, int]  # a picture as a file: path, bytes, time of its last change
 Trait = tuple[str, int]  # hash of the file, EXIF orientation
 Size = tuple[int, int] | None  # height and width; None: it cannot be decoded
@@ -29,7 +30,7 @@ class Journal:
     """
 
     def __init__(self, folder: epath.Path) -> None:
-        self.folder, self.file, self.lock = folder, folder / "checked.jsonl", threading.Lock()
+        self.folder, self.file, self.lock = folder, folder / JOURNAL, threading.Lock()
         try:
             known = dict(read_lines(self.file)) if self.file.exists() else {}
             self.sizes = {state: size for state, (size, _, _) in known.items()}

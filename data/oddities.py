@@ -81,7 +81,7 @@ def suspect_boxes(boxes: list[tuple[Any, tuple[float, float]]]) -> str | None:
     return suspect_units(values, sizes) or ("sides below a pixel" if np.mean(tiny) > MOST else None)
 
 
-def compare_splits(splits: Mapping[str, Any], seen: Mapping[str, list[Any]]) -> None:
+def compare_splits(splits: Mapping[str, Any], seen: Mapping[str, tuple[str, int]]) -> None:
     """Note in the accounts of splits what is odd about them together.
 
     `seen` has the hash of the content, and the EXIF orientation, of the images that were read, by path.
@@ -101,8 +101,9 @@ def compare_splits(splits: Mapping[str, Any], seen: Mapping[str, list[Any]]) -> 
             if orientation != 1 and record["objects"]["id"]:
                 problems.setdefault(TURNED, []).append(record["file_name"])
         for folder in sorted({file.parent for file in content.labels}):
-            files = (file for file in sorted(folder.iterdir()) if file.suffix in LABELS and file.name != "classes.txt")
-            strays = [file.name for file in files if str(file) not in described] if folder.is_dir() else []
+            files = sorted(folder.iterdir()) if folder.is_dir() else []
+            strays = [file for file in files if file.suffix in LABELS and str(file) not in described]
+            strays = [file.name for file in strays if file.name != "classes.txt"]  # labelling tools write it
             described |= {str(folder / name) for name in strays}
             if strays:
-                problems["label file that belongs to no image, skipped"] = strays
+                problems.setdefault("label file that belongs to no image, skipped", []).extend(strays)

@@ -5,7 +5,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from etils import epath
@@ -27,6 +27,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # keys and their types
     "categories": {"id": object, "name": str},
 }
 Task = Callable[[np.ndarray], Any]  # what is made of a decoded picture, B G R, as the journal is to know it
+Read = TypeVar("Read")
 
 
 class Split(NamedTuple):
@@ -38,6 +39,23 @@ class Split(NamedTuple):
     files: tuple[epath.Path, ...]  # that describe it; a folder stands for the label files in it
     pictures: Callable[[int], bytes] | None = None  # of the record at an index, which then holds it, and has no path
     labels: tuple[epath.Path, ...] = ()  # label files of the images, whether they exist or not
+
+
+def read_splits(readers: Mapping[str, Callable[[], Read]]) -> dict[str, Read]:
+    """Read every split; a `test` that cannot be used is printed and left out, so that the others can be.
+
+    Raises:
+      UserError: another split cannot be used, or there is no other.
+    """
+    read = {}
+    for split, reader in readers.items():
+        try:
+            read[split] = reader()
+        except UserError as error:
+            if split != "test" or len(readers) == 1:
+                raise
+            print(f"The split 'test' cannot be used and is left out: {error}")
+    return read
 
 
 def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal, boxes: str = "horizontal") -> Split:

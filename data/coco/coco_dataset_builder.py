@@ -12,7 +12,7 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.own_data import state
 from cfinet_jax.records import features
-from data.coco.annotations import Split, summary
+from data.coco.annotations import Split, read_splits, summary
 from data.features import columns
 from data.journal import Journal
 from data.oddities import compare_splits
@@ -66,7 +66,9 @@ class Builder(tfds.core.ShardBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, list[Callable[[], Iterator]]]:
         splits, record = self._read_recorded()
-        categories = check_same_categories(splits)
+        first = next((split for split in splits if split != "test"), "test")
+        splits = read_splits({split: partial(check_same_categories, first, split, splits) for split in splits})
+        categories = splits[first].categories
         named = {"classes": list(categories.values()), "category_ids": list(categories), "boxes": self.boxes}
         self.info.metadata.update(self.origin, **record, **named)
         accounts = {split: content.account for split, content in splits.items()}
@@ -106,10 +108,11 @@ def keyed(content: Split, indices: range, boxes: str) -> Iterator[tuple[int, dic
         yield record["image_id"], record | own | {"objects": columns(record["objects"], boxes)}
 
 
-def check_same_categories(splits: Mapping[str, Split]) -> dict[int, str]:
-    """The categories that all splits agree on."""
-    (first, content), *others = splits.items()
-    for split, other in others:
-        if other.categories != content.categories:
-            raise UserError(f"splits '{first}' and '{split}' name different categories: make their JSON files agree")
-    return content.categories
+def check_same_categories(first: str, split: str, splits: Mapping[str, Split]) -> Split:
+    """Return a split that has the categories of the first one."""
+    ours, theirs = (set(splits[name].categories.items()) for name in (first, split))
+    only = {first: sorted(ours - theirs), split: sorted(theirs - ours)}
+    listed = "; ".join(f"only in '{name}': {str(dict(some))[1:-1]}" for name, some in only.items() if some)
+    if listed:
+        raise UserError(f"splits '{first}' and '{split}' name different categories ({listed}): make them agree")
+    return splits[split]

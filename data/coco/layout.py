@@ -1,12 +1,13 @@
 """Finds the annotation files of a folder and the images they speak of, where nobody has named them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from data.coco.annotations import Split, check_split, load_coco, read_split
+from data.coco.annotations import Split, check_split, load_coco, read_split, read_splits
 from data.journal import Journal
 
 SPLITS = ("train", "val", "test")
@@ -27,7 +28,9 @@ def read_named(
     annotations: Mapping[str, tuple[epath.Path, epath.Path]], journal: Journal, boxes: str = "horizontal"
 ) -> dict[str, Split]:
     """The splits of a (JSON file, image folder) each."""
-    return {split: read_split(split, *paths, journal, boxes) for split, paths in annotations.items()}
+    return read_splits(
+        {split: partial(read_split, split, *paths, journal, boxes) for split, paths in annotations.items()}
+    )
 
 
 def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") -> dict[str, Split]:
@@ -42,7 +45,9 @@ def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") 
             f"{source} holds neither data.yaml (YOLO) nor COCO files ({listed(ANNOTATIONS, SPLITS)}): "
             "rename them, or name them with --annotations SPLIT=JSON[,IMAGES]"
         )
-    return {split: read_beside(split, load_coco(path), path, source, journal, boxes) for split, path in found.items()}
+    return read_splits(
+        {split: partial(read_beside, split, load_coco, path, source, journal, boxes) for split, path in found.items()}
+    )
 
 
 def find_splits(source: epath.Path, names: Sequence[str], splits: Sequence[str]) -> dict[str, epath.Path]:
@@ -74,13 +79,14 @@ def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> ep
 
 def read_beside(
     split: str,
-    coco: dict[str, Any],
+    load: Callable[[epath.Path], dict[str, Any]],
     path: epath.Path,
     source: epath.Path,
     journal: Journal,
     boxes: str = "horizontal",
 ) -> Split:
-    """A split, described in the file `path`, whose images lie somewhere in `source`."""
+    """A split, described in the file `path` for `load`, whose images lie somewhere in `source`."""
+    coco = load(path)
     folders = [folder for name in IMAGES for folder in sorted(source.glob(name.format(split=split)))]
     folder = folder_of(coco["images"], [source, path.parent, *folders])
     return check_split(split, coco, path, folder, journal, boxes=boxes)

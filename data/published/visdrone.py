@@ -3,12 +3,13 @@
 The format and what is scored are those of the published toolkit, https://github.com/VisDrone/VisDrone2018-DET-toolkit.
 """
 
+from functools import partial
 from typing import Any
 
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from data.coco.annotations import Split, check_split
+from data.coco.annotations import Split, check_split, read_splits
 from data.coco.label_files import coco_of, number, whole
 from data.journal import Journal
 
@@ -37,7 +38,7 @@ def read_visdrone(source: epath.Path, journal: Journal) -> dict[str, Split]:
     found = {split: source / name for split, name in FOLDERS.items() if (source / name).is_dir()}
     if not found:
         raise UserError(f"{source} holds none of {', '.join(FOLDERS.values())}: --source is the folder they lie in")
-    return {split: read_folder(split, folder, source, journal) for split, folder in found.items()}
+    return read_splits({split: partial(read_folder, split, folder, source, journal) for split, folder in found.items()})
 
 
 def read_folder(split: str, folder: epath.Path, source: epath.Path, journal: Journal) -> Split:

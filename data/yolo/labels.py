@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import yaml
@@ -9,7 +10,7 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import find_pictures
-from data.coco.annotations import Split, check_split
+from data.coco.annotations import Split, check_split, read_splits
 from data.coco.label_files import coco_of, number, whole
 from data.coco.layout import SPLITS
 from data.journal import Journal
@@ -26,15 +27,17 @@ def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
     names = class_names(description.get("names"), path)
     root = find_root(source, text_of(description, "path", path))
     places = find_splits(description, root, path)
-    images = {split: images_in(found) for split, found in places.items()}  # of all splits, before a picture is read
-    splits = {}
-    for split, found in images.items():
-        labels = [label_file(image) for image in found]
-        coco = coco_of(zip(found, labels, strict=True), names, root, read_label)
+    # Of all splits, before a picture is read.
+    images = read_splits({split: partial(images_in, found) for split, found in places.items()})
+
+    def read(split: str) -> Split:
+        labels = [label_file(image) for image in images[split]]
+        coco = coco_of(zip(images[split], labels, strict=True), names, root, read_label)
         content = check_split(split, coco, path, root, journal, labels)
         lists = [place for place in places[split] if not place.is_dir()]
-        splits[split] = content._replace(files=(*content.files, *lists))
-    return splits
+        return content._replace(files=(*content.files, *lists))
+
+    return read_splits({split: partial(read, split) for split in images})
 
 
 def load_description(path: epath.Path) -> dict[str, Any]:
