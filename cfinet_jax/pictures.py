@@ -70,7 +70,7 @@ def orientation_of(encoded: bytes) -> int:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as picture:
             return int(picture.getexif().get(ORIENTATION, 1))
-    except Exception:
+    except Exception:  # Pillow raises much, and OpenCV turns nothing whose EXIF data are damaged
         return 1
 
 

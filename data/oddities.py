@@ -11,6 +11,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
 from cfinet_jax.metrics.units import MIN_BOXES, suspect_units
 from cfinet_jax.own_data import LABELS
+from data.coco.boxes import are_numbers
 
 MOST = 0.5  # share of the boxes; in no sound file so many are cut, skipped or below a pixel
 BOX_PROBLEMS = ("box", "oriented box", "polygon is not")  # beginnings of what is noted of a single box
@@ -18,14 +19,17 @@ TURNED = "image with an EXIF orientation, turned upright: check that its boxes a
 Groups = Mapping[int, Sequence[dict[str, Any]]]  # annotations by the id of their image
 
 
-def check_content(path: epath.Path, coco: dict[str, Any], groups: Groups, problems: Mapping[str, list[str]]) -> None:
+def check_content(
+    path: epath.Path, coco: dict[str, Any], groups: Groups, problems: Mapping[str, list[str]], boxes: str
+) -> None:
     """Refuse the content of a COCO file that nothing sensible can be learnt from.
 
     Raises:
       UserError: classes share a name, an image is listed again, or classes or boxes follow another convention.
     """
     names = {entry["id"]: entry["name"].strip() for entry in coco["categories"]}
-    check_classes(path, names, {entry.get("category_id") for group in groups.values() for entry in group})
+    used = [entry.get("category_id") for group in groups.values() for entry in group]
+    check_classes(path, names, {key for key in used if isinstance(key, int)})
     listed = Counter(str(epath.Path(image["file_name"])) for image in coco["images"])
     repeated = [name for name, count in listed.items() if count > 1]
     if repeated:
@@ -34,30 +38,26 @@ def check_content(path: epath.Path, coco: dict[str, Any], groups: Groups, proble
             f"{listed[repeated[0]]} times): make them one entry each, which all annotations of the image refer to"
         )
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
-    boxes = [(entry.get("bbox"), sizes[key]) for key, group in groups.items() for entry in group if "poly" not in entry]
-    suspicion = suspect_boxes([pair for pair in boxes if is_box(pair[0])])
+    pairs = ((entry.get("bbox"), sizes[key]) for key, group in groups.items() for entry in group)
+    upright = [pair for pair in pairs if boxes == "horizontal" and are_numbers(pair[0], 4)]
+    suspicion = suspect_boxes(upright)
     bad = [(problem, name) for problem, names in problems.items() if problem.startswith(BOX_PROBLEMS) for name in names]
-    count = sum(map(len, groups.values()))
-    if suspicion is None and len(bad) >= max(MIN_BOXES, MOST * count):
-        suspicion = f"those of other images ({len(bad)} of {count}, for example {bad[0][1]}: {bad[0][0]})"
+    if suspicion is None and len(bad) >= max(MIN_BOXES, MOST * len(used)):
+        suspicion = f"those of other images ({len(bad)} of {len(used)}, for example {bad[0][1]}: {bad[0][0]})"
     if suspicion:
         raise UserError(f"the boxes of {path} look like {suspicion}: convert them, or correct the image sizes")
 
 
-def check_classes(path: epath.Path, names: Mapping[int, str], used: set[Any]) -> None:
+def check_classes(path: epath.Path, names: Mapping[int, str], numbers: set[int]) -> None:
     """Refuse classes that share a name, and annotations that number them from 1 where they begin at 0, or the reverse.
 
     Regions to ignore may have several categories.
     """
     classes = {key: name for key, name in sorted(names.items()) if not is_regions(name)}
-    ids: dict[str, list[int]] = {}
-    for key, name in classes.items():
-        ids.setdefault(name, []).append(key)
-    for name, same in ids.items():
-        if len(same) > 1:
-            listed = " and ".join(map(str, same))
-            raise UserError(f"{path} gives the name '{name}' to the classes {listed}: rename them, or merge them")
-    numbers = {key for key in used if isinstance(key, int)}
+    for name, count in Counter(classes.values()).items():
+        if count > 1:
+            same = " and ".join(str(key) for key in classes if classes[key] == name)
+            raise UserError(f"{path} gives the name '{name}' to the classes {same}: rename them, or merge them")
     for beyond, opposite in ((max(classes) + 1, min(classes)), (min(classes) - 1, max(classes))):
         shifted = beyond >= 0 and beyond not in names and numbers <= {*names, beyond}
         if shifted and beyond in numbers and opposite not in numbers:
@@ -65,11 +65,6 @@ def check_classes(path: epath.Path, names: Mapping[int, str], used: set[Any]) ->
                 f"{path} numbers its classes {min(classes)} to {max(classes)}, but the annotations use {min(numbers)} "
                 f"to {max(numbers)}: number them alike (YOLO begins at 0)"
             )
-
-
-def is_box(box: Any) -> bool:
-    """Whether a box is four numbers, whatever they are."""
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(each, int | float) for each in box)
 
 
 def suspect_boxes(boxes: list[tuple[Any, tuple[float, float]]]) -> str | None:

@@ -41,21 +41,21 @@ class Split(NamedTuple):
     labels: tuple[epath.Path, ...] = ()  # label files of the images, whether they exist or not
 
 
-def read_splits(readers: Mapping[str, Callable[[], Read]]) -> dict[str, Read]:
-    """Read every split; a `test` that cannot be used is printed and left out, so that the others can be.
+def read_splits(found: Mapping[str, Any], read: Callable[[str, Any], Read]) -> dict[str, Read]:
+    """Read what was found of every split; a `test` that cannot be used is printed and left out beside others.
 
     Raises:
       UserError: another split cannot be used, or there is no other.
     """
-    read = {}
-    for split, reader in readers.items():
+    results = {}
+    for split, place in found.items():
         try:
-            read[split] = reader()
+            results[split] = read(split, place)
         except UserError as error:
-            if split != "test" or len(readers) == 1:
+            if split != "test" or len(found) == 1:
                 raise
             print(f"The split 'test' cannot be used and is left out: {error}")
-    return read
+    return results
 
 
 def read_split(split: str, path: epath.Path, folder: epath.Path, journal: Journal, boxes: str = "horizontal") -> Split:
@@ -111,7 +111,7 @@ def check_split(
         for name, entries in of_objects.items():
             problems[name] += entries
         records.append(each)
-    check_content(path, coco, annotations, problems)
+    check_content(path, coco, annotations, problems, boxes)
     if not records:
         raise UserError(f"no image of {path} can be used ({summary(problems)}): check the folder {folder}")
     if split == "train" and all(all(each["objects"]["ignore"]) for each in records):

@@ -67,8 +67,8 @@ class Builder(tfds.core.ShardBasedBuilder):
     ) -> dict[str, list[Callable[[], Iterator]]]:
         splits, record = self._read_recorded()
         first = next((split for split in splits if split != "test"), "test")
-        splits = read_splits({split: partial(check_same_categories, first, split, splits) for split in splits})
         categories = splits[first].categories
+        splits = read_splits(splits, partial(check_same_categories, first, categories))
         named = {"classes": list(categories.values()), "category_ids": list(categories), "boxes": self.boxes}
         self.info.metadata.update(self.origin, **record, **named)
         accounts = {split: content.account for split, content in splits.items()}
@@ -108,11 +108,11 @@ def keyed(content: Split, indices: range, boxes: str) -> Iterator[tuple[int, dic
         yield record["image_id"], record | own | {"objects": columns(record["objects"], boxes)}
 
 
-def check_same_categories(first: str, split: str, splits: Mapping[str, Split]) -> Split:
-    """Return a split that has the categories of the first one."""
-    ours, theirs = (set(splits[name].categories.items()) for name in (first, split))
+def check_same_categories(first: str, categories: dict[int, str], split: str, content: Split) -> Split:
+    """Return the content of a split if it has the categories of the first one."""
+    ours, theirs = categories.items(), content.categories.items()
     only = {first: sorted(ours - theirs), split: sorted(theirs - ours)}
     listed = "; ".join(f"only in '{name}': {str(dict(some))[1:-1]}" for name, some in only.items() if some)
     if listed:
         raise UserError(f"splits '{first}' and '{split}' name different categories ({listed}): make them agree")
-    return splits[split]
+    return content

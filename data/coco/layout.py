@@ -1,7 +1,6 @@
 """Finds the annotation files of a folder and the images they speak of, where nobody has named them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from etils import epath
@@ -28,9 +27,7 @@ def read_named(
     annotations: Mapping[str, tuple[epath.Path, epath.Path]], journal: Journal, boxes: str = "horizontal"
 ) -> dict[str, Split]:
     """The splits of a (JSON file, image folder) each."""
-    return read_splits(
-        {split: partial(read_split, split, *paths, journal, boxes) for split, paths in annotations.items()}
-    )
+    return read_splits(annotations, lambda split, paths: read_split(split, *paths, journal, boxes))
 
 
 def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") -> dict[str, Split]:
@@ -45,9 +42,7 @@ def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") 
             f"{source} holds neither data.yaml (YOLO) nor COCO files ({listed(ANNOTATIONS, SPLITS)}): "
             "rename them, or name them with --annotations SPLIT=JSON[,IMAGES]"
         )
-    return read_splits(
-        {split: partial(read_beside, split, load_coco, path, source, journal, boxes) for split, path in found.items()}
-    )
+    return read_splits(found, lambda split, path: read_beside(split, load_coco, path, source, journal, boxes))
 
 
 def find_splits(source: epath.Path, names: Sequence[str], splits: Sequence[str]) -> dict[str, epath.Path]:

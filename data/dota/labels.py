@@ -42,9 +42,7 @@ def read_dota(source: epath.Path, journal: Journal) -> dict[str, Split]:
     if not found:
         raise UserError(f"{source} holds no SPLIT/labelTxt/NAME.txt (SPLIT is {', '.join(SPLITS)})")
     ids = {name: place for place, name in enumerate(class_names(itertools.chain(*found.values())), start=1)}
-    return read_splits(
-        {split: partial(read_folder, split, source / split, labels, ids, journal) for split, labels in found.items()}
-    )
+    return read_splits(found, lambda split, labels: read_folder(split, source / split, labels, ids, journal))
 
 
 def class_names(labels: itertools.chain[epath.Path]) -> list[str]:

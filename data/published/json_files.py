@@ -35,9 +35,7 @@ def read_layout(layout: Layout, source: epath.Path, journal: Journal) -> dict[st
             f"{source} holds no annotations ({listed(layout.annotations, layout.splits)}): "
             "give --source the folder in which they lie as published"
         )
-    return read_splits(
-        {split: partial(read_beside, split, layout.read, path, source, journal) for split, path in found.items()}
-    )
+    return read_splits(found, lambda split, path: read_beside(split, layout.read, path, source, journal))
 
 
 def read_tiny_person(path: epath.Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 The format and what is scored are those of the published toolkit, https://github.com/VisDrone/VisDrone2018-DET-toolkit.
 """
 
-from functools import partial
 from typing import Any
 
 from etils import epath
@@ -38,7 +37,7 @@ def read_visdrone(source: epath.Path, journal: Journal) -> dict[str, Split]:
     found = {split: source / name for split, name in FOLDERS.items() if (source / name).is_dir()}
     if not found:
         raise UserError(f"{source} holds none of {', '.join(FOLDERS.values())}: --source is the folder they lie in")
-    return read_splits({split: partial(read_folder, split, folder, source, journal) for split, folder in found.items()})
+    return read_splits(found, lambda split, folder: read_folder(split, folder, source, journal))
 
 
 def read_folder(split: str, folder: epath.Path, source: epath.Path, journal: Journal) -> Split:

@@ -2,7 +2,6 @@
 
 import math
 import re
-from functools import partial
 from typing import Any
 
 import yaml
@@ -27,17 +26,16 @@ def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
     names = class_names(description.get("names"), path)
     root = find_root(source, text_of(description, "path", path))
     places = find_splits(description, root, path)
-    # Of all splits, before a picture is read.
-    images = read_splits({split: partial(images_in, found) for split, found in places.items()})
 
-    def read(split: str) -> Split:
-        labels = [label_file(image) for image in images[split]]
-        coco = coco_of(zip(images[split], labels, strict=True), names, root, read_label)
+    def read(split: str, found: list[epath.Path]) -> Split:
+        labels = [label_file(image) for image in found]
+        coco = coco_of(zip(found, labels, strict=True), names, root, read_label)
         content = check_split(split, coco, path, root, journal, labels)
         lists = [place for place in places[split] if not place.is_dir()]
         return content._replace(files=(*content.files, *lists))
 
-    return read_splits({split: partial(read, split) for split in images})
+    images = read_splits(places, lambda _, found: images_in(found))  # of all splits, before a picture is read
+    return read_splits(images, read)
 
 
 def load_description(path: epath.Path) -> dict[str, Any]:

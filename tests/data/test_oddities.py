@@ -90,7 +90,13 @@ def categories(*entries: tuple[int, str]) -> Callable[[Content], None]:
     return change
 
 
+def class_as_list(contents: Content) -> None:
+    contents["train"]["annotations"][0]["category_id"] = [1]
+    listed_again("val1.jpg")(contents)
+
+
 REFUSED = {
+    "a class as a list": (class_as_list, "lists 1 of 4 images several times"),
     "corners": (boxes_as(lambda x, y, w, h: (x + 25, y + 15, x + 25 + w, y + 15 + h)), "look like corners"),
     "centres": (boxes_as(lambda x, y, w, h: (WIDTH - w / 2, y, w, h)), "look like centres"),
     "shares": (boxes_as(lambda x, y, w, h: (x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT)), "look like shares"),
