@@ -1,4 +1,4 @@
-"""A workdir belongs to one training at a time."""
+"""A workdir belongs to one training at a time, and a data set to one preparation."""
 
 import contextlib
 import fcntl
@@ -18,13 +18,13 @@ class InUse(UserError):
 
 
 @contextlib.contextmanager
-def locked(workdir: epath.Path) -> Iterator[None]:
-    """Keeps every other training out of a workdir until this one ends, however it ends: the system lifts the lock.
+def locked(workdir: epath.Path, work: str = "training", option: str = "--workdir") -> Iterator[None]:
+    """Keep all other work of a kind out of a folder until this one ends, however it ends: the system lifts the lock.
 
     A store such as `gs://` has no locks.
 
     Raises:
-      InUse: another training is at work there.
+      InUse: another process is at work there.
       UserError: the workdir cannot be written, or not be read again.
     """
     if in_bucket(workdir):
@@ -36,17 +36,15 @@ def locked(workdir: epath.Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / "lock").open("a")
     except OSError as error:
-        raise UserError(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+        raise UserError(f"{workdir} cannot be written ({error}): choose another {option}.") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = (workdir / "lock").read_text().strip()
-            raise InUse(
-                f"{workdir} is in use ({holder}): wait for that training, or choose another --workdir."
-            ) from error
+            raise InUse(f"{workdir} is in use ({holder}): wait for that {work}, or choose another {option}.") from error
         except OSError as error:
-            print(f"{workdir} cannot be locked ({error}): start no second training in it.", flush=True)
+            print(f"{workdir} cannot be locked ({error}): start no second {work} in it.", flush=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

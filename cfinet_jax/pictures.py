@@ -1,5 +1,6 @@
 """Pictures as files: which there are, how large, and their pixels."""
 
+import io
 import os
 import warnings
 from collections import Counter
@@ -53,22 +54,32 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
     return files
 
 
-def files_in(folder: epath.Path, above: tuple[Any, ...] = ()) -> Iterator[epath.Path]:
-    """List every file in a folder and its folders, by name; a link to a folder that holds it is not followed.
+def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterator[epath.Path]:
+    """List every file in a folder and its folders, by name; links back to a folder that they lie in are passed over.
 
     Raises:
       UserError: a folder cannot be listed.
     """
     try:
-        own = folder if in_bucket(folder) else os.stat(folder)[1:3]  # noqa: PTH116 - the same through every link: inode and device
+        above = (above or frozenset(map(identity, folder.resolve().parents))) | {identity(folder)}
         paths = sorted(folder.iterdir())
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read ({error.strerror}): make it readable or move it") from error
-    for path in () if own in above else paths:
-        if path.is_dir():
-            yield from files_in(path, (*above, own))
-        else:
+    for path in paths:
+        if not path.is_dir():
             yield path
+        elif identity(path) in above:
+            print(f"{path} is a link back to a folder that it lies in, skipped")
+        else:
+            yield from files_in(path, above)
+
+
+def identity(folder: epath.Path) -> Any:
+    """A value that only this folder has, whatever path or link leads to it."""
+    if in_bucket(folder):
+        return folder
+    status = os.stat(folder)  # noqa: PTH116 (epath's lacks these numbers)
+    return status.st_dev, status.st_ino
 
 
 def is_regular(path: epath.Path) -> bool:
@@ -101,6 +112,15 @@ def upright_size(file: epath.Path) -> tuple[int, int] | None:
         return decode_image(read_bytes(file), str(file)).shape[:2]
     except (OSError, ValueError, UserError):
         return None
+
+
+def orientation_of(encoded: bytes) -> int:
+    """The EXIF orientation of an image file, 1 where it has none."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as picture:
+            return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises much, and OpenCV turns nothing whose EXIF data are damaged
+        return 1
 
 
 def decode_image(encoded: bytes, name: str, grey_range: Range | None = None) -> np.ndarray:

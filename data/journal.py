@@ -15,7 +15,9 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.outside import length_and_time
 
+JOURNAL = "checked.jsonl"
 State = tuple[str, int, int]  # a picture as a file: path, bytes, time of its last change
+Trait = tuple[str, int]  # hash of the file, EXIF orientation
 Size = tuple[int, int] | None  # height and width; None: it cannot be decoded
 
 
@@ -29,11 +31,12 @@ class Journal:
     """
 
     def __init__(self, folder: epath.Path) -> None:
-        self.folder, self.file, self.lock = folder, folder / "checked.jsonl", threading.Lock()
+        self.folder, self.file, self.lock = folder, folder / JOURNAL, threading.Lock()
         try:
             known = dict(read_lines(self.file)) if self.file.exists() else {}
-            self.sizes = {state: size for state, (size, _) in known.items()}
-            self.made = {state: made for state, (_, made) in known.items()}
+            self.sizes = {state: size for state, (size, _, _) in known.items()}
+            self.made = {state: made for state, (_, _, made) in known.items()}
+            self.seen = {path: trait for (path, *_), (_, trait, _) in known.items()}  # by path: the newest state counts
             folder.mkdir(parents=True, exist_ok=True)
             self.lines = self.file.open("a")
         except OSError as error:
@@ -41,12 +44,12 @@ class Journal:
         if self.sizes:
             print(f"{len(self.sizes):,} images were checked already, as {self.file} says")
 
-    def note(self, state: State, size: Size, made: Any) -> None:
-        """Keeps the size of a picture, and what JSON can hold of what was made of it: a line outlives this process."""
+    def note(self, state: State, size: Size, made: Any, trait: Trait) -> None:
+        """Keep on disk a picture's size, its trait, and what JSON can hold of what was made of it."""
         with self.lock:
-            self.sizes[state], self.made[state] = size, made
+            self.sizes[state], self.made[state], self.seen[state[0]] = size, made, trait
             try:
-                self.lines.write(f"\n{json.dumps([state, size, made])}")  # its own line, whatever was there before
+                self.lines.write(f"\n{json.dumps([state, size, trait, made])}")  # on a line by itself
                 self.lines.flush()
             except OSError as error:
                 raise self.unwritable(error) from error
@@ -66,14 +69,14 @@ class Journal:
             self.folder.rmtree()
 
 
-def read_lines(file: epath.Path) -> Iterator[tuple[State, tuple[Size, Any]]]:
+def read_lines(file: epath.Path) -> Iterator[tuple[State, tuple[Size, Trait, Any]]]:
     """The whole lines of a journal's file."""
     for line in file.read_bytes().splitlines():
         try:
-            state, size, made = json.loads(line)
+            state, size, trait, made = json.loads(line)
         except ValueError:
             continue
-        yield tuple(state), (size and tuple(size), made)
+        yield tuple(state), (size and tuple(size), tuple(trait), made)
 
 
 def state_of(picture: epath.Path) -> State:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from cfinet_jax.buckets import matching, user_path  # noqa: E402
 from cfinet_jax.errors import Parser, UserError, exit_status  # noqa: E402
+from cfinet_jax.lock import locked  # noqa: E402
 from cfinet_jax.own_data import absolute  # noqa: E402
 from cfinet_jax.records import COLUMNS  # noqa: E402
 from data import record_files  # noqa: E402
@@ -21,7 +22,7 @@ from data.coco.annotations import Split  # noqa: E402
 from data.coco.coco_dataset_builder import Builder as CocoBuilder  # noqa: E402
 from data.coco.layout import read_found, read_named  # noqa: E402
 from data.dota.labels import read_dota  # noqa: E402
-from data.journal import Journal  # noqa: E402
+from data.journal import JOURNAL, Journal  # noqa: E402
 from data.published.json_files import LAYOUTS, read_layout  # noqa: E402
 from data.published.visdrone import read_visdrone  # noqa: E402
 from data.scenes.scenes_dataset_builder import Builder as ScenesBuilder  # noqa: E402
@@ -120,12 +121,17 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
         print(f"{builder.name} is already prepared in {builder.data_path}: delete this folder to prepare it again")
         return
     tfds.disable_progress_bar()  # the builders show their own, with the time left
-    try:
-        builder.download_and_prepare(file_format=record_files.FORMAT)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f"{builder.data_path} cannot be written ({error}): choose another --data_dir") from error
+    unfinished = epath.Path(builder.data_dir).parents[1] / f"{builder.name}.unfinished"
+    with locked(unfinished, "preparation", "--data_dir or --name"):
+        try:
+            builder.download_and_prepare(file_format=record_files.FORMAT)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(f"{builder.data_path} cannot be written ({error}): choose another --data_dir") from error
+        finally:
+            if not (unfinished / JOURNAL).exists():
+                unfinished.rmtree(missing_ok=True)
 
 
 def main() -> int:

@@ -96,8 +96,8 @@ def folder(tmp_path) -> Path:
     for split, size, boxes in (("train", (40, 60), 2), ("val", (33, 90), 0)):
         cv2.imwrite(str(tmp_path / f"{split}.png"), np.zeros((*size, 3), np.uint8))
         image = {"id": 1, "file_name": f"{split}.png", "height": size[0], "width": size[1]}
-        box = {"image_id": 1, "category_id": 1, "bbox": [3, 4, 5, 6]}
-        content = {"images": [image], "annotations": [box] * boxes, "categories": [{"id": 1, "name": "car"}]}
+        entries = [{"image_id": 1, "category_id": 1, "bbox": [3 + n, 4, 5, 6]} for n in range(boxes)]
+        content = {"images": [image], "annotations": entries, "categories": [{"id": 1, "name": "car"}]}
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     return tmp_path
 

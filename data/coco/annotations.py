@@ -1,9 +1,10 @@
 """Reads a COCO JSON file with its images: what is sound becomes records, everything else is counted and named."""
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from etils import epath
@@ -11,11 +12,12 @@ from etils import epath
 from cfinet_jax import outside
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import is_regions
-from cfinet_jax.pictures import decode_bgr, deep_values, extremes
+from cfinet_jax.pictures import decode_bgr, deep_values, extremes, orientation_of
 from cfinet_jax.records import COLUMNS
 from data.coco.boxes import BOXES
 from data.coco.values import FLAGS, convert, load_json
-from data.journal import Journal, state_of
+from data.journal import Journal, Trait, state_of
+from data.oddities import check_content
 from data.places import FOUND, SEVERAL, Places
 from data.threads import map_images
 
@@ -27,6 +29,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # keys and their types
     "categories": {"id": object, "name": str},
 }
 Task = Callable[[np.ndarray], Any]  # what is made of a decoded picture, B G R, as the journal is to know it
+Read = TypeVar("Read")
 
 
 class Split(NamedTuple):
@@ -37,6 +40,24 @@ class Split(NamedTuple):
     account: dict[str, Any]
     files: tuple[epath.Path, ...]  # that describe it; a folder stands for the label files in it
     pictures: Callable[[int], bytes] | None = None  # of the record at an index, which then holds it, and has no path
+    labels: tuple[epath.Path, ...] = ()  # label files of the images, whether they exist or not
+
+
+def read_splits(found: Mapping[str, Any], read: Callable[[str, Any], Read]) -> dict[str, Read]:
+    """Read what was found of every split; a `test` that cannot be used is printed and left out beside others.
+
+    Raises:
+      UserError: another split cannot be used, or there is no other.
+    """
+    results = {}
+    for split, place in found.items():
+        try:
+            results[split] = read(split, place)
+        except UserError as error:
+            if split != "test" or len(found) == 1:
+                raise
+            print(f"The split 'test' cannot be used and is left out: {error}")
+    return results
 
 
 def no_tasks(images: list[dict[str, Any]]) -> dict[int, Task]:
@@ -70,8 +91,8 @@ def check_split(
         raise UserError(f"annotation file {path} names no class: add at least one")
     labels = {key: ANY_CLASS for key in names} | {key: label for label, key in enumerate(categories)}
     problems: dict[str, list[str]] = defaultdict(list)
-    files = {image["id"]: image["file_name"] for image in coco["images"]}
-    annotations = group_by_image(coco["annotations"], files, problems)
+    names = {image["id"]: image["file_name"] for image in coco["images"]}
+    annotations = group_by_image(coco["annotations"], names, problems)
 
     described = [read_image(image, annotations[image["id"]], labels, folder, boxes) for image in coco["images"]]
     images = [each for each, _ in described]
@@ -89,6 +110,7 @@ def check_split(
         for name, entries in of_objects.items():
             problems[name] += entries
         records.append(each)
+    check_content(path, coco, annotations, problems, boxes)
     if not records:
         raise UserError(f"no image of {path} can be used ({summary(problems)}): check the folder {folder}")
     if split == "train" and all(all(each["objects"]["ignore"]) for each in records):
@@ -106,7 +128,8 @@ def check_split(
         "most_objects": max(len(each["objects"]["id"]) for each in records),
         "problems": dict(problems),
     }
-    return Split(records, categories, account, (path, *{file.parent for file in label_files}))
+    files = (path, *{file.parent for file in label_files})
+    return Split(records, categories, account, files, labels=tuple(label_files))
 
 
 def load_coco(
@@ -202,16 +225,20 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
     if not known:
         picture = decode(encoded)
         size, deep = (None, False) if picture is None else (picture.shape[:2], picture.dtype != np.uint8)
-        greys = {"greys": extremes(picture)} if deep else None
-        # What is made of a picture is made of 8 bits.
-        journal.note(
-            state, size, task(decode_bgr(encoded, "") if deep else picture) if task and size == stated else greys
-        )
+        made = {"greys": extremes(picture)} if deep else None
+        if task and size == stated:  # what is made of a picture is made of 8 bits
+            made = task(decode_bgr(encoded, "") if deep else picture)
+        journal.note(state, size, made, trait_of(encoded))
     if journal.sizes[state] is None:
         return "image broken or cut short, skipped"
     if journal.sizes[state] == stated[::-1] != stated:
         return "image with height and width swapped (turned by its EXIF orientation?), skipped"
     return None if journal.sizes[state] == stated else "image of another size than stated, skipped"
+
+
+def trait_of(encoded: bytes) -> Trait:
+    """The hash of an image file and its EXIF orientation, 1 where it has none."""
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest(), orientation_of(encoded)
 
 
 def decode(encoded: bytes) -> np.ndarray | None:
@@ -228,8 +255,15 @@ def read_image(
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """An image with its annotations as a record, and what is wrong with these."""
     problems: dict[str, list[str]] = defaultdict(list)
-    objects = (read_object(entry, image, labels, problems, boxes) for entry in entries)
-    return record(image, folder, [entry for entry in objects if entry], boxes), problems
+    objects: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for entry in entries:
+        found = read_object(entry, image, labels, problems, boxes)
+        if found:
+            # Two annotations are the same if they differ in nothing but their ids.
+            key = (found["bbox"], *found.get("poly", ()), found["label"], found["ignore"], found["iscrowd"])
+            if objects.setdefault(key, found) is not found:
+                problems["annotation given twice, one kept"].append(describe(entry, image["file_name"]))
+    return record(image, folder, [*objects.values()], boxes), problems
 
 
 def read_object(

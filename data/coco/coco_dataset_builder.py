@@ -14,9 +14,10 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.own_data import state
 from cfinet_jax.pictures import common_range
 from cfinet_jax.records import features
-from data.coco.annotations import Split, summary
+from data.coco.annotations import Split, read_splits, summary
 from data.features import columns
 from data.journal import Journal
+from data.oddities import compare_splits
 
 SHARD = 400  # records in a file; TFDS holds those of one file, which are up to 100 MiB of pictures
 
@@ -67,7 +68,9 @@ class Builder(tfds.core.ShardBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, list[Callable[[], Iterator]]]:
         splits, record = self._read_recorded()
-        categories = check_same_categories(splits)
+        first = next((split for split in splits if split != "test"), "test")
+        categories = splits[first].categories
+        splits = read_splits(splits, partial(check_same_categories, first, categories))
         named = {"classes": list(categories.values()), "category_ids": list(categories), "boxes": self.boxes}
         self.info.metadata.update(self.origin, **record, **named)
         accounts = {split: content.account for split, content in splits.items()}
@@ -84,6 +87,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         try:
             with Journal(self.unfinished) as journal:
                 splits = self.read(journal)
+                compare_splits(splits, journal.seen)
             files = sorted({str(file) for content in splits.values() for file in content.files})
             greys = [made["greys"] for made in journal.made.values() if isinstance(made, dict)]
             if found := common_range(greys):
@@ -109,10 +113,11 @@ def keyed(content: Split, indices: range, boxes: str) -> Iterator[tuple[int, dic
         yield record["image_id"], record | own | {"objects": columns(record["objects"], boxes)}
 
 
-def check_same_categories(splits: Mapping[str, Split]) -> dict[int, str]:
-    """The categories that all splits agree on."""
-    (first, content), *others = splits.items()
-    for split, other in others:
-        if other.categories != content.categories:
-            raise UserError(f"splits '{first}' and '{split}' name different categories: make their JSON files agree")
-    return content.categories
+def check_same_categories(first: str, categories: dict[int, str], split: str, content: Split) -> Split:
+    """Return the content of a split if it has the categories of the first one."""
+    ours, theirs = categories.items(), content.categories.items()
+    only = {first: sorted(ours - theirs), split: sorted(theirs - ours)}
+    listed = "; ".join(f"only in '{name}': {str(dict(some))[1:-1]}" for name, some in only.items() if some)
+    if listed:
+        raise UserError(f"splits '{first}' and '{split}' name different categories ({listed}): make them agree")
+    return content

@@ -1,13 +1,13 @@
 """Finds the annotation files of a folder and the images they speak of, where nobody has named them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
-from data.coco.annotations import Split, check_split, load_coco
+from data.coco.annotations import Split, check_split, load_coco, read_splits
 from data.journal import Journal
 from data.places import Places
 
@@ -36,11 +36,13 @@ def read_named(
     Raises:
       UserError: a file is not COCO as a whole, repeats an image id, or leaves nothing to use.
     """
-    splits = {}
-    for split, (path, folder) in annotations.items():
+
+    def read(split: str, paths: tuple[epath.Path, epath.Path]) -> Split:
+        path, folder = paths
         places = Places(folder, source or folder)
-        splits[split] = check_split(split, load_coco(path), path, folder, journal, boxes=boxes, places=places)
-    return splits
+        return check_split(split, load_coco(path), path, folder, journal, boxes=boxes, places=places)
+
+    return read_splits(annotations, read)
 
 
 def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") -> dict[str, Split]:
@@ -55,7 +57,7 @@ def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") 
             f"{source} holds neither data.yaml (YOLO) nor COCO files ({listed(ANNOTATIONS, SPLITS)}): "
             "rename them, or name them with --annotations SPLIT=JSON[,IMAGES]"
         )
-    return {split: read_beside(split, load_coco(path), path, source, journal, boxes) for split, path in found.items()}
+    return read_splits(found, lambda split, path: read_beside(split, load_coco, path, source, journal, boxes))
 
 
 def find_splits(source: epath.Path, names: Sequence[str], splits: Sequence[str]) -> dict[str, epath.Path]:
@@ -87,13 +89,14 @@ def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> ep
 
 def read_beside(
     split: str,
-    coco: dict[str, Any],
+    load: Callable[[epath.Path], dict[str, Any]],
     path: epath.Path,
     source: epath.Path,
     journal: Journal,
     boxes: str = "horizontal",
 ) -> Split:
-    """A split, described in the file `path`, whose images lie somewhere in `source`."""
+    """A split, described in the file `path` for `load`, whose images lie somewhere in `source`."""
+    coco = load(path)
     folders = [folder for name in IMAGES for folder in sorted(matching(source, name.format(split=split)))]
     folder = folder_of(coco["images"], [source, path.parent, *folders])
     return check_split(split, coco, path, folder, journal, boxes=boxes, places=Places(source))

@@ -15,7 +15,7 @@ from etils import epath
 from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import ENDINGS
-from data.coco.annotations import Split, check_split
+from data.coco.annotations import Split, check_split, read_splits
 from data.coco.label_files import coco_of, number, read_lines
 from data.coco.layout import SPLITS
 from data.journal import Journal
@@ -43,7 +43,7 @@ def read_dota(source: epath.Path, journal: Journal) -> dict[str, Split]:
     if not found:
         raise UserError(f"{source} holds no SPLIT/labelTxt/NAME.txt (SPLIT is {', '.join(SPLITS)})")
     ids = {name: place for place, name in enumerate(class_names(itertools.chain(*found.values())), start=1)}
-    return {split: read_folder(split, source / split, labels, ids, journal) for split, labels in found.items()}
+    return read_splits(found, lambda split, labels: read_folder(split, source / split, labels, ids, journal))
 
 
 def class_names(labels: itertools.chain[epath.Path]) -> list[str]:

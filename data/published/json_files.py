@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from data.coco.annotations import Split, load_coco
+from data.coco.annotations import Split, load_coco, read_splits
 from data.coco.layout import SPLITS, find_splits, listed, read_beside
 from data.coco.values import FLAGS
 from data.journal import Journal
@@ -36,7 +36,7 @@ def read_layout(layout: Layout, source: epath.Path, journal: Journal) -> dict[st
             f"{source} holds no annotations ({listed(layout.annotations, layout.splits)}): "
             "give --source the folder in which they lie as published"
         )
-    return {split: read_beside(split, layout.read(path), path, source, journal) for split, path in found.items()}
+    return read_splits(found, lambda split, path: read_beside(split, layout.read, path, source, journal))
 
 
 def read_tiny_person(path: epath.Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from etils import epath
 
 from cfinet_jax.buckets import matching
 from cfinet_jax.errors import UserError
-from data.coco.annotations import Split, check_split
+from data.coco.annotations import Split, check_split, read_splits
 from data.coco.label_files import coco_of, number, whole
 from data.journal import Journal
 
@@ -38,7 +38,7 @@ def read_visdrone(source: epath.Path, journal: Journal) -> dict[str, Split]:
     found = {split: source / name for split, name in FOLDERS.items() if (source / name).is_dir()}
     if not found:
         raise UserError(f"{source} holds none of {', '.join(FOLDERS.values())}: --source is the folder they lie in")
-    return {split: read_folder(split, folder, source, journal) for split, folder in found.items()}
+    return read_splits(found, lambda split, folder: read_folder(split, folder, source, journal))
 
 
 def read_folder(split: str, folder: epath.Path, source: epath.Path, journal: Journal) -> Split:

@@ -10,7 +10,7 @@ from etils import epath
 from cfinet_jax import outside
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import find_pictures
-from data.coco.annotations import Split, check_split
+from data.coco.annotations import Split, check_split, read_splits
 from data.coco.label_files import coco_of, number, whole
 from data.coco.layout import SPLITS
 from data.journal import Journal
@@ -29,17 +29,17 @@ def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
     places = Places(source)
     root = find_root(places, text_of(description, "path", path))
     found_in = find_splits(description, root, path, places)
-    images = {
-        split: images_in(found, places) for split, found in found_in.items()
-    }  # of all splits, before a picture is read
-    splits = {}
-    for split, found in images.items():
+
+    def read(split: str, found: list[epath.Path]) -> Split:
         labels = [label_file(image) for image in found]
         coco = coco_of(zip(found, labels, strict=True), names, root, read_label)
         content = check_split(split, coco, path, root, journal, labels, places=places)
         lists = [place for place in found_in[split] if not place.is_dir()]
-        splits[split] = content._replace(files=(*content.files, *lists))
-    return splits
+        return content._replace(files=(*content.files, *lists))
+
+    # Of all splits, before a picture is read.
+    images = read_splits(found_in, lambda _, found: images_in(found, places))
+    return read_splits(images, read)
 
 
 def load_description(path: epath.Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -30,7 +31,10 @@ VISDRONE = ["pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle"
 
 def picture(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
+    cv2.imwrite(
+        str(path),
+        np.random.default_rng(zlib.crc32(str(path).encode())).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8),
+    )
 
 
 def write(path: Path, content: dict) -> None:
