@@ -1,6 +1,7 @@
 """Checkpoints: the whole train state and the position in the data (the only module that knows orbax)."""
 
 import contextlib
+import glob
 import json
 import logging
 import shutil
@@ -29,6 +30,12 @@ ARRAYS = ocp.type_handlers.create_type_handler_registry(
 CHECKSUMS = "checksums.json"  # in the folder of a checkpoint
 # Everything else that Orbax raises while it reads, a bare Exception among it, comes from damaged files.
 NO_DAMAGE = (UserError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
+
+
+def check_workdir(workdir: epath.Path) -> None:
+    """Refuse a workdir in which Orbax, which takes its own path for a pattern, could not read what it has written."""
+    if not in_bucket(workdir) and glob.has_magic(str(workdir.resolve())):
+        raise UserError(f"{workdir.resolve()} has one of [ * ? in it: choose another --workdir, without them.")
 
 
 def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) -> ocp.CheckpointManager:

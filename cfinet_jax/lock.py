@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import glob
 import os
 import socket
 from collections.abc import Iterator
@@ -25,13 +24,11 @@ def locked(workdir: epath.Path, work: str = "training", option: str = "--workdir
 
     Raises:
       InUse: another process is at work there.
-      UserError: the workdir cannot be written, or not be read again.
+      UserError: the workdir cannot be written.
     """
     if in_bucket(workdir):
         yield
         return
-    if glob.has_magic(str(workdir.resolve())):  # Orbax would write checkpoints that it cannot read again
-        raise UserError(f"{workdir.resolve()} has one of [ * ? in it: choose another --workdir, without them.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / "lock").open("a")

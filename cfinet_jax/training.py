@@ -56,6 +56,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, programs: dict[str, Any] 
         request = opened.enter_context(requests())
 
         def claim() -> None:
+            checkpoint.check_workdir(workdir)
             opened.enter_context(locked(workdir))
             write_settings(config, workdir, run.training.classes, run.training.category_ids)
 

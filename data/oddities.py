@@ -30,7 +30,7 @@ def check_content(
     names = {entry["id"]: entry["name"].strip() for entry in coco["categories"]}
     used = [entry.get("category_id") for group in groups.values() for entry in group]
     check_classes(path, names, {key for key in used if isinstance(key, int)})
-    listed = Counter(str(epath.Path(image["file_name"])) for image in coco["images"])
+    listed = Counter(epath.Path(image["file_name"].replace("://", "/")).as_posix() for image in coco["images"])
     repeated = [name for name, count in listed.items() if count > 1]
     if repeated:
         raise UserError(
