@@ -251,14 +251,21 @@ def extremes(values: np.ndarray) -> Range:
 
 
 def common_range(found: Sequence[Range]) -> Range | None:
-    """The range of grey values of a whole data set, from the `extremes` of its pictures; None if it has only 8 bits.
+    """Find the range of grey values of a whole data set, and say it; None if all of its pictures have 8 bits.
 
-    One picture in a hundred may be darker, and one brighter.
+    `found` are the `extremes` of the others, of which one in a hundred may be darker, and one brighter.
     """
     if not found:
         return None
     low, high = np.quantile([low for low, _ in found], 0.01), np.quantile([high for _, high in found], 0.99)
-    return float(low), float(high if high > low else low + 1)
+    high = high if high > low else low + 1
+    faint = sum(darkest + (high - low) / 10 > brightest for darkest, brightest in found)
+    print(
+        f"Grey values of pictures with more than 8 bits: {low:g} becomes black and {high:g} white (dataset.grey_range)."
+        + (f" {faint} of {len(found)} such pictures use less than a tenth of it: keep them apart." if faint else ""),
+        flush=True,
+    )
+    return float(low), float(high)
 
 
 def check_range(given: Any) -> Range | None:

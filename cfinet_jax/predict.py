@@ -184,11 +184,6 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
         raise UserError(f"{overlays} would be overwritten and holds the pictures: choose another --output.")
     trained, config = open_trained(workdir, config)
     if config.dataset.get("grey_range") is None and (greys := grey_range_of(files)):
-        print(
-            f"The detector knows no grey values beyond 8 bits: {greys[0]:g} becomes black and {greys[1]:g} white, "
-            "as in these pictures; --config.dataset.grey_range sets it.",
-            flush=True,
-        )
         config = with_sizes(config, grey_range=greys)
     model = Model(trained, config)
     names = [str(file.relative_to(images)) if file != images else file.name for file in files]

@@ -219,13 +219,17 @@ def test_pictures_of_8_bits_are_what_they_were(encoding):
         np.testing.assert_array_equal(decode_image(content, encoding, grey_range), plain)
 
 
-def test_a_missing_value_is_dark_and_an_outlier_changes_nothing():
+def test_a_missing_value_is_dark_and_an_outlier_changes_nothing(capsys):
     values = np.linspace(280, 310, 10_000, dtype=np.float32).reshape(100, 100)
     values[0, :2] = np.nan, np.inf
     read = deep_values(cv2.imencode(".tiff", values)[1].tobytes(), "kelvin.tiff")
     assert np.isfinite(read).all() and read[0, 0] == read.min()
     whole = [(280.0, 310.0)] * 200
-    assert common_range([*whole, (0.0, 65535.0)]) == (280.0, 310.0)
+    assert common_range([*whole, (0.0, 65535.0)]) == (280.0, 310.0)  # the outlier uses all of it
+    assert "keep them apart" not in capsys.readouterr().out
+    common_range([(0.0, 1.0), (7000.0, 8500.0), (0.0, 65535.0)])
+    said = capsys.readouterr().out
+    assert "becomes black" in said and "2 of 3 such pictures use less than a tenth of it: keep them apart" in said
     assert common_range([]) is None and common_range([(5.0, 5.0)]) == (5.0, 6.0)
 
 

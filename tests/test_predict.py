@@ -311,12 +311,12 @@ def test_pictures_of_16_bits_are_scaled_alike_and_it_is_said(trained, large, tmp
     said = {
         name: call(trained, tmp_path / name, tmp_path / f"{name}.out")[1] for name in ("eight", "twelve", "thermal")
     }
-    assert "grey values" not in said["eight"]
+    assert "Grey values" not in said["eight"]
     for name in ("twelve", "thermal"):
-        assert said[name].count("knows no grey values beyond 8 bits") == 1
+        assert said[name].count("becomes black and") == 1
         assert results(tmp_path / f"{name}.out") == results(tmp_path / "eight.out")
     given = "--config.dataset.grey_range=(0, 4095)"
-    assert "grey values" not in call(trained, tmp_path / "twelve", tmp_path / "given.out", given)[1]
+    assert "Grey values" not in call(trained, tmp_path / "twelve", tmp_path / "given.out", given)[1]
 
 
 @pytest.mark.parametrize("kind", ["H W", "PIL", "list of all"])
