@@ -1,5 +1,7 @@
 """Pictures as files: which there are, how large, and their pixels."""
 
+import contextlib
+import functools
 import io
 import os
 import warnings
@@ -10,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from etils import epath
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import UserError
@@ -24,9 +26,11 @@ UNREAD = """arw cr2 cr3 cur dcm dcx dds dng exr fit fits heic heif hif icns ico 
 sgi svg tga xbm xpm"""
 ENDINGS, UNREADABLE = (tuple(f".{kind}" for kind in kinds.split()) for kinds in (READ, UNREAD))
 ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+PLANAR = 0x011C  # the tag of a TIFF
 # Beginnings of files that may have more than 8 bits a value: TIFF, PNM, AVIF and JPEG 2000, HDR.
 DEEP = (b"II", b"MM", b"P", b"\0\0\0", b"\xff\x4f", b"#?")
 Range = tuple[float, float]  # the values that become 0 and 255
+say_once = functools.cache(functools.partial(print, flush=True))
 # Formats of which Pillow's header says the size that OpenCV decodes; it ignores the orientation of an AVIF, for one.
 AGREED = ("BMP", "DIB", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 
@@ -174,15 +178,62 @@ def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
     return np.where(known, values, values[known].min() if known.any() else 0).astype(np.float32)
 
 
+def open_picture(file: epath.Path, grey_range: Range | None) -> np.ndarray:
+    """Read a picture file of any depth, as `as_picture` gives it. Raises `UserError` where it cannot be read."""
+    try:
+        encoded = read_bytes(file)
+    except OSError as error:
+        raise UserError(f"image {file} cannot be read ({error})") from error
+    values = deep_values(encoded, str(file))
+    if values is None:
+        return decode_image(encoded, str(file))
+    return as_picture(values, None, f"image {file}") if grey_range is None else scaled(values, grey_range)
+
+
+def as_picture(given: Any, grey_range: Range | None, name: str = "picture") -> np.ndarray:
+    """Convert a PIL picture or an array to uint8 [height, width, 3] R G B.
+
+    An array is [height, width] or [height, width, 1, 3 or 4] of uint8, uint16 or float; the fourth value is left out.
+    `grey_range` becomes 0 to 255. Floats in 0..1 are shares of white unless the range lies there as well.
+
+    Raises:
+      UserError: it is anything else.
+    """
+    values = np.asarray(of_pil(given) if isinstance(given, Image.Image) else given)
+    shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
+    real = values.dtype.kind == "f" and bool(np.isfinite(values).all())
+    shares = real and values.size > 0 and values.min() >= 0 and values.max() <= 1
+    known = values.dtype in (np.uint8, np.uint16) or shares or (real and grey_range is not None)
+    if not (shaped and values.size and known):
+        raise UserError(
+            f"{name} is {values.dtype} of shape {values.shape}: give [height, width] or [height, width, 1, 3 or 4] of "
+            "uint8, uint16 or float in 0..1, or set dataset.grey_range"
+        )
+    values = values[..., 0] if values.shape[2:] == (1,) else values[..., :3] if values.ndim == 3 else values
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values if values.ndim == 3 else np.repeat(values[..., None], 3, 2))
+    if values.dtype == np.uint16 and grey_range is None:
+        say_once("A picture has 16 bits and the detector knows no dataset.grey_range: 0 becomes black and 65535 white.")
+        return as_picture((values >> 8).astype(np.uint8), None)
+    within = grey_range is not None and grey_range[0] >= 0 and grey_range[1] <= 1
+    return scaled(values, (0, 1) if grey_range is None or (shares and not within) else grey_range)
+
+
+def of_pil(picture: Image.Image) -> Any:
+    """Turn a PIL picture upright; R G B, or grey of 16 or 32 bits."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture.convert("RGB")
+    values = np.asarray(picture)  # PIL opens some 16-bit pictures with 32 bits
+    fits = values.dtype.kind != "f" and values.min() >= 0 and values.max() < 2**16
+    return values.astype(np.uint16) if fits else values
+
+
 def is_planar(encoded: bytes) -> bool:
     """Whether a file is a TIFF that stores its colours apart (PlanarConfiguration 2)."""
-    if encoded[:4] not in (b"II*\0", b"MM\0*"):
-        return False
-    order = "<" if encoded.startswith(b"II") else ">"
-    start = int(np.frombuffer(encoded, f"{order}u4", 1, 4)[0])
-    count = int(np.frombuffer(encoded, f"{order}u2", 1, start)[0])
-    entries = np.frombuffer(encoded, f"{order}u2", 6 * count, start + 2).reshape(count, 6)
-    return bool(((entries[:, 0] == 284) & (entries[:, 4] == 2)).any())
+    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(encoded)) as picture:
+        return picture.format == "TIFF" and picture.getexif().get(PLANAR) == 2
+    return False
 
 
 def scaled(values: np.ndarray, grey_range: Range) -> np.ndarray:
@@ -203,23 +254,26 @@ def extremes(values: np.ndarray) -> Range:
 
 
 def common_range(found: Sequence[Range]) -> Range | None:
-    """The range of grey values of a whole data set, from the `extremes` of its pictures; None if it has only 8 bits.
+    """Find the range of grey values of a whole data set, and say it; None if all of its pictures have 8 bits.
 
-    One picture in a hundred may be darker, and one brighter.
+    `found` are the `extremes` of the others, of which one in a hundred may be darker, and one brighter.
     """
     if not found:
         return None
     low, high = np.quantile([low for low, _ in found], 0.01), np.quantile([high for _, high in found], 0.99)
-    return float(low), float(high if high > low else low + 1)
+    high = high if high > low else low + 1
+    faint = sum(darkest + (high - low) / 10 > brightest for darkest, brightest in found)
+    print(
+        f"Grey values of pictures with more than 8 bits: {low:g} becomes black and {high:g} white (dataset.grey_range)."
+        + (f" {faint} of {len(found)} such pictures use less than a tenth of it: keep them apart." if faint else ""),
+        flush=True,
+    )
+    return float(low), float(high)
 
 
-def check_range(grey_range: Any) -> Range | None:
+def check_range(given: Any) -> Range | None:
     """The range of grey values that settings or metadata name, checked."""
-    if grey_range is None:
-        return None
-    if not (len(grey_range) == 2 and -np.inf < grey_range[0] < grey_range[1] < np.inf):
-        raise UserError(
-            f"dataset.grey_range is {grey_range}: give the values that become black and white, such as "
-            '--config.dataset.grey_range="(0, 4095)".'
-        )
-    return tuple(grey_range)
+    if given is None or (len(given) == 2 and -np.inf < given[0] < given[1] < np.inf):
+        return given and (given[0], given[1])
+    hint = 'give the values of black and white, such as --config.dataset.grey_range="(0, 4095)".'
+    raise UserError(f"dataset.grey_range is {given}: {hint}")

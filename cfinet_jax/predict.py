@@ -1,9 +1,13 @@
 """Detections in pictures of any size: cut into windows, detected in batches of one shape, merged."""
 
 import csv
+import functools
 import io
 import json
 import os
+import random
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,21 +16,40 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
 from cfinet_jax.buckets import user_path
-from cfinet_jax.errors import UserError
-from cfinet_jax.inputs import scales_of
+from cfinet_jax.errors import Interrupted, UserError
+from cfinet_jax.files import replace_text
+from cfinet_jax.inputs import scales_of, with_sizes
+from cfinet_jax.interruption import requests
 from cfinet_jax.merging import Found, merge
-from cfinet_jax.metrics.results import Columns, columns_of_image, entries, joined, write_coco
+from cfinet_jax.metrics.results import Columns, columns, columns_of_image, entries, write_coco
 from cfinet_jax.outside import read_bytes
-from cfinet_jax.pictures import decode_image, find_pictures, upright_size
+from cfinet_jax.own_data import absolute
+from cfinet_jax.pictures import (
+    Range,
+    as_picture,
+    check_range,
+    common_range,
+    deep_values,
+    extremes,
+    find_pictures,
+    identity,
+    open_picture,
+    upright_size,
+)
 from cfinet_jax.progress import Progress
 from cfinet_jax.report.overlays import write_overlays
+from cfinet_jax.run_log import append
 from cfinet_jax.slicing import cut_window, window_origins
 from cfinet_jax.structures import without_truth
 from cfinet_jax.trained import Trained, detection, open_trained
 
 Picture = UInt8[np.ndarray, "height width 3"]
+Given = np.ndarray | Image.Image | epath.PathLike  # what `Model.predict` takes for a picture
+SAMPLE = 256  # pictures whose grey values decide on the range where the detector knows none
+LONGEST = 200  # bytes of an overlay's name; systems allow 255
 
 
 class Prediction(NamedTuple):
@@ -57,14 +80,25 @@ class Model:
         shared = config.prediction.overlap if shared is None else shared
         self.overlap = tuple(min(shared, side - 1) for side in self.window)
         self.batch_size = config.dataset.eval_batch_size
+        self.grey_range = check_range(config.dataset.get("grey_range"))
         self.detect = jax.jit(detection(trained.detector, config.dataset))
 
-    def predict(self, pictures: Picture | epath.PathLike | Iterable[Picture | epath.PathLike]) -> list[Prediction]:
-        """Detect in pictures, uint8 [height, width, 3] R G B or paths of files; a single one is a list of one."""
-        if isinstance(pictures, str | os.PathLike) or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
-            pictures = [pictures]
-        loaded = (each if isinstance(each, np.ndarray) else read(epath.Path(each).expanduser()) for each in pictures)
+    def predict(self, pictures: Given | Iterable[Given]) -> list[Prediction]:
+        """Detect in pictures: paths, PIL pictures, or arrays as `as_picture` takes them; a single one is a list of one.
+
+        Raises:
+          UserError: one of them is no picture, or cannot be read.
+        """
+        lone = getattr(pictures, "ndim", None) in (0, 2, 3) or isinstance(pictures, str | os.PathLike | Image.Image)
+        several: Iterable[Any] = [pictures] if lone or not isinstance(pictures, Iterable) else pictures
+        loaded = (self.read(each) for each in several)
         return [prediction for _, prediction in self.follow(enumerate(loaded))]
+
+    def read(self, given: Given) -> Picture:
+        """The pixels of a picture. Raises `UserError` where it is none or cannot be read."""
+        if isinstance(given, str | os.PathLike):
+            return open_picture(epath.Path(given).expanduser(), self.grey_range)
+        return as_picture(given, self.grey_range)
 
     def windows_in(self, size: tuple[int, int]) -> Int[np.ndarray, "windows 2"]:
         """The corners of the windows that a picture of `size` is cut into."""
@@ -122,63 +156,133 @@ def load(path: str | epath.Path) -> Model:
     return Model(*open_trained(user_path(path)))
 
 
-def read(file: epath.Path) -> Picture:
-    """The pixels of a picture. Raises `UserError` where it cannot be read."""
-    try:
-        return decode_image(read_bytes(file), str(file))
-    except OSError as error:
-        raise UserError(f"image {file} cannot be read ({error})") from error
+def grey_range_of(files: Sequence[epath.Path]) -> Range | None:
+    """Find the range of grey values of files from the same sample of them at every call; None if all have 8 bits."""
+    found = []
+    for file in random.Random(0).sample(files, min(SAMPLE, len(files))):
+        try:
+            values = deep_values(read_bytes(file), str(file))
+        except (OSError, UserError):  # it is named later
+            continue
+        found += [] if values is None else [extremes(values)]
+    return common_range(found)
 
 
 def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, output: epath.PathLike) -> None:
     """Detects in a picture or a folder of them and leaves `detections.json`, `counts.csv` and overlays in `output`.
 
-    Pictures that cannot be read are named, counted and left out.
+    Pictures that cannot be read are named, counted and left out. After an interruption the same command resumes.
     """
-    images, output = user_path(images), user_path(output)
-    files = [file for file in find_pictures(images) if output not in file.parents]  # not an earlier run's overlays
-    model = Model(*open_trained(workdir, config))
+    images, output = absolute(images), absolute(output)
+    overlays = output / "overlays"
+    found = find_pictures(images)
     try:
-        (output / "overlays").mkdir(parents=True, exist_ok=True)
+        overlays.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
-    progress = Progress(
-        "Predicting", sum(len(model.windows_in(upright_size(file) or (1, 1))) for file in files), unit="windows"
-    )
+    same = functools.cache(lambda folder: identity(folder) == identity(overlays))
+    files = [file for file in found if not same(file.parent)]  # those are an earlier run's
+    if not files:
+        raise UserError(f"{overlays} would be overwritten and holds the pictures: choose another --output.")
+    trained, config = open_trained(workdir, config)
+    if config.dataset.get("grey_range") is None and (greys := grey_range_of(files)):
+        config = with_sizes(config, grey_range=greys)
+    model = Model(trained, config)
+    names = [str(file.relative_to(images)) if file != images else file.name for file in files]
+    try:
+        done = Done(output / "unfinished.jsonl", model)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
     broken: list[str] = []
-
-    def pictures() -> Iterator[tuple[tuple[int, epath.Path, Picture], Picture]]:
-        for number, file in enumerate(files, start=1):
-            try:
-                picture = read(file)
-            except UserError as error:
-                broken.append(str(error))
-                progress.advance(1)
-                continue
-            yield (number, file, picture), picture
-
-    results, names, counts = [], [], []
-    classes = dict(zip(model.trained.category_ids, model.trained.classes, strict=True))
-    shown = config.prediction.min_score
-    for (number, file, picture), prediction in model.follow(pictures(), progress):
-        name = str(file.relative_to(images)) if images.is_dir() else file.name
-        results.append(prediction.columns(number))
-        names.append({"id": number, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]})
-        labels = prediction.labels[prediction.scores >= shown]
-        counts.append([name, *np.bincount(labels, minlength=len(classes)).tolist()])
-        overlay = name.replace("/", "_")  # of equal names in different folders
-        write_overlays(output / "overlays", [(overlay, picture, prediction.coco(number), [])], classes, shown)
-    progress.close()
+    try:
+        with requests():
+            detect_files(model, dict(zip(names, files, strict=True)), overlays, done, broken)
+    except Interrupted as error:
+        write_results(model, done, names, output)
+        raise Interrupted(f"{error} {len(done.pictures):,} of {len(files):,} pictures are done: {output}.") from error
     for line in broken:
-        print(f"Left out: {line}", flush=True)
-    if not names:
+        print(f"Left out: {line}".encode(errors="backslashreplace").decode(), flush=True)
+    if not done.pictures:
         raise UserError(f"None of the {len(files)} pictures at {images} can be read: {broken[0]}")
-    categories = [{"id": number, "name": name} for number, name in classes.items()]
-    write_coco(joined(results), output / "detections.json")
-    (output / "images.json").write_text(json.dumps({"images": names, "categories": categories}))
+    total = write_results(model, done, names, output)
+    done.file.unlink()
+    shown = config.prediction.min_score
+    print(f"{len(done.pictures):,} pictures, {total:,} objects with a score of at least {shown}: {output}")
+
+
+class Done:
+    """The pictures that are done, a JSON line each in a file, for the same detector to resume from."""
+
+    def __init__(self, file: epath.Path, model: Model) -> None:
+        leaves = map(np.asarray, jax.tree.leaves(model.trained.variables))
+        checksum = functools.reduce(lambda sum_, leaf: zlib.crc32(leaf.tobytes(), sum_), leaves, 0)
+        first = json.dumps([checksum, json.loads(model.config.to_json())], sort_keys=True)
+        head, *lines = file.read_text().split("\n")[:-1] if file.exists() else [""]
+        known = [json.loads(line) for line in lines] if head == first else []
+        self.file, self.pictures = file, {entry["file_name"]: entry for entry in known}
+        replace_text(file, "".join(f"{line}\n" for line in (first, *map(json.dumps, known))))
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Keep what was found in a picture, whole or not at all."""
+        append(self.file, json.dumps(entry) + "\n")
+        self.pictures[entry["file_name"]] = entry
+
+
+def detect_files(
+    model: Model, files: dict[str, epath.Path], overlays: epath.Path, done: Done, broken: list[str]
+) -> None:
+    """Detect in the files that are not done, by their names, and draw what is found; say in `broken` which are none."""
+    windows = {name: len(model.windows_in(upright_size(file) or (1, 1))) for name, file in files.items()}
+    progress = Progress("Predicting", sum(windows.values()), unit="windows")
+    flat = Counter(name.replace("/", "_") for name in files)
+    classes = dict(zip(model.trained.category_ids, model.trained.classes, strict=True))
+
+    def pictures() -> Iterator[tuple[tuple[str, int, Picture], Picture]]:
+        for name, file in files.items():
+            try:
+                checksum = zlib.crc32(read_bytes(file))
+                if done.pictures.get(name, {}).get("checksum") != checksum:
+                    picture = model.read(file)
+                    yield (name, checksum, picture), picture
+                    continue
+            except (OSError, UserError) as error:
+                broken.append(str(error))
+                done.pictures.pop(name, None)
+            progress.advance(windows[name])
+
+    for (name, checksum, picture), prediction in model.follow(pictures(), progress):
+        found = prediction.coco(0)
+        overlay = name.replace("/", "_")
+        if flat[overlay] > 1 or len(os.fsencode(overlay)) > LONGEST:  # of another folder's picture, or too long
+            overlay = f"{os.fsencode(overlay)[:LONGEST].decode(errors='ignore')}_{zlib.crc32(os.fsencode(name)):08x}"
+        write_overlays(overlays, [(overlay, picture, found, [])], classes, model.config.prediction.min_score)
+        size = {"height": picture.shape[0], "width": picture.shape[1]}
+        done.add({"file_name": name, **size, "checksum": checksum, "found": found})
+    progress.close()
+
+
+def write_results(model: Model, done: Done, names: Sequence[str], output: epath.Path) -> int:
+    """Write `detections.json`, `images.json` and `counts.csv` of the pictures that are done; the sum of the counts."""
+    categories = dict(zip(model.trained.category_ids, model.trained.classes, strict=True))
+    images, results, counts = [], [], []
+    for number, name in enumerate(names, start=1):
+        if name not in done.pictures:
+            continue
+        entry = done.pictures[name]
+        images.append({"id": number, **{key: entry[key] for key in ("file_name", "height", "width")}})
+        results += [found | {"image_id": number} for found in entry["found"]]
+        seen = Counter(
+            each["category_id"] for each in entry["found"] if each["score"] >= model.config.prediction.min_score
+        )
+        shown = name.encode(errors="backslashreplace").decode()  # names of other encodings
+        counts.append([shown, *(seen[category_id] for category_id in categories)])
+    described = [{"id": number, "name": name} for number, name in categories.items()]
+    partial = output / "detections.json.partial"
+    write_coco(columns(results), partial)
+    partial.replace(output / "detections.json")
+    replace_text(output / "images.json", json.dumps({"images": images, "categories": described}))
     write_counts(output / "counts.csv", counts, model.trained.classes)
-    total = sum(sum(row[1:]) for row in counts)
-    print(f"{len(names):,} pictures, {total:,} objects with a score of at least {shown}: {output}")
+    return sum(sum(row[1:]) for row in counts)
 
 
 def write_counts(path: epath.Path, counts: list[list], classes: Sequence[str]) -> None:
@@ -187,4 +291,4 @@ def write_counts(path: epath.Path, counts: list[list], classes: Sequence[str]) -
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["picture", *classes, "all"])
     writer.writerows([*row, sum(row[1:])] for row in counts)
-    path.write_text(text.getvalue())
+    replace_text(path, text.getvalue())

@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import own_data, trained
 from cfinet_jax.dataset import Prepared, coco_ground_truth, open_dataset, open_splits, prepared_folder
+from cfinet_jax.dataset import picture as dataset_picture
 from cfinet_jax.errors import UserError
 from cfinet_jax.inputs import room_for, with_sizes
-from cfinet_jax.run import discover_sizes
+from cfinet_jax.run import discover, discover_sizes
 from cfinet_jax.run_log import write_settings
 from configs import coco
 from data.scenes.render import render_scene
@@ -271,3 +272,61 @@ def test_a_preparation_that_fails_is_one_line(code, line, shown, tmp_path, monke
         own_data.prepare(settings)
     assert str(caught.value).endswith(line) and "\n" not in str(caught.value)
     assert capsys.readouterr().err.startswith(shown)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory) -> Path:
+    """Own data of 16 bits, of which 12 are used, and a picture of 8 bits; prepared."""
+    folder = tmp_path_factory.mktemp("deep")
+    pixels = np.random.default_rng(0).integers(0, 1500, (40, 60)).astype(np.uint16) + 7000
+    images = []
+    for number, values in enumerate([pixels, pixels + 40, (pixels >> 8).astype(np.uint8)], start=1):
+        cv2.imwrite(str(folder / f"{number}.png"), values)
+        images.append({"id": number, "file_name": f"{number}.png", "height": 40, "width": 60})
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 4, 10, 12]}
+    coco_file = {"images": images, "annotations": [box], "categories": [{"id": 1, "name": "car"}]}
+    for split in ("train", "val"):
+        (folder / f"{split}.json").write_text(json.dumps(coco_file))
+    return folder
+
+
+def test_grey_values_are_scaled_by_the_range_of_the_data_set(deep, capsys, tmp_path):
+    config = own(deep)
+    found = open_dataset(config.dataset, "train").grey_range
+    assert found is not None and abs(found[0] - 7000) < 5 and abs(found[1] - 8540) < 5
+    pixels = cv2.imread(str(deep / "2.png"), cv2.IMREAD_UNCHANGED)
+    of_val = open_dataset(config.dataset, "val")
+    expected = np.interp(pixels, found, (0, 255))
+    assert np.abs(dataset_picture(of_val, 1)[0][..., 0] - expected).max() <= 0.51  # alike in every split
+    eight = cv2.imread(str(deep / "3.png"), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(dataset_picture(of_val, 2)[0], eight)
+    settled = discover(config, tmp_path)
+    assert settled.dataset.grey_range == found and "dataset.grey_range" in capsys.readouterr().out
+
+    config.dataset.grey_range = (0, 65535)  # the user's own goes before
+    given = open_dataset(config.dataset, "train")
+    assert given.grey_range == (0, 65535) and dataset_picture(given, 0)[0].max() <= 34
+    config.dataset.grey_range = (9, 9)
+    with pytest.raises(UserError, match=r"dataset.grey_range is \(9, 9\): give"):
+        open_dataset(config.dataset, "train")
+
+
+def test_a_run_keeps_its_range_and_data_without_one_are_read_as_before(deep, tmp_path):
+    settled = discover(own(deep), tmp_path)
+    write_settings(settled, tmp_path, ["car"], [1])
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    facts = trained.recorded(tmp_path)
+    assert trained.recorded_sizes(facts)["grey_range"] == settled.dataset.grey_range
+    other = own(deep)
+    other.dataset.grey_range = (0, 9000)
+    with pytest.raises(UserError, match="dataset.grey_range was"):
+        write_settings(discover(other, tmp_path), tmp_path, ["car"], [1])
+    metadata = prepared_folder(own(deep).dataset) / "metadata.json"
+    text = metadata.read_text()
+    metadata.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "grey_range"}))
+    assert open_dataset(own(deep).dataset, "train").grey_range is None  # prepared before there were ranges
+    assert discover(own(deep), tmp_path / "new").dataset.grey_range is None
+    metadata.write_text(text)
+    del facts["config"]["dataset"]["grey_range"]  # a run from before
+    assert trained.recorded_sizes(facts)["grey_range"] is None
+    assert trained.recorded_config(facts).dataset.get("grey_range") is None

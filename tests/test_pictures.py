@@ -16,6 +16,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import (
     ENDINGS,
     ORIENTATION,
+    as_picture,
     check_range,
     common_range,
     decode_image,
@@ -23,7 +24,6 @@ from cfinet_jax.pictures import (
     extremes,
     files_in,
     find_pictures,
-    is_planar,
     read_bytes,
     upright_size,
 )
@@ -220,13 +220,17 @@ def test_pictures_of_8_bits_are_what_they_were(encoding):
         np.testing.assert_array_equal(decode_image(content, encoding, grey_range), plain)
 
 
-def test_a_missing_value_is_dark_and_an_outlier_changes_nothing():
+def test_a_missing_value_is_dark_and_an_outlier_changes_nothing(capsys):
     values = np.linspace(280, 310, 10_000, dtype=np.float32).reshape(100, 100)
     values[0, :2] = np.nan, np.inf
     read = deep_values(cv2.imencode(".tiff", values)[1].tobytes(), "kelvin.tiff")
     assert np.isfinite(read).all() and read[0, 0] == read.min()
     whole = [(280.0, 310.0)] * 200
-    assert common_range([*whole, (0.0, 65535.0)]) == (280.0, 310.0)
+    assert common_range([*whole, (0.0, 65535.0)]) == (280.0, 310.0)  # the outlier uses all of it
+    assert "keep them apart" not in capsys.readouterr().out
+    common_range([(0.0, 1.0), (7000.0, 8500.0), (0.0, 65535.0)])
+    said = capsys.readouterr().out
+    assert "becomes black" in said and "2 of 3 such pictures use less than a tenth of it: keep them apart" in said
     assert common_range([]) is None and common_range([(5.0, 5.0)]) == (5.0, 6.0)
 
 
@@ -236,11 +240,95 @@ def test_a_range_that_is_none_is_refused(given):
         check_range(given)
 
 
+def planar(values: np.ndarray) -> bytes:
+    """A TIFF of uint16 [3, height, width] that stores the colours apart."""
+    _, height, width = values.shape
+    start, size = 8 + 2 + 12 * 10 + 4, 2 * height * width
+    tags = [(256, 1, width), (257, 1, height), (258, 3, start), (259, 1, 1), (262, 1, 2), (273, 3, start + 6)]
+    tags += [(277, 1, 3), (278, 1, height), (279, 3, start + 18), (284, 1, 2)]
+    entries = b"".join(struct.pack("<HHLL", tag, 4 if tag in (273, 279) else 3, *rest) for tag, *rest in tags)
+    places = struct.pack("<3H3L3L", 16, 16, 16, *(start + 30 + size * k for k in range(3)), *[size] * 3)
+    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4) + places + values.tobytes()
+
+
 def test_separate_planes_of_16_bits_are_refused():
-    # A TIFF of 1 x 1 pixels with PlanarConfiguration 2 in its only entry that counts here.
-    for order, mark in (("<", b"II*\0"), (">", b"MM\0*")):
-        entries = struct.pack(f"{order}LH2HLHH", 8, 1, 284, 3, 1, 2, 0)
-        assert is_planar(mark + entries) and not is_planar(
-            mark + entries.replace(struct.pack(f"{order}H", 284), b"\0\0")
-        )
-    assert not is_planar(b"\x89PNG")
+    content = planar(np.random.default_rng(0).integers(0, 4096, (3, 40, 60)).astype(np.uint16))
+    assert decode_image(content, "own.tif").shape == (40, 60, 3)
+    with pytest.raises(UserError, match="own.tif is a TIFF of separate colour planes .*: save it as PNG"):
+        decode_image(content, "own.tif", (0, 4095))
+
+
+COLOUR = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+GREY = np.repeat(COLOUR[..., :1], 3, 2)
+GIVEN = {
+    "H W 3": (COLOUR, COLOUR),
+    "H W": (GREY[..., 0], GREY),
+    "H W 1": (GREY[..., :1], GREY),
+    "H W 4": (np.dstack([COLOUR, GREY[..., 0]]), COLOUR),
+    "a view": (COLOUR[:, ::-1], COLOUR[:, ::-1]),
+    "uint16": (COLOUR.astype(np.uint16) * 257, COLOUR),
+    "float32": (COLOUR.astype(np.float32) / 255, COLOUR),
+    "float16 of one channel": ((GREY[..., :1] / 255).astype(np.float16), GREY),
+    "float64 with alpha": (np.dstack([COLOUR, GREY[..., 0]]) / 255, COLOUR),
+    "PIL RGB": (Image.fromarray(COLOUR), COLOUR),
+    "PIL RGBA": (Image.fromarray(COLOUR).convert("RGBA"), COLOUR),
+    "PIL L": (Image.fromarray(GREY[..., 0]), GREY),
+    "PIL LA": (Image.fromarray(GREY[..., 0]).convert("LA"), GREY),
+    "PIL I;16": (Image.fromarray(GREY[..., 0].astype(np.uint16) * 257), GREY),
+    "PIL I": (Image.fromarray(GREY[..., 0].astype(np.int32) * 257), GREY),
+    "PIL F": (Image.fromarray((GREY[..., 0] / 255).astype(np.float32)), GREY),
+    "PIL 1": (Image.fromarray(GREY[..., 0] > 99), (GREY > 99) * np.uint8(255)),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_pictures_are_given_in_many_ways(kind):
+    given, expected = GIVEN[kind]
+    picture = as_picture(given, None)
+    assert picture.dtype == np.uint8 and picture.flags.c_contiguous
+    np.testing.assert_array_equal(picture, expected)
+
+
+def test_a_pil_picture_is_turned_upright():
+    content = encoded("png", orientation=6)
+    with Image.open(io.BytesIO(content)) as picture:
+        np.testing.assert_array_equal(as_picture(picture, None), decode_image(content, "own.png"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        COLOUR.astype(np.int64),
+        COLOUR > 9,
+        COLOUR / 127,
+        COLOUR / 255 - 0.1,
+        np.where(COLOUR > 9, np.nan, 0.5),
+        np.where(COLOUR > 9, np.inf, 0.5),
+        COLOUR.astype(np.int8),
+        COLOUR.astype(complex),
+        COLOUR.transpose(2, 0, 1),
+        COLOUR[None],
+        COLOUR[0, 0],
+        COLOUR[..., :2],
+        COLOUR[:0],
+        COLOUR.astype(object),
+        np.array("text"),
+        None,
+        7,
+        Image.fromarray(GREY[..., 0].astype(np.int32) * 1000),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(given):
+    with pytest.raises(UserError, match=r"picture is .* of shape .*: give \[height, width\]") as error:
+        as_picture(given, None)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_are_scaled_as_files_are():
+    values = np.linspace(7000, 8500, 600).reshape(20, 30)
+    expected = np.interp(values.round(), (7000, 8500), (0, 255))
+    for array in (values.round().astype(np.uint16), values.round().astype(np.float32)):
+        assert np.abs(as_picture(array, (7000, 8500))[..., 0] - expected).max() <= 0.51
+    shares = np.linspace(0, 1, 600).reshape(20, 30)  # are of white, but for a detector that learnt from such
+    assert np.abs(as_picture(shares, (7000, 8500))[..., 0] - shares * 255).max() <= 0.51
+    assert as_picture(shares, (0.25, 0.5))[..., 0].mean() > 150

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 
 import cfinet_jax
 from cfinet_jax import dataset
+from cfinet_jax import predict as predict_mode
 from cfinet_jax.errors import UserError
 from cfinet_jax.pictures import decode_image, find_pictures, upright_size
 from tests import tiny
@@ -193,6 +196,144 @@ def test_an_output_that_cannot_be_written_is_refused(trained, predicted, tmp_pat
     arguments = ("--mode=predict", f"--images={predicted[0]}", f"--output={tmp_path / 'file' / 'out'}")
     status, _, errors = tiny.call_main(*tiny.arguments("absent", trained[0]), *arguments)
     assert status == 2 and "choose another --output" in errors and len(errors.splitlines()) == 1
+
+
+def call(trained, images, output, *more: str) -> tuple[int, str, str]:
+    """Status, output and errors of predicting."""
+    arguments = ("--mode=predict", f"--images={images}", f"--output={output}", *more)
+    return tiny.call_main(*tiny.arguments("absent", trained[0]), *arguments)
+
+
+def results(output: Path) -> list:
+    """What was written of the pictures, but for overlays."""
+    return [(output / name).read_text() for name in ("detections.json", "images.json", "counts.csv")]
+
+
+@pytest.fixture
+def four(tmp_path, large) -> Path:
+    """A folder of four pictures of one window."""
+    (tmp_path / "four").mkdir()
+    for number in range(4):
+        save(tmp_path / "four", f"{number}.png", large[: 100 + number, number * 90 :][:, :90])
+    return tmp_path / "four"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_interruption_keeps_what_is_done_and_the_same_command_resumes(
+    trained, four, tmp_path, monkeypatch, number, after
+):
+    assert call(trained, four, tmp_path / "whole")[0] == 0
+    drawn, draw = [], predict_mode.write_overlays
+
+    def interrupt(*what) -> None:
+        if len(drawn) == after:
+            signal.raise_signal(number)
+        drawn.append(what)
+        draw(*what)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predict_mode, "write_overlays", interrupt)
+        status, _, errors = call(trained, four, tmp_path / "out")
+    assert status == 75 and f"Stopped by {number.name}" in errors and len(errors.splitlines()) == 1
+    assert f"{after} of 4 pictures are done: {tmp_path / 'out'}" in errors
+    assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == after
+    with (tmp_path / "out" / "unfinished.jsonl").open("a") as file:
+        file.write('{"file_name": "3.png", "torn')  # as a kill leaves it
+    save(four, "0.png", np.zeros((50, 60, 3), np.uint8))  # a picture that has changed is detected in again
+    with monkeypatch.context() as patched:
+        patched.setattr(predict_mode, "write_overlays", lambda *what: (drawn.append(what), draw(*what)))
+        assert call(trained, four, tmp_path / "out")[0] == 0
+    assert len(drawn) == 4 + (after > 0)
+    assert call(trained, four, tmp_path / "whole")[0] == 0
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
+    assert not list((tmp_path / "out").glob("*unfinished*")) and not list((tmp_path / "out").glob("*.partial"))
+
+
+def test_other_settings_do_not_resume(trained, four, tmp_path):
+    known = call(trained, four, tmp_path / "out", "--config.prediction.min_score=0.9")
+    assert known[0] == 0
+    (tmp_path / "out" / "unfinished.jsonl").write_text('["other"]\n{"file_name": "0.png"}\n')
+    assert call(trained, four, tmp_path / "out", "--config.prediction.min_score=0.9")[0] == 0
+    assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 4
+
+
+@pytest.mark.parametrize("place", ["same", "above", "below", "links"])
+def test_the_output_may_be_where_the_pictures_are(trained, four, place):
+    output = {"same": four, "above": four.parent, "below": four / "out", "links": four.parent / "link"}[place]
+    (four.parent / "link").symlink_to(four)
+    for _ in range(2):  # the overlays of the first time are no pictures
+        status, said, errors = call(trained, four, output)
+        assert (status, errors) == (0, "") and "4 pictures" in said
+    overlays = output / "overlays"
+    for images in (overlays, overlays / "0.png.png"):
+        status, _, errors = call(trained, images, output)
+        assert status == 2 and "choose another --output" in errors and len(errors.splitlines()) == 1
+
+
+def test_names_that_are_long_alike_or_not_utf8_have_overlays_of_their_own(trained, large, tmp_path):
+    deep = Path("d" * 100, "e" * 100)
+    names = ["n" * 251 + ".png", str(deep / ("f" * 76 + ".png")), "a_b.png", "a/b.png", "\u00e4" * 120 + ".png"]
+    names.append(os.fsdecode(b"caf\xe9.png"))
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / "in", name, large[:40, :50])
+    (tmp_path / "in" / os.fsdecode(b"broken\xe9.png")).write_bytes(b"")
+    status, said, errors = call(trained, tmp_path / "in", tmp_path / "out")
+    assert (status, errors) == (0, ""), errors
+    assert "broken\\udce9.png cannot be decoded" in said
+    listed = [each["file_name"] for each in json.loads((tmp_path / "out" / "images.json").read_text())["images"]]
+    assert sorted(listed) == sorted(names)
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == len(names)
+    assert "caf\\udce9.png" in (tmp_path / "out" / "counts.csv").read_text()
+
+
+def test_a_home_is_expanded(trained, four, monkeypatch):
+    monkeypatch.setenv("HOME", str(four.parent))
+    assert call(trained, "~/four", "~/found")[0] == 0
+    assert (four.parent / "found" / "counts.csv").exists() and not Path("~").exists()
+    monkeypatch.setenv("HOME", str(Path(trained[0]).parent))
+    assert cfinet_jax.load(f"~/{Path(trained[0]).name}").trained.classes
+
+
+def test_pictures_of_16_bits_are_scaled_alike_and_it_is_said(trained, large, tmp_path):
+    pixels = large[:100, :90, 0]
+    for name, folder in {
+        "eight": pixels,
+        "twelve": pixels * np.uint16(16),
+        "thermal": pixels + np.uint16(7000),
+    }.items():
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), folder)
+    low, high = np.quantile(pixels, (0.0001, 0.9999))
+    stretched = np.interp(pixels, (low, high), (0, 255)).round().astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "eight" / "a.png"), stretched)
+    said = {
+        name: call(trained, tmp_path / name, tmp_path / f"{name}.out")[1] for name in ("eight", "twelve", "thermal")
+    }
+    assert "Grey values" not in said["eight"]
+    for name in ("twelve", "thermal"):
+        assert said[name].count("becomes black and") == 1
+        assert results(tmp_path / f"{name}.out") == results(tmp_path / "eight.out")
+    given = "--config.dataset.grey_range=(0, 4095)"
+    assert "Grey values" not in call(trained, tmp_path / "twelve", tmp_path / "given.out", given)[1]
+
+
+@pytest.mark.parametrize("kind", ["H W", "PIL", "list of all"])
+def test_other_kinds_of_pictures_are_detected_in(model, large, tmp_path, kind):
+    colour = np.repeat(large[:50, :60, :1], 3, 2)
+    expected = model.predict(colour)[0]
+    Image.fromarray(colour).save(tmp_path / "a.png")
+    kinds = {"H W": colour[..., 0], "PIL": Image.fromarray(colour)}
+    kinds["list of all"] = [*kinds.values(), colour.astype(np.uint16) * 257, colour / 255, str(tmp_path / "a.png")]
+    for found in model.predict(kinds[kind]):
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+
+
+@pytest.mark.parametrize("given", [None, 7, [None], np.zeros((4, 5, 3), np.int64), [np.zeros((4, 5), bool)], b"x"])
+def test_what_is_no_picture_is_refused(model, given):
+    with pytest.raises(UserError, match="picture is"):
+        model.predict(given)
 
 
 def test_where_nothing_can_be_read_it_says_so(trained, tmp_path):

@@ -90,9 +90,7 @@ class Builder(tfds.core.ShardBasedBuilder):
                 compare_splits(splits, journal.seen)
             files = sorted({str(file) for content in splits.values() for file in content.files})
             greys = [made["greys"] for made in journal.made.values() if isinstance(made, dict)]
-            if found := common_range(greys):
-                print(f"{len(greys)} pictures have more than 8 bits: {found[0]:g} becomes black, {found[1]:g} white")
-            return splits, {"files": files, "state": state(files), "grey_range": found}
+            return splits, {"files": files, "state": state(files), "grey_range": common_range(greys)}
         except OSError as error:  # `data/prepare.py` takes others for a failure to write
             reason = " ".join(str(error.strerror or error).split())
             raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error
