@@ -82,11 +82,6 @@ case "${1:-}" in
         if [[ $given != *" --workdir="* ]]; then
             defaults+=(--workdir=runs/scenes)
         fi
-        if [[ "${defaults[*]-} $given" == *"--config=configs/scenes.py"* ]] &&
-            ! compgen -G 'prepared/scenes/?.?.?/dataset_info.json' >/dev/null; then
-            say "making the scenes in prepared/scenes, once"
-            python data/prepare.py scenes --data_dir=prepared
-        fi
         exec python -m cfinet_jax.main ${defaults[@]+"${defaults[@]}"} "$@"
         ;;
     *)

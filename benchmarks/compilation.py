@@ -25,9 +25,11 @@ import numpy as np
 from etils import epath
 
 from benchmarks import drawn, experiments, tables
-from cfinet_jax import compile, mesh, pretrained
-from cfinet_jax.run import build
-from cfinet_jax.trained import state_shapes
+from cfinet_jax import pretrained
+from cfinet_jax.build import build
+from cfinet_jax.restore import state_shapes
+from cfinet_jax.runtime import mesh
+from cfinet_jax.studies import compile
 from cfinet_jax.training import make_step
 from tests import tiny
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cfinet_jax.structures import Batch
-from cfinet_jax.train_state import empty_batch
+from cfinet_jax.train_step import empty_batch
 
 CLASSES, OBJECTS, SMALLEST, LARGEST = 9, 20, 8, 40  # pixels of a side
 

@@ -22,10 +22,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import preparation, tables, timing
-from cfinet_jax import batches
-from cfinet_jax.dataset import Prepared, open_dataset
+from cfinet_jax.input import batches
+from cfinet_jax.input.dataset import Prepared, open_dataset
+from cfinet_jax.preparation import builders
 from configs import sodad
-from data import prepare
 
 SMALL = (512, 640)
 SMALL_PER_LARGE = 30  # pictures: together they have about as many pixels
@@ -43,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
 def draw(folder: Path, images: int, size: tuple[int, int]) -> tuple[Prepared, ConfigDict]:
     """Pictures as a prepared split, and settings to read them with."""
     preparation.draw(folder / "SODA-D", images, size)
-    arguments = {"dataset": "sodad", "source": str(folder / "SODA-D"), "data_dir": str(folder)}
-    prepare.prepare(prepare.sodad(argparse.Namespace(**arguments, annotations=None, name=None, windows=False)))
+    arguments = {"source": str(folder / "SODA-D"), "data_dir": folder}
+    builders.prepare(builders.sodad(builders.Request("sodad", **arguments)))
     settings = sodad.get_config().dataset
     settings.data_dir = str(folder)
     return open_dataset(settings, "train"), settings

@@ -21,11 +21,11 @@ from etils import epath
 
 from benchmarks import drawn, experiments, preparation, tables, timing
 from cfinet_jax import predict
-from cfinet_jax.inputs import input_shape, scales_of
-from cfinet_jax.run import build
+from cfinet_jax.build import build
+from cfinet_jax.input.sizes import input_shape, scales_of
+from cfinet_jax.restore import Trained
 from cfinet_jax.structures import without_truth
-from cfinet_jax.train_state import create_state
-from cfinet_jax.trained import Trained
+from cfinet_jax.train_step import create_state
 
 
 def parser() -> argparse.ArgumentParser:

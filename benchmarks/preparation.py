@@ -28,10 +28,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import tables
-from cfinet_jax.dataset import open_dataset
-from cfinet_jax.slicing import training_windows
-from data import prepare
-from data.sodad.windows import JPEG_QUALITY, OVERLAP, WINDOW
+from cfinet_jax.input.dataset import open_dataset
+from cfinet_jax.input.windows import training_windows
+from cfinet_jax.preparation import builders
+from cfinet_jax.preparation.sodad_windows import JPEG_QUALITY, OVERLAP, WINDOW
 
 HEIGHT, WIDTH = 3000, 4000
 SMALL = (400, 400)
@@ -94,8 +94,8 @@ def bare(source: Path, windows: list[np.ndarray]) -> None:
 
 def prepared(source: Path) -> None:
     """The same by `data/prepare.py`, beside the source."""
-    settings = {"dataset": "sodad", "source": str(source), "data_dir": str(source.parent / "prepared")}
-    prepare.prepare(prepare.sodad(argparse.Namespace(**settings, annotations=None, name=None, windows=True)))
+    settings = {"source": str(source), "data_dir": source.parent / "prepared"}
+    builders.prepare(builders.sodad(builders.Request("sodad", **settings, windows=True)))
 
 
 def seconds(function: Callable[[], Any]) -> float:

@@ -20,7 +20,8 @@ import jax
 from etils import epath
 
 from benchmarks import tables
-from cfinet_jax import checkpoint, evaluate, mesh, training
+from cfinet_jax import checkpoint, evaluate, training
+from cfinet_jax.runtime import mesh
 from tests import tiny
 
 

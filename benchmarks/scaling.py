@@ -21,10 +21,11 @@ from unittest import mock
 import jax
 
 from benchmarks import drawn, experiments, tables, timing
-from cfinet_jax import compile, mesh
-from cfinet_jax.inputs import input_shape
-from cfinet_jax.run import build
-from cfinet_jax.train_state import create_state
+from cfinet_jax.build import build
+from cfinet_jax.input.sizes import input_shape
+from cfinet_jax.runtime import mesh
+from cfinet_jax.studies import compile
+from cfinet_jax.train_step import create_state
 
 
 def parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ from etils import epath
 
 from benchmarks import tables
 from cfinet_jax import checkpoint, training
-from cfinet_jax.run import create_run
+from cfinet_jax.build import create_run
 from tests import tiny
 
 EVERY = 3  # steps between checkpoints

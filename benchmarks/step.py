@@ -3,8 +3,9 @@
     python -m benchmarks.step [--size=512] [--batch=1] [--precision=float32] [--repeats=N] [--output=JSON]
 
 Noise with 20 objects of 8 to 40 pixels, parameters at random, CFINet as in `configs/sodad.py:released`. A yardstick is
-one float32 product of 2048 x 2048 matrices. All are timed in turn. MFU is the model's FLOP (`cfinet_jax/flops.py`) in
-the time of a step, of what the device does at best. torchvision's rows are there where torch and it are installed.
+one float32 product of 2048 x 2048 matrices. All are timed in turn. MFU is
+the model's FLOP (`cfinet_jax/studies/profile/flops.py`) in the time of a step, of what the device does at best.
+torchvision's rows are there where torch and it are installed.
 """
 
 import argparse
@@ -16,13 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import drawn, peer, tables, timing
-from cfinet_jax import evaluate, flops, mesh, training
-from cfinet_jax.inputs import input_shape
-from cfinet_jax.profile.parts import is_model
-from cfinet_jax.profile.peaks import peak_of
-from cfinet_jax.run import build
+from cfinet_jax import evaluate, training
+from cfinet_jax.build import build
+from cfinet_jax.input.sizes import input_shape
+from cfinet_jax.runtime import mesh
 from cfinet_jax.structures import ExemplarMemory
-from cfinet_jax.train_state import TrainState, create_state
+from cfinet_jax.studies.profile import flops
+from cfinet_jax.studies.profile.parts import is_model
+from cfinet_jax.studies.profile.peaks import peak_of
+from cfinet_jax.train_step import TrainState, create_state
 from configs import sodad
 
 FULL, THIN = 256, 16  # slots of a class

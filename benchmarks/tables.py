@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from cfinet_jax.run_log import git_revision, machine, versions
+from cfinet_jax.runtime.settings import git_revision, machine, versions
 
 
 def report(rows: list[dict[str, str | float | int]], output: str | None) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from cfinet_jax.buckets import in_bucket
 from cfinet_jax.errors import Unwritable, UserError
-from cfinet_jax.train_state import TrainState
+from cfinet_jax.runtime.paths import in_bucket
+from cfinet_jax.train_step import TrainState
 
 # Every device holds the whole state: one writes it. Otherwise each would write a slice of every array, small as it is.
 ARRAYS = ocp.type_handlers.create_type_handler_registry(

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -46,6 +47,9 @@ def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
     75 (EX_TEMPFAIL): interrupted. 2: a mistake of the user's, or a file or device that cannot be used. 1: anything
     else; the line names a file with the traceback, which CFINET_JAX_TRACEBACK=1 shows instead.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names need not be text that a terminal, or a file, can hold
+            stream.reconfigure(errors="backslashreplace")
     try:
         with handling(interrupt):
             command()

@@ -11,23 +11,24 @@ from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from cfinet_jax import dataset, mesh, processes
-from cfinet_jax.batches import eval_batches, windows_of
-from cfinet_jax.buckets import in_bucket
+from cfinet_jax.build import check_batches, check_boxes, discover
 from cfinet_jax.errors import UserError
-from cfinet_jax.merging import Found, merge, stitch
-from cfinet_jax.metrics.dota import write_task1
-from cfinet_jax.metrics.proposals import LIMITS, OBJECT, Tally, summarise, tally_proposals
+from cfinet_jax.input import dataset
+from cfinet_jax.input.batches import eval_batches, windows_of
+from cfinet_jax.metrics.dota_files import write_task1
+from cfinet_jax.metrics.merging import Found, merge, stitch
+from cfinet_jax.metrics.proposal_scores import LIMITS, OBJECT, Tally, summarise, tally_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import Columns, columns_of_image, joined, write_coco
 from cfinet_jax.metrics.score import score
-from cfinet_jax.metrics.table import table
+from cfinet_jax.metrics.score_table import table
 from cfinet_jax.models.detector import Detector, build_detector
-from cfinet_jax.progress import Progress
 from cfinet_jax.report.write import write_report
-from cfinet_jax.run import check_batches, check_boxes, discover
-from cfinet_jax.run_log import has_learnt, read_settings, write_settings
-from cfinet_jax.trained import Detect, detection, trained_variables
+from cfinet_jax.restore import Detect, detection, trained_variables
+from cfinet_jax.runtime import mesh, processes
+from cfinet_jax.runtime.paths import in_bucket
+from cfinet_jax.runtime.progress import Progress
+from cfinet_jax.runtime.settings import has_learnt, read_settings, write_settings
 
 UNFINISHED = "results.unfinished"  # a folder in the workdir
 EVALUATED = "evaluated.json"  # says what data the results in the workdir are of

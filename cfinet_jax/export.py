@@ -12,12 +12,12 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 
 from cfinet_jax import pretrained
-from cfinet_jax.files import reading, replace_text, replacing
-from cfinet_jax.inputs import scales_of
-from cfinet_jax.pictures import check_range
+from cfinet_jax.input.pictures import check_range
+from cfinet_jax.input.sizes import scales_of
+from cfinet_jax.restore import Trained, detection, open_trained
+from cfinet_jax.runtime.files import reading, replace_text, replacing
+from cfinet_jax.runtime.markdown import escape
 from cfinet_jax.structures import BOX_NUMBERS, without_truth
-from cfinet_jax.tables import escape
-from cfinet_jax.trained import Trained, detection, open_trained
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DESCRIBED = {

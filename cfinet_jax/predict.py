@@ -18,16 +18,8 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import Interrupted, UserError
-from cfinet_jax.files import replace_text
-from cfinet_jax.inputs import scales_of, with_sizes
-from cfinet_jax.interruption import requests
-from cfinet_jax.merging import Found, merge
-from cfinet_jax.metrics.results import Columns, columns, columns_of_image, entries, write_coco
-from cfinet_jax.outside import read_bytes
-from cfinet_jax.own_data import absolute
-from cfinet_jax.pictures import (
+from cfinet_jax.input.pictures import (
     Range,
     as_picture,
     check_range,
@@ -39,12 +31,18 @@ from cfinet_jax.pictures import (
     open_picture,
     upright_size,
 )
-from cfinet_jax.progress import Progress
+from cfinet_jax.input.sizes import scales_of, with_sizes
+from cfinet_jax.input.windows import cut_window, window_origins
+from cfinet_jax.metrics.merging import Found, merge
+from cfinet_jax.metrics.results import Columns, columns, columns_of_image, entries, write_coco
 from cfinet_jax.report.overlays import write_overlays
-from cfinet_jax.run_log import append
-from cfinet_jax.slicing import cut_window, window_origins
+from cfinet_jax.restore import Trained, detection, open_trained
+from cfinet_jax.runtime.files import read_bytes, replace_text
+from cfinet_jax.runtime.interruption import requests
+from cfinet_jax.runtime.log import append
+from cfinet_jax.runtime.paths import absolute, user_path
+from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.structures import without_truth
-from cfinet_jax.trained import Trained, detection, open_trained
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Given = np.ndarray | Image.Image | epath.PathLike  # what `Model.predict` takes for a picture

@@ -12,21 +12,22 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import checkpoint, evaluate, mesh, processes
-from cfinet_jax.batches import train_batches, windows_of
-from cfinet_jax.buckets import user_path
+from cfinet_jax import checkpoint, evaluate
+from cfinet_jax.build import Run, create_run, discover, first_state
 from cfinet_jax.errors import Interrupted, UserError
-from cfinet_jax.inputs import preparation
-from cfinet_jax.interruption import GO_ON, requests
-from cfinet_jax.lock import locked
-from cfinet_jax.metrics.table import table
+from cfinet_jax.input.batches import train_batches, windows_of
+from cfinet_jax.input.sizes import preparation
+from cfinet_jax.metrics.score_table import table
 from cfinet_jax.models.detector import Detector
-from cfinet_jax.progress import Progress
-from cfinet_jax.run import Run, create_run, discover, first_state
-from cfinet_jax.run_log import RunLog, write_settings
+from cfinet_jax.runtime import mesh, processes
+from cfinet_jax.runtime.interruption import GO_ON, requests
+from cfinet_jax.runtime.lock import locked
+from cfinet_jax.runtime.log import RunLog
+from cfinet_jax.runtime.paths import user_path
+from cfinet_jax.runtime.progress import Progress
+from cfinet_jax.runtime.settings import write_settings
 from cfinet_jax.structures import Batch
-from cfinet_jax.train_state import TrainState
-from cfinet_jax.train_step import train_step
+from cfinet_jax.train_step import TrainState, train_step
 
 ON_NONFINITE = ("stop", "skip")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfinet_jax.ablate.study import Row, Study
+from cfinet_jax.studies.ablate.study import Row, Study
 from configs.sodaa import ORIENTED_RCNN, ROTATED_FASTER_RCNN
 from configs.sodad import CASCADE, FASTER_RCNN, GUIDED_ANCHOR, RELEASED, RPN_HALF
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfinet_jax import mesh, processes
-from cfinet_jax.dataset import open_dataset
 from cfinet_jax.errors import exit_status
 from cfinet_jax.evaluate import detect_split
+from cfinet_jax.input.dataset import open_dataset
 from cfinet_jax.metrics.results import Columns
+from cfinet_jax.runtime import mesh, processes
 from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.training import train
 from tests import tiny

@@ -10,10 +10,10 @@ import numpy as np
 
 from cfinet_jax import pretrained
 from cfinet_jax.models.detector import Detector, build_detector
-from cfinet_jax.pretrained.files import WeightFile
 from cfinet_jax.pretrained.names import translate
+from cfinet_jax.pretrained.weight_files import WeightFile
 from cfinet_jax.structures import Batch
-from cfinet_jax.train_state import empty_batch
+from cfinet_jax.train_step import empty_batch
 from configs.sodad import get_config
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax import dataset, optimizer, train_state, training
-from cfinet_jax.batches import train_batches, windows_of
+from cfinet_jax import optimizer, train_step, training
+from cfinet_jax.input import dataset
+from cfinet_jax.input.batches import train_batches, windows_of
 from cfinet_jax.metrics.results import columns
 from cfinet_jax.models.detector import build_detector
-from data import prepare
-from data.scenes.templates import CLASSES
+from cfinet_jax.preparation import __main__ as prepare
+from cfinet_jax.preparation.scenes.templates import CLASSES
 from tests import tiny
 
 SIDE = 320  # pixels of the pictures, as those of the scenes
@@ -144,13 +145,13 @@ def state():
     config = tiny.tiny_config()
     detector = build_detector(config.detector, len(CLASSES))
     sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
-    return train_state.create_state(jax.random.key(0), detector, sgd, tiny.SHAPE, tiny.OBJECTS)
+    return train_step.create_state(jax.random.key(0), detector, sgd, tiny.SHAPE, tiny.OBJECTS)
 
 
 @pytest.fixture
 def quick(monkeypatch, state) -> None:
     """Runs begin with the state that has been made."""
-    monkeypatch.setattr(train_state, "create_state", lambda *_, **__: jax.tree.map(jnp.copy, state))
+    monkeypatch.setattr(train_step, "create_state", lambda *_, **__: jax.tree.map(jnp.copy, state))
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ def test_a_workdir_of_another_model(trained, tiny_scenes, quick, change, fragmen
 
 def test_evaluation_of_another_model(trained, tiny_scenes, monkeypatch, state):
     wider = dataclasses.replace(state, params=jax.tree.map(lambda x: jnp.zeros((*x.shape, 2)), state.params))
-    monkeypatch.setattr(train_state, "create_state", lambda *_, **__: wider)
+    monkeypatch.setattr(train_step, "create_state", lambda *_, **__: wider)
     before = snapshot(trained[0])
     ended = tiny.call_main(*tiny.arguments(tiny_scenes, trained[0]), "--mode=evaluate")
     check_refusal(ended, "another model")

@@ -16,7 +16,7 @@ from etils import epath
 from cfinet_jax import checkpoint
 from cfinet_jax.errors import Unwritable, UserError
 from cfinet_jax.structures import ExemplarMemory
-from cfinet_jax.train_state import TrainState
+from cfinet_jax.train_step import TrainState
 
 
 def make_state(step: int = 7, width: int = 3, parts: int = 1, remembers: bool = True) -> TrainState:

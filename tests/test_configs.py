@@ -7,17 +7,17 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from cfinet_jax import optimizer, train_state
+from cfinet_jax import optimizer
+from cfinet_jax.build import check_batches, check_values
 from cfinet_jax.errors import UserError
-from cfinet_jax.inputs import input_shape, with_sizes
+from cfinet_jax.input.sizes import input_shape, with_sizes
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.fpn import FPN
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
 from cfinet_jax.models.resnet import ResNet
 from cfinet_jax.models.roi_head import RoiHead
-from cfinet_jax.run import check_batches, check_values
-from cfinet_jax.run_log import flatten
+from cfinet_jax.runtime.settings import flatten
 from configs import coco, oriented, scenes, sodaa, sodad
 
 EXPERIMENTS = [(module, variant) for module in (sodad, scenes, coco, sodaa, oriented) for variant in module.VARIANTS]
@@ -135,7 +135,7 @@ def test_every_experiment_has_a_state(module, variant):
     sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
     shape, objects = input_shape(config.dataset), config.dataset.max_objects
     state = jax.eval_shape(
-        lambda: train_state.create_state(jax.random.key(0), detector, sgd, shape, objects),
+        lambda: train_step.create_state(jax.random.key(0), detector, sgd, shape, objects),
     )
     assert {"backbone", "neck", "proposal_network", "roi_head"} <= state.params.keys()
     assert ("imitation" in state.params) == (state.memory is not None) == config.detector.imitation.enabled

@@ -25,8 +25,8 @@ from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
 from cfinet_jax.ops.imitation import QUALITIES
+from cfinet_jax.preparation import __main__ as prepare
 from configs import sodad
-from data import prepare
 from tests import tiny
 
 # ml_collections still loads configurations by a method that Python is about to remove.
@@ -82,7 +82,10 @@ def check(words: list[str], monkeypatch) -> None:
             check(["python", "-m", "cfinet_jax.main", *MAIN_JOB], monkeypatch)
         case ["./run.sh", first, *rest] if first.startswith("--"):
             given = {word.partition("=")[0] for word in (first, *rest)}
-            of_a_run = {f"--mode={mode}" for mode in main.OF_A_RUN} & {first, *rest}
+            of_a_run = {f"--mode={name}" for name, mode in main.MODES.items() if "config" in mode.without} & {
+                first,
+                *rest,
+            }
             if of_a_run and not any(word.startswith("--config.") for word in given):
                 given.add("--config")
             defaults = [word for word in MAIN_JOB if word.partition("=")[0] not in given]
@@ -115,8 +118,8 @@ def check_flags(arguments: list[str], monkeypatch) -> None:
             values[flag.name] = copy.deepcopy(flag)
     monkeypatch.setattr(sys, "argv", ["main", *arguments])  # where config_flags looks for overrides
     assert values(sys.argv) == ["main"]
-    for name, modes in main.WITHOUT.items():
-        assert values[name].value is not None or values.mode in modes
+    for name in ("config", "workdir"):
+        assert values[name].value is not None or name in main.MODES[values.mode].without
 
 
 @pytest.mark.parametrize("block", blocks("bash"))

@@ -125,10 +125,10 @@ def test_importing_the_package_leaves_signals_alone():
 def test_every_command_is_guarded(name, tmp_path):
     """An error that nobody expects, in the middle of it."""
     place = {
-        "main": "cfinet_jax.run.discover_sizes",
-        "metrics": "cfinet_jax.metrics.files.read_ground_truth",
-        "pretrained": "cfinet_jax.pretrained.files.read",
-        "prepare": "cfinet_jax.own_data.absolute",
+        "main": "cfinet_jax.build.discover_sizes",
+        "metrics": "cfinet_jax.metrics.json_files.read_ground_truth",
+        "pretrained": "cfinet_jax.pretrained.weight_files.read",
+        "prepare": "cfinet_jax.runtime.paths.absolute",
     }[name]
     module, _, function = place.rpartition(".")
     (tmp_path / "sitecustomize.py").write_text(

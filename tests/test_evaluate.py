@@ -11,15 +11,16 @@ import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax import evaluate, mesh
-from cfinet_jax.dataset import open_dataset
+from cfinet_jax import evaluate
 from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import check_replaceable, detect_split, evaluated, score_split, write_results
+from cfinet_jax.input.dataset import open_dataset
 from cfinet_jax.metrics.results import columns
-from cfinet_jax.run_log import write_settings
+from cfinet_jax.preparation.scenes.render import render_scene
+from cfinet_jax.preparation.scenes.scenes_builder import Builder
+from cfinet_jax.runtime import mesh
+from cfinet_jax.runtime.settings import write_settings
 from configs import scenes
-from data.scenes.render import render_scene
-from data.scenes.scenes_dataset_builder import Builder
 from tests import tiny
 
 

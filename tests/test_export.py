@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cfinet_jax import dataset, export
-from cfinet_jax.batches import eval_batches, windows_of
+from cfinet_jax import export
 from cfinet_jax.errors import UserError
-from cfinet_jax.tables import escape
-from cfinet_jax.trained import Trained, detection, open_trained
+from cfinet_jax.input import dataset
+from cfinet_jax.input.batches import eval_batches, windows_of
+from cfinet_jax.restore import Trained, detection, open_trained
+from cfinet_jax.runtime.markdown import escape
 from tests import tiny
 
 BLOCKED = """

@@ -19,12 +19,12 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from cfinet_jax import checkpoint, train_state, training
+from cfinet_jax import checkpoint, train_step, training
+from cfinet_jax.build import create_run
 from cfinet_jax.errors import Interrupted, UserError, exit_status
-from cfinet_jax.interruption import requests
-from cfinet_jax.lock import locked
-from cfinet_jax.run import create_run
-from cfinet_jax.run_log import RunLog, replace_text
+from cfinet_jax.runtime.interruption import requests
+from cfinet_jax.runtime.lock import locked
+from cfinet_jax.runtime.log import RunLog, replace_text
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def nothing_but_steps(template) -> Iterator[None]:
         return compiled[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_state, "create_state", lambda *_, **__: jax.tree.map(jnp.copy, template))
+        patch.setattr(train_step, "create_state", lambda *_, **__: jax.tree.map(jnp.copy, template))
         patch.setattr(training, "compile_step", compile_once)
         patch.setattr(training, "evaluate_state", lambda *_: training.evaluate.Scored({}, None, None))
         patch.setattr(training.evaluate, "write_results", lambda *_: None)

@@ -16,10 +16,10 @@ from etils import epath
 from PIL import Image
 
 import cfinet_jax
-from cfinet_jax import dataset
 from cfinet_jax import predict as predict_mode
 from cfinet_jax.errors import UserError
-from cfinet_jax.pictures import decode_image, find_pictures, upright_size
+from cfinet_jax.input import dataset
+from cfinet_jax.input.pictures import decode_image, find_pictures, upright_size
 from tests import tiny
 
 NOT_NEEDED = ["grain", "tensorflow_datasets", "array_record"]

@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 import cfinet_jax
-from data import prepare
+from cfinet_jax.preparation import __main__ as prepare
 from tests import sodaa, tiny, tiny_oriented
 
 

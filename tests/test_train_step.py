@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax import mesh, optimizer, train_state
+from cfinet_jax import optimizer
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.ops import exemplar_memory, preprocess
+from cfinet_jax.runtime import mesh
 from cfinet_jax.structures import Batch, Exemplars
-from cfinet_jax.train_step import exchange, train_step
+from cfinet_jax.train_step import create_state, exchange, train_step
 from configs import sodad
 from tests import tiny
 
@@ -34,7 +35,7 @@ def parts():
     settings.imitation.update(high_quality=0.0, min_predictions=0)
     detector = build_detector(settings, CLASSES)
     sgd = optimizer.make_optimizer(CONFIG.optimizer, IMAGES, ("backbone/conv1/", "backbone/bn1/", "backbone/layer1_"))
-    state = train_state.create_state(jax.random.key(0), detector, sgd, tiny.SHAPE, tiny.OBJECTS)
+    state = create_state(jax.random.key(0), detector, sgd, tiny.SHAPE, tiny.OBJECTS)
     features = jax.random.normal(jax.random.key(1), (2 * CLASSES, *state.memory.features.shape[2:]))
     labels = jnp.arange(2 * CLASSES, dtype=jnp.int32) % CLASSES
     half = Exemplars(features, labels, jnp.ones(2 * CLASSES), jnp.ones(2 * CLASSES, bool))

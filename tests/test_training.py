@@ -15,13 +15,13 @@ from etils import epath
 
 import cfinet_jax
 from cfinet_jax import checkpoint
+from cfinet_jax.build import create_run
 from cfinet_jax.evaluate import evaluate
-from cfinet_jax.run import create_run
+from cfinet_jax.preparation.coco_layout import read_named
+from cfinet_jax.preparation.own_builder import Builder
+from cfinet_jax.preparation.scenes.render import render_scene
 from cfinet_jax.training import train
 from configs import scenes
-from data.coco.coco_dataset_builder import Builder
-from data.coco.layout import read_named
-from data.scenes.render import render_scene
 
 SIDE = 96  # pixels of the corner of a scene
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cfinet_jax import mesh
-from cfinet_jax.dataset import open_dataset
 from cfinet_jax.evaluate import detect_split, score_split
+from cfinet_jax.input.dataset import open_dataset
 from cfinet_jax.metrics.__main__ import score_files
 from cfinet_jax.metrics.results import write_coco
-from data.coco.coco_dataset_builder import Builder
-from data.coco.layout import read_named
-from data.scenes.render import SIZE, render_scene
-from data.scenes.templates import CLASSES
+from cfinet_jax.preparation.coco_layout import read_named
+from cfinet_jax.preparation.own_builder import Builder
+from cfinet_jax.preparation.scenes.render import SIZE, render_scene
+from cfinet_jax.preparation.scenes.templates import CLASSES
+from cfinet_jax.runtime import mesh
 from tests import tiny
 from tests.test_evaluate import find_the_truth
 

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import main
 from cfinet_jax.boxes import oriented
+from cfinet_jax.preparation.scenes.scenes_builder import Builder
 from cfinet_jax.structures import Batch, ExemplarMemory
 from configs import scenes, sodad
-from data.scenes.scenes_dataset_builder import Builder
 from tests import plain
 
 SHAPE, OBJECTS = (64, 64), 6

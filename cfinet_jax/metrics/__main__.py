@@ -7,13 +7,13 @@ import sys
 
 from etils import epath
 
-from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import Parser, exit_status
-from cfinet_jax.files import replace_text
-from cfinet_jax.metrics.files import read_detections, read_ground_truth
+from cfinet_jax.metrics.json_files import read_detections, read_ground_truth
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
-from cfinet_jax.metrics.table import table
+from cfinet_jax.metrics.score_table import table
+from cfinet_jax.runtime.files import replace_text
+from cfinet_jax.runtime.paths import user_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,9 +41,12 @@ def score_files(protocol: str, annotations: str, detections: str, output: str | 
 
 def main() -> int:
     """The command; a user's mistake becomes one line and exit status 2."""
-    return exit_status(lambda: score_files(**vars(parser().parse_args())))
+    gc.disable()  # all that is read is kept to the end: looking for garbage in it would take a third of the time
+    try:
+        return exit_status(lambda: score_files(**vars(parser().parse_args())))
+    finally:
+        gc.enable()
 
 
 if __name__ == "__main__":
-    gc.disable()  # what is read stays to the end: looking for garbage in it would take a third of the time
     sys.exit(main())

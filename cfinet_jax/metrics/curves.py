@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.metrics.matching import FREE, HIT, MISS, Truth, match
+from cfinet_jax.metrics.detection_matching import FREE, HIT, MISS, Truth, match
+from cfinet_jax.metrics.overlaps import as_oriented
 from cfinet_jax.metrics.protocols import Protocol, is_regions
 from cfinet_jax.metrics.results import Columns, box_of, columns
-from cfinet_jax.overlaps import as_oriented
 
 RECALLS = np.linspace(0, 1, 101)
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cfinet_jax.metrics.curves import RECALLS, annotations_of, classes, detections_of, fates_of, truth_of
-from cfinet_jax.metrics.matching import FREE, HIT
+from cfinet_jax.metrics.detection_matching import FREE, HIT
 from cfinet_jax.metrics.protocols import Protocol
 from cfinet_jax.metrics.results import Columns
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from cfinet_jax.files import replacing
+from cfinet_jax.runtime.files import replacing
 
 KEYS: tuple[str, ...] = ("image_id", "category_id", "bbox", "score")  # COCO's, in the order of the columns
 DIGITS, ANGLE_DIGITS = 3, 5  # of a pixel, of a radian

@@ -13,10 +13,10 @@ import safetensors.numpy
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.files import replacing
 from cfinet_jax.models.resnet import DEPTHS, BasicBlock, Bottleneck
-from cfinet_jax.pretrained.files import read
 from cfinet_jax.pretrained.names import MEAN, STD, Published, translate
+from cfinet_jax.pretrained.weight_files import read
+from cfinet_jax.runtime.files import replacing
 
 BACKBONE = re.compile(r"(params|batch_stats)/backbone/")
 LAST = {BasicBlock: "conv2", Bottleneck: "conv3"}  # convolution of a block

@@ -5,10 +5,10 @@ import sys
 from etils import epath
 
 from cfinet_jax import pretrained
-from cfinet_jax.buckets import user_path
 from cfinet_jax.errors import Parser, UserError, exit_status
-from cfinet_jax.pretrained.files import read
 from cfinet_jax.pretrained.names import MEAN, STD, translate
+from cfinet_jax.pretrained.weight_files import read
+from cfinet_jax.runtime.paths import user_path
 
 
 def convert(source: str, output: epath.PathLike) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pretrained.files import WeightFile
+from cfinet_jax.pretrained.weight_files import WeightFile
 
 # Input of the pictures that ImageNet's weights and mmdetection's models were trained on: R G B, minus mean, over std.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -7,11 +7,11 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from cfinet_jax import dataset
-from cfinet_jax.buckets import matching
-from cfinet_jax.metrics.errors import MISTAKES, OUTCOMES, TRUE, WRONG, f1
+from cfinet_jax.input import dataset
+from cfinet_jax.metrics.error_types import MISTAKES, OUTCOMES, TRUE, WRONG, f1
 from cfinet_jax.report.overlays import write_overlays
-from cfinet_jax.tables import escape
+from cfinet_jax.runtime.markdown import escape
+from cfinet_jax.runtime.paths import matching
 
 Counts = Int[np.ndarray, "images classes outcomes"]  # of `metrics.errors.count_outcomes`
 UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file that a link leads to

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.files import replacing
-from cfinet_jax.metrics.errors import MISSED, OUTCOMES, TRUE
-from cfinet_jax.metrics.proposals import NEAR, SHOWN, endings
+from cfinet_jax.metrics.error_types import MISSED, OUTCOMES, TRUE
+from cfinet_jax.metrics.proposal_scores import NEAR, SHOWN, endings
 from cfinet_jax.metrics.protocols import Protocol
+from cfinet_jax.runtime.files import replacing
 
 CURVE_POINTS = 80  # a longer log is averaged over that many stretches
 WIDTH = 6.6  # inches; panels stand below each other, so that a phone shows them large enough

@@ -8,9 +8,9 @@ from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from cfinet_jax.metrics.errors import MISSED, OUTCOMES, TRUE
-from cfinet_jax.run_log import flatten
-from cfinet_jax.tables import escape, with_head
+from cfinet_jax.metrics.error_types import MISSED, OUTCOMES, TRUE
+from cfinet_jax.runtime.markdown import escape, with_head
+from cfinet_jax.runtime.settings import flatten
 
 
 def outcome_table(counts: Int[np.ndarray, "classes outcomes"], classes: Sequence[str]) -> str:

@@ -4,13 +4,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax.dataset import Prepared
 from cfinet_jax.errors import UserError
-from cfinet_jax.metrics.errors import KINDS, MISSED, TRUE, count_outcomes
-from cfinet_jax.metrics.proposals import SHOWN
+from cfinet_jax.input.dataset import Prepared
+from cfinet_jax.metrics.error_types import KINDS, MISSED, TRUE, count_outcomes
+from cfinet_jax.metrics.proposal_scores import SHOWN
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
 from cfinet_jax.metrics.results import Columns, entries
-from cfinet_jax.metrics.table import MIN_BOXES, proposal_table, table
+from cfinet_jax.metrics.score_table import MIN_BOXES, proposal_table, table
 from cfinet_jax.report.examples import Counts, choose, write_examples
 from cfinet_jax.report.page import to_html
 from cfinet_jax.report.plots import (
@@ -23,7 +23,7 @@ from cfinet_jax.report.plots import (
     read_log,
 )
 from cfinet_jax.report.tables import outcome_table, settings
-from cfinet_jax.tables import escape, percent
+from cfinet_jax.runtime.markdown import escape, percent
 
 
 def write_report(

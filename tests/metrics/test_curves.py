@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfinet_jax.metrics import matching
+from cfinet_jax.metrics import detection_matching
 from cfinet_jax.metrics.curves import annotations_of, curves
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import Columns, columns
@@ -88,7 +88,7 @@ def test_columns_are_as_good_as_a_list(case):
 @given(cases())
 def test_blocks_do_not_matter(case):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "BLOCK", 3)
+        patch.setattr(detection_matching, "BLOCK", 3)
         in_blocks = curves(*case, PROTOCOLS["coco"])
     same(in_blocks, curves(*case, PROTOCOLS["coco"]))
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cfinet_jax import overlaps
 from cfinet_jax.errors import UserError
-from cfinet_jax.metrics.dota import write_task1
-from cfinet_jax.metrics.errors import OUTCOMES, count_outcomes
+from cfinet_jax.metrics import overlaps
+from cfinet_jax.metrics.dota_files import write_task1
+from cfinet_jax.metrics.error_types import OUTCOMES, count_outcomes
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
 from cfinet_jax.metrics.results import columns, columns_of_image
 from cfinet_jax.metrics.score import score
@@ -186,7 +186,7 @@ def test_oriented_detections_have_no_upright_score():
 def test_blocks_do_not_matter(monkeypatch):
     ground_truth, detections = some_case(1)
     expected = score(ground_truth, detections, SODA_A)
-    monkeypatch.setattr("cfinet_jax.metrics.matching.BLOCK", 3)
+    monkeypatch.setattr("cfinet_jax.metrics.detection_matching.BLOCK", 3)
     monkeypatch.setattr(overlaps, "EXACT", 2)
     assert score(ground_truth, detections, SODA_A) == expected
 

@@ -13,7 +13,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS, assigners, proposal_network
 from cfinet_jax.ops import matching, nms, ranking
-from cfinet_jax.train_state import empty_batch
+from cfinet_jax.train_step import empty_batch
 from configs.sodad import get_config
 from tests import plain, tiny
 

@@ -12,7 +12,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS
 from cfinet_jax.models.resnet import frozen_parts
-from cfinet_jax.train_state import empty_batch
+from cfinet_jax.train_step import empty_batch
 from configs.sodad import RELEASED, VARIANTS, get_config
 from tests import tiny
 

@@ -11,7 +11,7 @@ import pytest
 from cfinet_jax.errors import UserError
 from cfinet_jax.models.detector import ROI_HEADS, build_detector, enclose
 from cfinet_jax.ops import matching
-from cfinet_jax.train_state import empty_batch
+from cfinet_jax.train_step import empty_batch
 from configs import sodaa
 from tests import tiny
 

@@ -14,12 +14,12 @@ import numpy as np
 import optax
 import pytest
 
-from cfinet_jax import mesh, optimizer
+from cfinet_jax import optimizer
 from cfinet_jax.models.detector import PARTS, Detector, build_detector
 from cfinet_jax.models.resnet import frozen_parts
+from cfinet_jax.runtime import mesh
 from cfinet_jax.structures import Batch, ExemplarMemory
-from cfinet_jax.train_state import TrainState, empty_batch
-from cfinet_jax.train_step import train_step
+from cfinet_jax.train_step import TrainState, empty_batch, train_step
 from configs.sodad import get_config
 from tests import official
 

@@ -15,7 +15,7 @@ from cfinet_jax import pretrained
 from cfinet_jax.errors import UserError
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.pretrained.names import MEAN, STD
-from cfinet_jax.train_state import empty_batch
+from cfinet_jax.train_step import empty_batch
 from tests import tiny
 from tests.official import official_name
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.pretrained.files import read
 from cfinet_jax.pretrained.names import translate
+from cfinet_jax.pretrained.weight_files import read
 
 
 def text(value: str) -> bytes:

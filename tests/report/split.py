@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from cfinet_jax.dataset import Prepared
+from cfinet_jax.input.dataset import Prepared
 
 NAMES = ("a/1.png", "b/1.png", "c [x](y).png", "empty.png")
 CLASSES = {3: "<b>car|_x_*y*</b>", 7: "two_words $x$ `z`"}
@@ -11,7 +11,7 @@ SIDE, STEP, PER_IMAGE = 8.0, 12, 20
 
 
 def record(number: int, name: str, boxes: list[list[float]], labels: list[int]) -> dict:
-    """As `cfinet_jax/records.py` describes it; the last picture has no objects."""
+    """As `cfinet_jax/input/records.py` describes it; the last picture has no objects."""
     image = np.random.default_rng(number).integers(90, 110, (80, 120, 3), dtype=np.uint8)
     objects = {
         "bbox": np.array(boxes, np.float32).reshape(-1, 4),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cfinet_jax.metrics.errors import MISSED, OUTCOMES, count_outcomes
+from cfinet_jax.metrics.error_types import MISSED, OUTCOMES, count_outcomes
 from cfinet_jax.report.examples import choose, describe, write_examples
 from tests.report.split import NAMES, some_detections, some_split
 

@@ -9,8 +9,8 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.metrics.errors import OUTCOMES
-from cfinet_jax.metrics.proposals import endings
+from cfinet_jax.metrics.error_types import OUTCOMES
+from cfinet_jax.metrics.proposal_scores import endings
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.report import plots
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cfinet_jax.metrics.errors import OUTCOMES
+from cfinet_jax.metrics.error_types import OUTCOMES
 from cfinet_jax.report.tables import outcome_table, settings
-from cfinet_jax.run_log import write_settings
+from cfinet_jax.runtime.settings import write_settings
 from tests import tiny
 
 

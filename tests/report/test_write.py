@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cfinet_jax.metrics.errors import OUTCOMES, TRUE
-from cfinet_jax.metrics.proposals import endings
+from cfinet_jax.metrics.error_types import OUTCOMES, TRUE
+from cfinet_jax.metrics.proposal_scores import endings
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import columns
 from cfinet_jax.metrics.score import score

@@ -1,0 +1,69 @@
+"""The folder and annotation files that a prepared data set was made from: recorded, and compared when it is opened."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.runtime.files import length_and_time
+from cfinet_jax.runtime.paths import absolute
+
+LABELS = (".txt", ".json")  # endings of label files
+UNNAMED = {"source": "something else", "annotations": "the files found by their names"}
+
+
+def split_entries(annotations: str | None) -> list[str]:
+    """Split `SPLIT=JSON[,IMAGES] ...` into entries, whose paths may have spaces."""
+    return [entry for entry in re.split(r"\s+(?=\w+=)", (annotations or "").strip()) if entry]
+
+
+def state(files: Iterable[str]) -> list[int | str]:
+    """Return number, newest modification time, bytes and a hash of files; a folder stands for the labels in it."""
+    stats, digest = [], hashlib.sha256()
+    for path in map(epath.Path, files):
+        each = [file for file in sorted(path.iterdir()) if file.suffix in LABELS] if path.is_dir() else [path]
+        for file in each:
+            try:
+                stats.append(length_and_time(file))
+            except OSError:  # missing, or no file but a folder or a pipe
+                continue
+            named = f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+            digest.update(named.encode(errors="surrogateescape"))  # a name need not be UTF-8
+    newest, length = max((time for _, time in stats), default=0), sum(length for length, _ in stats)
+    return [len(stats), newest, length, digest.hexdigest()]
+
+
+def unchanged(files: Iterable[str], before: list[int | str]) -> bool:
+    """Whether files are as `state` found them; records of data prepared earlier lack the hash."""
+    now = state(files)
+    return now[3:] == before[3:] if before[3:] else now[:3] == before
+
+
+def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
+    """What was prepared in `folder` comes from the source and the annotations that the settings name, as they are now.
+
+    Settings without a source accept everything, and data that were prepared without a record of their files
+    (`files`, `state`) count as unchanged.
+
+    Raises:
+      UserError: it does not.
+    """
+    if settings.source is None:
+        return
+    source = absolute(settings.source)
+    wanted = {"source": str(source), "annotations": " ".join(split_entries(settings.annotations))}
+    for key, value in wanted.items():
+        before = metadata.get(key, "")
+        if before != value:
+            raise UserError(
+                f"{folder} was prepared from {before or UNNAMED[key]}, not from {value or UNNAMED[key]}: "
+                "delete this folder to prepare it again, or choose another --config.dataset.name"
+            )
+    if "files" in metadata and not unchanged(metadata["files"], metadata["state"]):
+        raise UserError(
+            f"{folder} was prepared from an earlier state of {source}: delete this folder to prepare it again"
+        )

@@ -1,0 +1,119 @@
+"""Ground truth and detections in files of others: what cannot be scored is refused in one line."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from cfinet_jax.boxes import oriented
+from cfinet_jax.errors import UserError
+from cfinet_jax.metrics.protocols import FLAGS
+from cfinet_jax.metrics.units import suspect_units
+from cfinet_jax.runtime.files import read_bytes
+from cfinet_jax.runtime.json_values import is_flag, number
+
+LARGEST = 1e18  # of a number; anything beyond, as NaN, is none
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) < LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_oriented(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 5 and all(map(_is_number, value)) and abs(value[4]) <= oriented.TURN
+    )
+
+
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("id", "image_id", "category_id"), (_is_id, "a whole number")),
+    **dict.fromkeys(("score", "area", "width", "height"), (_is_number, "a finite number")),
+    **dict.fromkeys(FLAGS, (is_flag, "0 or 1")),
+    "bbox": (_is_box, "four finite numbers, x y width height"),
+    "rbox": (_is_oriented, "five finite numbers, cx cy w h angle in radians"),
+    "name": (lambda value: isinstance(value, str), "a text"),
+}
+NEEDED = {"images": {"id"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id", "bbox"}}
+OPTIONAL = {"images": {"width", "height"}, "annotations": {"area", *FLAGS}}
+DETECTION = {"image_id", "category_id", "bbox", "score"}
+
+
+def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
+    """A COCO JSON file; "oriented" boxes stand as `rbox` beside the upright ones.
+
+    Raises:
+      UserError: it cannot be read, is not COCO, repeats an id or a class, or has boxes of another form.
+    """
+    content = _read_json(path)
+    for part, needed in NEEDED.items():
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise UserError(f"{path} is not COCO ground truth: it has no list '{part}'")
+        oriented = {"rbox"} if part == "annotations" and boxes == "oriented" else set()
+        _check_fields(f"{path}, '{part}'", content[part], needed | oriented, OPTIONAL.get(part, set()))
+    for part, key in (("images", "id"), ("categories", "id"), ("categories", "name")):
+        values = [entry[key] for entry in content[part]]
+        if len(set(values)) < len(values):
+            repeated, _ = Counter(values).most_common(1)[0]
+            raise UserError(f"{path} gives the {key} {repeated!r} to several of '{part}': make them unique")
+    _check_units(path, content["annotations"], content)
+    return content
+
+
+def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "horizontal") -> list[dict]:
+    """A JSON file in COCO's results format, for the images of a ground truth; "oriented" boxes have five numbers.
+
+    Raises:
+      UserError: it cannot be read, is something else, or has boxes of another form.
+    """
+    content = _read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} is not a list of detections, {{{', '.join(sorted(DETECTION))}}} each")
+    if boxes == "oriented":
+        _check_fields(str(path), content, DETECTION, set(), FIELDS | {"bbox": FIELDS["rbox"]})
+    else:
+        _check_fields(str(path), content, DETECTION, set())
+        _check_units(path, content, ground_truth)
+    return content
+
+
+def _read_json(path: epath.PathLike) -> Any:
+    try:
+        return json.loads(read_bytes(epath.Path(path)))
+    except (OSError, ImportError) as error:  # the package that reads gs:// may be missing
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def _check_fields(where: str, entries: list, needed: set[str], optional: set[str], fields: dict = FIELDS) -> None:
+    """Check that every entry has what is needed, each of its kind; a number that stands as text becomes one."""
+    kinds = {key: fields[key] for key in sorted(needed | optional)}
+    for place, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or not needed <= entry.keys():
+            raise UserError(f"{where}: entry {place} needs {', '.join(sorted(needed))}")
+        for key, (fits, kind) in kinds.items():
+            if key in entry and not fits(entry[key]):
+                given, entry[key] = entry[key], number(entry[key])
+                if not fits(entry[key]):
+                    raise UserError(f"{where}: {key} of entry {place} must be {kind}, not {str(given)[:80]!r}")
+
+
+def _check_units(path: epath.PathLike, entries: list[dict], ground_truth: dict) -> None:
+    """Refuses boxes of another form than x y w h in pixels: their scores would mean nothing."""
+    described = (image for image in ground_truth["images"] if OPTIONAL["images"] <= image.keys())
+    sizes = {image["id"]: (image["width"], image["height"]) for image in described}
+    known = [(entry["bbox"], sizes[entry["image_id"]]) for entry in entries if entry["image_id"] in sizes]
+    suspicion = suspect_units(*map(np.array, zip(*known, strict=True))) if known else None
+    if suspicion:
+        raise UserError(f"{path} seems to have {suspicion}: convert the boxes to COCO's x y width height in pixels")

@@ -1,0 +1,89 @@
+"""Recall of proposals, whatever their network: Table 4 and Fig. 4 of the paper.
+
+The paper does not say how it measured them. Here every class counts as one, the proposals of a picture compete for its
+objects by COCO's matching, and those of windows have been put together before (`merging.py:stitch`). So only
+differences between proposal networks are comparable with the paper's.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from cfinet_jax.metrics.curves import annotations_of, classes, detections_of, fates_of, truth_of
+from cfinet_jax.metrics.detection_matching import HIT, pairs
+from cfinet_jax.metrics.protocols import OVERLAPS, Protocol
+from cfinet_jax.metrics.results import Columns
+
+LIMITS = (100, 300, 1000)  # the best proposals of a picture that count, ascending
+SHOWN = 300  # the limit of Table 4
+NEAR = 0.5  # IoU above which a proposal is one of an object, in Fig. 4
+OBJECT = 1  # category id of every proposal and object
+
+
+class Tally(NamedTuple):
+    """What there is to find in every image, in every range of sizes of a protocol, and what of it is proposed."""
+
+    objects: Int[np.ndarray, "images ranges"]
+    hits: Int[np.ndarray, "limits images ranges"]  # with the best `LIMITS` proposals, summed over IoU .5:.05:.95
+    near: Int[np.ndarray, "images ranges"]  # proposals with an IoU above .5 with an object, summed over objects
+
+
+def tally_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) -> Tally:
+    """Image by image, by rising id; the columns are the ranges of the protocol.
+
+    Proposals are upright, and so are then the boxes that they are compared with: `bbox`, which encloses an oriented
+    one.
+    """
+    rules = dataclasses.replace(protocol, overlaps=OVERLAPS, limits=LIMITS, boxes="horizontal", best_only=False)
+    ground_truth = of_one_class(ground_truth)
+    truth = truth_of(annotations_of(ground_truth, rules), 0, rules)
+    found = detections_of(ground_truth, proposals, rules)
+    images, fates, orders = fates_of(found, 0, truth, rules)
+    _, of_truth, iou, _ = pairs(found.images, found.boxes, truth, NEAR)
+    near = np.bincount(of_truth[iou > NEAR], minlength=len(truth.boxes))
+
+    def by_image(owners: np.ndarray, values: np.ndarray) -> np.ndarray:
+        total = np.zeros((len(ground_truth["images"]), values.shape[1]), int)
+        np.add.at(total, owners, values)
+        return total
+
+    hits = [by_image(images[order], (fates[..., order] == HIT).sum(0).T) for order in orders]
+    wanted = ~truth.ignored
+    return Tally(by_image(truth.images, wanted), np.stack(hits), by_image(truth.images, wanted * near[:, None]))
+
+
+def summarise(tally: Tally, protocol: Protocol) -> dict[str, float | None]:
+    """Average recall, and the mean number of proposals of an object, for the ranges of sizes of a protocol.
+
+    Returns `AR<limit>`, the recall with the best `LIMITS` proposals of a picture, a mean over IoU .5:.05:.95, and
+    `per_object`, the number of given proposals with an IoU above .5, a mean over objects; both of the headline range
+    and, with `_<size>`, of every other. None where there is no box to find.
+    """
+    objects, hits, near = tally.objects.sum(0), tally.hits.sum(1), tally.near.sum(0)
+    result = {}
+    for size, ending in endings(protocol).items():
+        place = list(protocol.ranges).index(size)
+        some = objects[place] > 0
+        for limit, of_limit in zip(LIMITS, hits, strict=True):
+            result[f"AR{limit}{ending}"] = float(of_limit[place] / (len(OVERLAPS) * objects[place])) if some else None
+        result[f"per_object{ending}"] = float(near[place] / objects[place]) if some else None
+    return result
+
+
+def score_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) -> dict[str, float | None]:
+    """The scores of `summarise`, of proposals as columns."""
+    return summarise(tally_proposals(ground_truth, proposals, protocol), protocol)
+
+
+def endings(protocol: Protocol) -> dict[str, str]:
+    """What the names of the scores of every range of sizes end in; the headline range comes first."""
+    return {protocol.headline: "", **{size: f"_{size}" for size in protocol.sizes}}
+
+
+def of_one_class(ground_truth: dict) -> dict:
+    """Every object as one of the class `OBJECT`; regions without a class are left out, since no recall needs them."""
+    known = {category["id"] for category in classes(ground_truth)}
+    objects = [each | {"category_id": OBJECT} for each in ground_truth["annotations"] if each["category_id"] in known]
+    return ground_truth | {"annotations": objects, "categories": [{"id": OBJECT, "name": "object"}]}

@@ -1,0 +1,1 @@
+"""Data sets become prepared TFDS directories: once, before training."""

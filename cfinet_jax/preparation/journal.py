@@ -1,0 +1,84 @@
+"""What a preparation that broke off, even killed, leaves to go on from: what it knows of, and made of, its pictures.
+
+It lies in `DATA_DIR/NAME.unfinished` with whatever else is not to be made twice; the folder goes when the data set is
+whole.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.runtime.files import length_and_time
+
+JOURNAL = "checked.jsonl"
+State = tuple[str, int, int]  # a picture as a file: path, bytes, time of its last change
+Trait = tuple[str, int]  # hash of the file, EXIF orientation
+Size = tuple[int, int] | None  # height and width; None: it cannot be decoded
+
+
+class Journal:
+    """Sizes of pictures, and what was made of them, by their states: a JSON line each in a file in `folder`.
+
+    A line that was half-written is passed over, and a picture that has changed since is not known.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+
+    def __init__(self, folder: epath.Path) -> None:
+        self.folder, self.file, self.lock = folder, folder / JOURNAL, threading.Lock()
+        try:
+            known = dict(read_lines(self.file)) if self.file.exists() else {}
+            self.sizes = {state: size for state, (size, _, _) in known.items()}
+            self.made = {state: made for state, (_, _, made) in known.items()}
+            self.seen = {path: trait for (path, *_), (_, trait, _) in known.items()}  # by path: the newest state counts
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lines = self.file.open("a")
+        except OSError as error:
+            raise self.unwritable(error) from error
+        if self.sizes:
+            print(f"{len(self.sizes):,} images were checked already, as {self.file} says")
+
+    def note(self, state: State, size: Size, made: Any, trait: Trait) -> None:
+        """Keep on disk a picture's size, its trait, and what JSON can hold of what was made of it."""
+        with self.lock:
+            self.sizes[state], self.made[state], self.seen[state[0]] = size, made, trait
+            try:
+                self.lines.write(f"\n{json.dumps([state, size, trait, made])}")  # on a line by itself
+                self.lines.flush()
+            except OSError as error:
+                raise self.unwritable(error) from error
+
+    def unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.file} cannot be written ({error.strerror}): choose another --data_dir")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.lines.close()
+        except OSError as error:  # what a full disk did not take is written once more
+            raise self.unwritable(error) from error
+        if not self.sizes:
+            self.folder.rmtree()
+
+
+def read_lines(file: epath.Path) -> Iterator[tuple[State, tuple[Size, Trait, Any]]]:
+    """The whole lines of a journal's file."""
+    for line in file.read_bytes().splitlines():
+        try:
+            state, size, trait, made = json.loads(line)
+        except ValueError:
+            continue
+        yield tuple(state), (size and tuple(size), tuple(trait), made)
+
+
+def state_of(picture: epath.Path) -> State:
+    """The state that a picture is in."""
+    return str(picture), *length_and_time(picture)

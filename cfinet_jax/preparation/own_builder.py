@@ -1,0 +1,121 @@
+"""Checked annotations as a TFDS data set that refers to the image files, or holds those that were made for it."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.input.origin import state
+from cfinet_jax.input.pictures import common_range
+from cfinet_jax.input.records import features
+from cfinet_jax.preparation.coco_annotations import Split, read_splits, summary
+from cfinet_jax.preparation.features import columns
+from cfinet_jax.preparation.journal import Journal
+from cfinet_jax.preparation.oddities import compare_splits
+from cfinet_jax.runtime.paths import matching
+
+SHARD = 400  # records in a file; TFDS holds those of one file, which are up to 100 MiB of pictures
+
+
+class Builder(tfds.core.ShardBasedBuilder):
+    """Records of boxes and image paths, and `account.json` on everything that was skipped or changed.
+
+    They stay in order: who trains shuffles them anyway, and TFDS would hold or write them twice to do so.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        *,
+        read: Callable[[Journal], Mapping[str, Split]],
+        origin: Mapping[str, str],
+        name: str,
+        boxes: str = "horizontal",
+        **arguments,
+    ):
+        """Take the function that reads every split, and what is to be kept of where it reads: `source`, `annotations`.
+
+        `boxes` is what those that it reads are, "horizontal" or "oriented"; the rest as every TFDS builder does.
+
+        Raises:
+          UserError: the name cannot be that of a data set.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UserError(f"'{name}' cannot name a data set: use small letters, digits and underscores")
+        self.name = name
+        self.read = read
+        self.origin = dict(origin)
+        self.boxes = boxes
+        super().__init__(**arguments)
+        self.unfinished = epath.Path(self.data_dir).parents[1] / f"{name}.unfinished"
+
+    def download_and_prepare(self, **arguments: Any) -> None:
+        """As every TFDS builder does; then what was left to go on from is deleted, and what killed builds began."""
+        super().download_and_prepare(**arguments)
+        for leftover in (self.unfinished, *matching(epath.Path(self.data_dir).parent, "incomplete.*")):
+            leftover.rmtree(missing_ok=True)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(features=features(self.boxes), metadata=tfds.core.MetadataDict())
+
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[Callable[[], Iterator]]]:
+        splits, record = self._read_recorded()
+        first = next((split for split in splits if split != "test"), "test")
+        categories = splits[first].categories
+        splits = read_splits(splits, partial(check_same_categories, first, categories))
+        named = {"classes": list(categories.values()), "category_ids": list(categories), "boxes": self.boxes}
+        self.info.metadata.update(self.origin, **record, **named)
+        accounts = {split: content.account for split, content in splits.items()}
+        (epath.Path(self.data_dir) / "account.json").write_text(json.dumps(accounts, indent=2))
+        for split, account in accounts.items():
+            print(
+                f"{split}: {account['images_kept']} of {account['images']} images and {account['annotations_kept']} of "
+                f"{account['annotations']} annotations kept; {summary(account['problems'])}"
+            )
+        return {split: shards(content, self.boxes) for split, content in splits.items()}
+
+    def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, Any]]:
+        """Every split, and the record of the files that describe them: which, in what state, of which grey values."""
+        try:
+            with Journal(self.unfinished) as journal:
+                splits = self.read(journal)
+                compare_splits(splits, journal.seen)
+            files = sorted({str(file) for content in splits.values() for file in content.files})
+            greys = [made["greys"] for made in journal.made.values() if isinstance(made, dict)]
+            return splits, {"files": files, "state": state(files), "grey_range": common_range(greys)}
+        except OSError as error:  # `data/prepare.py` takes others for a failure to write
+            reason = " ".join(str(error.strerror or error).split())
+            raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error
+
+
+def shards(content: Split, boxes: str) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
+    """What yields the records of every file of a split, each with its key."""
+    count = len(content.records)
+    parts = (range(start, min(start + SHARD, count)) for start in range(0, count, SHARD))
+    return [partial(keyed, content, part, boxes) for part in parts]
+
+
+def keyed(content: Split, indices: range, boxes: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records as they are written, with their pictures if these are to be held."""
+    for index in indices:
+        record = content.records[index]
+        own = {"image": content.pictures(index), "path": ""} if content.pictures else {}
+        yield record["image_id"], record | own | {"objects": columns(record["objects"], boxes)}
+
+
+def check_same_categories(first: str, categories: dict[int, str], split: str, content: Split) -> Split:
+    """Return the content of a split if it has the categories of the first one."""
+    ours, theirs = categories.items(), content.categories.items()
+    only = {first: sorted(ours - theirs), split: sorted(theirs - ours)}
+    listed = "; ".join(f"only in '{name}': {str(dict(some))[1:-1]}" for name, some in only.items() if some)
+    if listed:
+        raise UserError(f"splits '{first}' and '{split}' name different categories ({listed}): make them agree")
+    return content

@@ -1,0 +1,1 @@
+"""Synthetic scenes of small objects, the embedded default data set."""

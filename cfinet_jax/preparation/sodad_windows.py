@@ -1,0 +1,152 @@
+"""The windows that are trained on, cut once, while the images are checked; the data set holds them.
+
+Until it is whole they lie end to end in a file, and the journal knows where those of every image are. Cutting that was
+broken off, even killed, goes on with the images of which it knows none.
+"""
+
+import hashlib
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from etils import epath
+from jaxtyping import Float, Int
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.input.windows import CUT_OFF, boxes_in_window, cut_window, fill, training_windows
+from cfinet_jax.preparation.coco_annotations import ANY_CLASS, Split, Task, record
+from cfinet_jax.preparation.journal import Journal, state_of
+
+WINDOW, OVERLAP = (800, 800), (150, 150)  # height, width in pixels
+JPEG_QUALITY = 95
+
+
+class Pile:
+    """Encoded pictures, end to end in a file that is only appended to."""
+
+    def __init__(self, file: epath.Path) -> None:
+        self.file, self.lock = Path(file), threading.Lock()
+
+    def add(self, pictures: Iterable[bytes]) -> list[int]:
+        """Appends pictures; where each of them begins, and where the last one ends.
+
+        Raises:
+          UserError: they cannot be written.
+        """
+        ends = itertools.accumulate(map(len, pictures := list(pictures)), initial=0)
+        try:
+            with self.lock, self.file.open("ab", buffering=0) as file:
+                start, rest = file.tell(), memoryview(b"".join(pictures))
+                while rest:
+                    rest = rest[file.write(rest) :]
+        except OSError as error:
+            raise UserError(
+                f"{self.file} cannot be written ({error.strerror}): make room and start again, what is cut stays"
+            ) from error
+        return [start + end for end in ends]
+
+    def read(self, start: int, end: int) -> bytes:
+        """What lies between two places."""
+        with self.file.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+def cuts(annotations: epath.Path, pile: Pile, journal: Journal, images: list[dict[str, Any]]) -> dict[int, Task]:
+    """What cuts the windows of pictures with objects onto the pile, by image id.
+
+    Raises:
+      UserError: the pile is of other annotations, or cannot be written; two images share a file.
+    """
+    check_state(annotations, pile)
+    with_windows = [(image, origins) for image in images if len(origins := origins_in(image))]
+    for path, count in Counter(image["path"] for image, _ in with_windows).items():
+        if count > 1:  # the journal knows what was made of a file
+            raise UserError(f"{annotations} names {path} for {count} images: make them one")
+    made = sum(places is not None for places in journal.made.values())
+    print(f"{made} of {len(with_windows)} images are cut already, in {pile.file}")
+    return {image["image_id"]: partial(cut, image=image, origins=origins, pile=pile) for image, origins in with_windows}
+
+
+def split_of_windows(train: Split, pile: Pile, journal: Journal) -> Split:
+    """The windows of a split's images in which there are objects, all of which are on the pile."""
+    records, places = [], []
+    for image in train.records:
+        if len(origins := origins_in(image)):
+            records += window_records(image, origins)
+            places += itertools.pairwise(journal.made[state_of(epath.Path(image["path"]))])
+    for number, window in enumerate(records, start=1):
+        window["image_id"] = number
+    counts = [len(window["objects"]["id"]) for window in records]
+    account = {
+        "images": len(records),
+        "images_kept": len(records),
+        "annotations": sum(counts),
+        "annotations_kept": sum(counts),
+        "largest_picture": WINDOW,
+        "most_objects": max(counts),
+        "problems": {},
+    }
+    return Split(records, train.categories, account, train.files, pictures=lambda index: pile.read(*places[index]))
+
+
+def check_state(annotations: epath.Path, pile: Pile) -> None:
+    """The pile is of these annotations, or there is none yet."""
+    digest, file = hashlib.sha256(annotations.read_bytes()).hexdigest(), pile.file.with_suffix(".sha256")
+    if file.exists() and file.read_text() != digest:
+        raise UserError(
+            f"{pile.file} holds windows of other annotations: delete {pile.file.parent}, or choose another --data_dir "
+            "or --name"
+        )
+    try:
+        file.write_text(digest)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}): choose another --data_dir") from error
+
+
+def boxes_of(image: dict[str, Any]) -> tuple[Float[np.ndarray, "objects 4"], Float[np.ndarray, "regions 4"]]:
+    """The boxes of a record's objects and those of its regions."""
+    boxes, labels = np.array(image["objects"]["bbox"], float).reshape(-1, 4), np.array(image["objects"]["label"], int)
+    return boxes[labels != ANY_CLASS], boxes[labels == ANY_CLASS]
+
+
+def origins_in(image: dict[str, Any]) -> Int[np.ndarray, "windows 2"]:
+    """Where the windows of a record's image begin."""
+    return training_windows((image["height"], image["width"]), *boxes_of(image), WINDOW, OVERLAP)
+
+
+def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], pile: Pile) -> list[int]:
+    """Blackens an image, whose picture is B G R, where it is to be ignored; piles up its windows and says where."""
+    objects, regions = boxes_of(image)
+    fill(picture, regions, objects)
+    return pile.add(encode(cut_window(picture, origin, WINDOW, "constant")[0]) for origin in origins)
+
+
+def encode(picture: np.ndarray) -> bytes:
+    """A picture, B G R, as JPEG."""
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+
+
+def window_records(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"]) -> Iterator[dict[str, Any]]:
+    """The windows of a record's image as records, without ids and pictures of their own."""
+    kept = [index for index, label in enumerate(image["objects"]["label"]) if label != ANY_CLASS]
+    objects = [{key: values[index] for key, values in image["objects"].items()} for index in kept]
+    boxes, _ = boxes_of(image)
+    path = epath.Path(image["path"])
+    stem = path.name.partition(".")[0]
+    for number, origin in enumerate(origins):
+        columns = (column.tolist() for column in boxes_in_window(boxes, origin, WINDOW))
+        inside = [
+            entry | {"bbox": box, "area": entry["area"] * share, "ignore": entry["ignore"] or share <= CUT_OFF}
+            for entry, box, share in zip(objects, *columns, strict=True)
+            if share > 0
+        ]
+        named = {"id": 0, "file_name": f"{stem}_{number}.jpg"}  # as SODA's tool names them
+        described = named | {"height": WINDOW[0], "width": WINDOW[1]}
+        yield record(described, path.parent, inside)

@@ -1,0 +1,170 @@
+"""A trained detector without its training: from a workdir's newest checkpoint, or from a published file."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from cfinet_jax import checkpoint, optimizer, pretrained, train_step
+from cfinet_jax.config_values import check_numbers
+from cfinet_jax.errors import UserError
+from cfinet_jax.input.sizes import OPEN, input_shape, preparation, with_sizes
+from cfinet_jax.models.detector import Detector, build_detector
+from cfinet_jax.ops import preprocess
+from cfinet_jax.runtime import mesh
+from cfinet_jax.runtime.settings import check_same_classes, flatten, read_settings
+from cfinet_jax.structures import Batch, Detections, Proposals
+from cfinet_jax.train_step import TrainState
+
+# What a trained model may be asked anew.
+FREE = re.compile(
+    r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|max_class_exemplars|\.test\.|\.train\."
+)
+
+Detect = Callable[[Any, Batch], tuple[Detections, Proposals]]
+
+
+class Trained(NamedTuple):
+    """A detector and what it has learnt."""
+
+    detector: Detector
+    variables: dict[str, Any]  # params and batch_stats
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple[Trained, ConfigDict]:
+    """The detector of a workdir and its config, or another one, with the sizes of the run; the data set is not needed.
+
+    Raises:
+      UserError: there is no run in the workdir, or it cannot be used with this config.
+    """
+    facts = recorded(workdir)
+    classes, category_ids = tuple(facts["classes"]), tuple(facts["category_ids"])
+    used = recorded_config(facts) if config is None else with_sizes(config, **recorded_sizes(facts))
+    check_numbers(used)
+    seen, learnt = used.dataset.stored_size, recorded_sizes(facts)["stored_size"]
+    if learnt is not None and any(side < before for side, before in zip(seen, learnt, strict=False)):
+        raise UserError(f"dataset.stored_size is {seen}, but {workdir} has learnt with {learnt}: make it no smaller.")
+    detector = build_detector(used.detector, len(classes))
+    variables = trained_variables(used, detector, classes, workdir)
+    return Trained(detector, variables, classes, category_ids), used
+
+
+def recorded(workdir: epath.Path) -> dict[str, Any]:
+    """The settings of the run in a workdir. Raises `UserError` where there is none."""
+    facts = read_settings(workdir)
+    if facts is None:
+        raise UserError(f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir.")
+    return facts
+
+
+def recorded_config(facts: dict[str, Any]) -> ConfigDict:
+    """The config of the run that wrote these settings."""
+    return ConfigDict(with_tuples(facts["config"]))
+
+
+def recorded_sizes(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the run that wrote these settings used where a config may leave it open, or leave pictures whole."""
+    return {key: with_tuples(facts["config"]["dataset"].get(key)) for key in (*OPEN, "window_overlap", "grey_range")}
+
+
+def with_tuples(tree: Any) -> Any:
+    """What JSON gives back, its lists as the tuples they were."""
+    if isinstance(tree, dict):
+        return {key: with_tuples(value) for key, value in tree.items()}
+    return tuple(map(with_tuples, tree)) if isinstance(tree, list) else tree
+
+
+def trained_variables(
+    config: ConfigDict, detector: Detector, classes: Sequence[str], workdir: epath.Path
+) -> dict[str, Any]:
+    """Of the newest checkpoint of a workdir; where there is none, of the published detector that the config names."""
+    template = state_shapes(config, detector, mesh.make_mesh())
+    with checkpoint.open_checkpoints(workdir, create=False) as checkpoints:
+        restored = checkpoint.restore(checkpoints, template)
+    if restored is not None:
+        check_same_model(workdir, config)
+        check_same_classes(workdir, classes)
+        print(f"Checkpoint {int(restored[0].step):,} of {workdir}.", flush=True)
+        return {"params": restored[0].params, "batch_stats": restored[0].batch_stats}
+    if config.training.pretrained:
+        loaded = load_published(config, {"params": template.params, "batch_stats": template.batch_stats}, classes)
+        if not loaded.at_random:
+            return loaded.variables
+    raise UserError(
+        f"No checkpoint in {workdir}: train first (--mode=train), choose another --workdir, or name a whole detector "
+        "with --config.training.pretrained=FILE."
+    )
+
+
+def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
+    """A checkpoint is read as the model it was trained as; how many detections are kept, and of what, may change."""
+    facts = read_settings(workdir)
+    if facts is None:
+        path = workdir / "settings.json"
+        raise UserError(f"{path} is missing or damaged, so the model is unknown: choose another --workdir.")
+    settings = json.loads(config.to_json())
+    before, now = of_model(facts["config"]), of_model(settings)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not FREE.search(key):
+            raise UserError(
+                f"{workdir} was trained with {key} = {before.get(key)!r}, which is {now.get(key)!r} now: give the same "
+                "--config."
+            )
+    scales = [each["dataset"]["image_size"] for each in (facts["config"], settings)]
+    if scales[0] != scales[1]:
+        print(f"Trained with dataset.image_size = {scales[0]}, which is {scales[1]} now.", flush=True)
+
+
+def of_model(settings: dict) -> dict[str, Any]:
+    """What makes a model, of the settings of a run."""
+    pictures = {key: settings["dataset"][key] for key in ("mean", "std")}
+    return flatten({"dataset": pictures, "detector": settings["detector"]})
+
+
+def state_shapes(config: ConfigDict, detector: Detector, over: Any) -> TrainState:
+    """The state of a run as shapes, whole on every device."""
+    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
+    shape, most = input_shape(config.dataset), config.dataset.max_objects
+    create = partial(train_step.create_state, detector=detector, optimizer=sgd, shape=shape, max_objects=most)
+    return mesh.shapes(jax.eval_shape(create, jax.random.key(0)), over, mesh.EVERYWHERE)
+
+
+def load_published(config: ConfigDict, variables: dict[str, Any], classes: Sequence[str]) -> pretrained.Loaded:
+    """The variables with the weights that the config names in their place; prints the account of them."""
+    loaded = pretrained.load(
+        config.training.pretrained,
+        variables,
+        stride_style=config.detector.backbone.stride_style,
+        classes=classes,
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        partial=config.training.pretrained_partial,
+    )
+    print(loaded.account, flush=True)
+    return loaded
+
+
+def detection(detector: Detector, settings: ConfigDict) -> Detect:
+    """The function (variables, batch as shipped) -> detections and proposals in stored pixels.
+
+    `settings` is the section `dataset`.
+    """
+    prepare = preparation(settings)
+
+    def detect(variables: Any, batch: Batch) -> tuple[Detections, Proposals]:
+        batch = prepare(batch, jnp.zeros(batch.index.shape, bool))
+        outputs: Any = detector.apply(variables, batch, method="detect")
+        restore = jax.vmap(preprocess.restore_boxes)
+        found, proposals = (dataclasses.replace(each, boxes=restore(each.boxes, batch.scales)) for each in outputs)
+        return found, proposals
+
+    return detect

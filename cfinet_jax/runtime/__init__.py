@@ -1,0 +1,1 @@
+"""The process around the mathematics: devices, processes, signals, files, paths, logs and progress."""

@@ -1,0 +1,92 @@
+"""Read files that others wrote, and write ours whole.
+
+Only regular files are read, with or without a byte order mark; a file is written under another name first, and a
+damaged one is refused in one line.
+"""
+
+import codecs
+import contextlib
+import errno
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.runtime.paths import in_bucket
+
+DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+DAMAGED += (zipfile.BadZipFile, zlib.error)  # what reading a file raises that is torn or holds something else
+
+
+@contextlib.contextmanager
+def replacing(path: epath.Path) -> Iterator[epath.Path]:
+    """Yield a path to write to, which then replaces `path`; after a failure or a signal `path` is as it was."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def replace_text(path: epath.Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+@contextlib.contextmanager
+def reading(path: epath.Path, advice: str) -> Iterator[epath.Path]:
+    """Yield a path to read from; raise `UserError` that names the file and gives `advice` if the block fails."""
+    try:
+        yield path
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} is missing or damaged ({reason}): {advice}") from error
+
+
+def length_and_time(path: epath.Path) -> tuple[int, int]:
+    """Return the bytes of a regular file and when it last changed; epath's `stat` fails where its owner has no name.
+
+    Raises:
+      OSError: there is no such file, or it is a folder, a pipe or a device, which may never end.
+    """
+    if in_bucket(path):
+        facts = path.stat()
+        return facts.length, facts.mtime
+    found = os.stat(path)  # noqa: PTH116
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device", str(path))
+    return found.st_size, int(found.st_mtime)
+
+
+def exists(path: epath.Path) -> bool:
+    """Whether something is at a path. Raises `PermissionError` where a closed folder hides it."""
+    if in_bucket(path):
+        return path.exists()
+    try:
+        os.stat(path)  # noqa: PTH116
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # a ValueError: no file can have this name
+        return False
+    return True
+
+
+def read_bytes(path: epath.Path) -> bytes:
+    """Read a regular file. Raises `OSError`, also for a folder, a pipe or a device."""
+    length_and_time(path)
+    return path.read_bytes()
+
+
+def read_text(path: epath.Path, errors: str = "strict") -> str:
+    """Read a text file in UTF-8, or in UTF-16 if a byte order mark says so."""
+    content = read_bytes(path)
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig", errors)

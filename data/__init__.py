@@ -1,1 +1,0 @@
-"""What happens once, before training: data sets become prepared TFDS directories."""

@@ -1,1 +1,0 @@
-"""Any data set described by COCO JSON files."""

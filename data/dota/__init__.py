@@ -1,1 +1,0 @@
-"""Any data set of oriented boxes in the label files of DOTA."""

@@ -1,1 +1,0 @@
-"""Data sets of small objects, in the layouts that they are published in."""

@@ -1,1 +1,0 @@
-"""Generated road scenes full of small objects."""

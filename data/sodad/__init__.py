@@ -1,1 +1,0 @@
-"""SODA-D, the data set of the paper: whole images, and the windows that are trained on."""

@@ -1,0 +1,169 @@
+"""A prepared folder of somebody else: it runs no code, and damage ends in one line."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.input.dataset import Prepared, open_splits
+from cfinet_jax.input.records import features, fits
+from cfinet_jax.preparation.coco_layout import read_found
+from cfinet_jax.preparation.own_builder import Builder
+
+FILES = ("dataset_info.json", "metadata.json", "account.json")
+RECORDS = "mine-train.array_record-00000-of-00001"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A data set of 30 pictures in train and one in val, with the classes 3 and 7."""
+    folder = tmp_path_factory.mktemp("own")
+    for split, count in (("train", 30), ("val", 1)):
+        names = [f"{split}{number}.png" for number in range(count)]
+        for name in names:
+            cv2.imwrite(str(folder / name), np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
+        images = [{"id": number, "file_name": name, "height": 20, "width": 30} for number, name in enumerate(names)]
+        boxes = [{"id": n, "image_id": n, "category_id": 3 + 4 * (n % 2), "bbox": [2, 3, 9, 8]} for n in range(count)]
+        categories = [{"id": 3, "name": "car"}, {"id": 7, "name": "bus"}]
+        content = {"images": images, "annotations": boxes, "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    builder = Builder(read=partial(read_found, folder), origin={}, name="mine", data_dir=folder / "prepared")
+    builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    return folder / "prepared"
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> Path:
+    """A copy of the data set: the folder of its version."""
+    shutil.copytree(whole, tmp_path / "prepared")
+    return tmp_path / "prepared" / "mine" / "1.0.0"
+
+
+def open_all(version: Path) -> dict[str, Prepared]:
+    return open_splits(ConfigDict({"name": "mine", "data_dir": str(version.parents[1]), "source": None}))
+
+
+Change = Callable[[Any], Any]
+
+
+def edited(change: Change) -> Callable[[bytes], bytes]:
+    return lambda content: json.dumps(change(json.loads(content))).encode()
+
+
+def info(content: Any, **changes: Any) -> Any:
+    content["splits"][0].update(changes)
+    return content
+
+
+GENERAL: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "a list": lambda content: b"[]",
+    "a number": lambda content: b"3",
+    "nothing": lambda content: b"null",
+    "not text": lambda content: b"\xff\xfe\x00",
+    "levels": lambda content: b"[" * 100_000,
+    "an empty object": lambda content: b"{}",
+}
+ONE_FILE: list[tuple[str, str, Callable[[bytes], bytes]]] = [
+    ("metadata.json", "a class more", edited(lambda kept: kept | {"classes": [*kept["classes"], "van"]})),
+    ("metadata.json", "a class fewer", edited(lambda kept: kept | {"classes": kept["classes"][:1]})),
+    (
+        "metadata.json",
+        "a class and its id fewer",
+        edited(lambda kept: kept | {"classes": ["a"], "category_ids": [3]}),
+    ),
+    ("metadata.json", "two classes of one id", edited(lambda kept: kept | {"category_ids": [3, 3]})),
+    ("metadata.json", "two classes of one name", edited(lambda kept: kept | {"classes": ["car", "car"]})),
+    ("metadata.json", "classes as text", edited(lambda kept: kept | {"classes": "ab"})),
+    ("metadata.json", "ids as text", edited(lambda kept: kept | {"category_ids": ["3", "7"]})),
+    ("metadata.json", "ids as truth", edited(lambda kept: kept | {"category_ids": [True, False]})),
+    ("metadata.json", "other boxes", edited(lambda kept: kept | {"boxes": "round"})),
+    ("metadata.json", "oriented boxes", edited(lambda kept: kept | {"boxes": "oriented"})),
+    ("metadata.json", "source as a number", edited(lambda kept: kept | {"source": 3})),
+    ("metadata.json", "files as text", edited(lambda kept: kept | {"files": "abc"})),
+    ("account.json", "without train", edited(lambda kept: {"val": kept["val"]})),
+    ("account.json", "train as a list", edited(lambda kept: kept | {"train": []})),
+    ("account.json", "size as text", edited(lambda kept: kept | {"train": {"largest_picture": ["20", "30"]}})),
+    ("account.json", "size of three", edited(lambda kept: kept | {"train": {"largest_picture": [20, 30, 3]}})),
+    ("account.json", "objects as a list", edited(lambda kept: kept | {"train": {"most_objects": [1]}})),
+    ("account.json", "problems as text", edited(lambda kept: kept | {"train": {"problems": {"broken": "all"}}})),
+    ("dataset_info.json", "another version", edited(lambda kept: kept | {"version": "x"})),
+    ("dataset_info.json", "another format", edited(lambda kept: kept | {"fileFormat": "parquet"})),
+    ("dataset_info.json", "unknown key", edited(lambda kept: kept | {"colour": "red"})),
+    ("dataset_info.json", "splits as text", edited(lambda kept: kept | {"splits": "train"})),
+    ("dataset_info.json", "more records than there are", edited(partial(info, shardLengths=["31"]))),
+    ("dataset_info.json", "no record", edited(partial(info, shardLengths=["0"]))),
+    ("dataset_info.json", "no shard", edited(partial(info, shardLengths=[]))),
+    ("dataset_info.json", "another template", edited(partial(info, filepathTemplate="{NOTHING}"))),
+    (RECORDS, "empty", lambda content: b""),
+    (RECORDS, "half", lambda content: content[: len(content) // 2]),
+    (RECORDS, "zeros", lambda content: bytes(len(content))),
+    (RECORDS, "the end cut", lambda content: content[:-100]),
+    (RECORDS, "text", lambda content: b"no records" * 10_000),
+]
+DAMAGE = [(file, name, change) for file in FILES for name, change in GENERAL.items()] + ONE_FILE
+
+
+@pytest.mark.parametrize(("file", "name", "change"), DAMAGE, ids=[f"{file}, {name}" for file, name, _ in DAMAGE])
+def test_damage_is_said_in_one_line(copied, file, name, change):
+    (copied / file).write_bytes(change((copied / file).read_bytes()))
+    with pytest.raises(UserError, match=r"delete .* and prepare it again|is missing: delete") as error:
+        open_all(copied)
+    assert "\n" not in str(error.value) and str(copied) in str(error.value)
+
+
+def test_missing_metadata_are_said_in_one_line(copied):
+    (copied / "metadata.json").unlink()
+    with pytest.raises(UserError, match=r"metadata.json is damaged .it is missing.: delete .* and prepare it again"):
+        open_all(copied)
+
+
+@pytest.mark.parametrize("place", ["features.json", "dataset_info.json", "legacy", "features.json gone", "moduleName"])
+def test_a_folder_chooses_no_classes(copied, place, monkeypatch):
+    (copied.parent / "evil_module.py").write_text("raise SystemExit('code of the folder ran')")
+    monkeypatch.syspath_prepend(str(copied.parent))
+    named = json.loads((copied / "features.json").read_text()) | {"pythonClassName": "evil_module.Feature"}
+    described = json.loads((copied / "dataset_info.json").read_text())
+    match place:
+        case "features.json":
+            (copied / "features.json").write_text(json.dumps(named))
+        case "legacy":
+            (copied / "features.json").write_text(json.dumps({"type": "evil_module.Feature", "content": {}}))
+        case "features.json gone":
+            (copied / "features.json").unlink()
+        case "dataset_info.json":
+            (copied / "dataset_info.json").write_text(json.dumps(described | {"features": named}))
+        case "moduleName":
+            (copied / "dataset_info.json").write_text(json.dumps(described | {"moduleName": "evil_module"}))
+    train = open_all(copied)["train"]
+    assert [record["file_name"].decode() for record in train.source][-1] == "train29.png"
+    assert "evil_module" not in sys.modules
+
+
+def test_records_are_read_as_written(whole):
+    train = open_all(whole / "mine" / "1.0.0")["train"]
+    assert len(train) == len(list(train.source)) == 30
+    assert train.source[1]["objects"]["bbox"].tolist() == [[2, 3, 11, 11]]
+    assert train.source[1].keys() == features("horizontal").keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "expected"),
+    [
+        ([1, 2], [int], True), ([1, "2"], [int], False), (True, int, False), ({"a": 1}, {"b": str}, True),
+        ({"a": 1}, {"a": str}, False), ({"x": {"y": [1]}}, {"": {"": [int]}}, True), (None, {"a": int}, False),
+    ],
+)  # fmt: skip
+def test_values_fit_their_form(value, form, expected):
+    assert fits(value, form) == expected

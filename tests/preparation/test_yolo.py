@@ -1,0 +1,345 @@
+"""YOLO folders: every way of naming images and classes, and what is broken is counted, named or refused."""
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.input.dataset import open_dataset
+from cfinet_jax.input.pictures import ORIENTATION
+from cfinet_jax.preparation import __main__ as prepare
+from cfinet_jax.preparation import label_files, yolo
+from cfinet_jax.preparation.journal import Journal
+from cfinet_jax.preparation.yolo import label_file, read_yolo
+
+HEIGHT, WIDTH = 40, 80
+NAMES = "names: [plane, ship]\n"
+SPLITS = "train: images/train\nval: images/val\n"
+
+
+BOX = {"train/a": "0 0.5 0.5 0.1 0.1"}
+
+
+def make(folder: Path, description: str = SPLITS + NAMES, labels: dict[str, str] = BOX) -> Path:
+    """A folder with the pictures a.png and b.jpg to train on and c.png; labels by name."""
+    picture = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for name in ("train/a.png", "train/b.jpg", "val/c.png"):
+        for kind in ("images", "labels"):
+            (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / "images" / name), picture)
+    for name, text in labels.items():
+        (folder / "labels" / f"{name}.txt").write_text(text)
+    (folder / "data.yaml").write_text(description)
+    return folder
+
+
+def read(folder: Path) -> dict:
+    with Journal(epath.Path(folder) / "unfinished") as journal:
+        return read_yolo(epath.Path(folder), journal)
+
+
+def test_boxes_and_classes(tmp_path):
+    labels = {"train/a": "1 0.5 0.5 0.25 0.5\n\n0 0.1 0.5 0.1 0.25\n", "train/b": ""}  # and no file for c
+    splits = read(make(tmp_path, labels=labels))
+    assert splits.keys() == {"train", "val"}
+    assert splits["train"].categories == splits["val"].categories == {0: "plane", 1: "ship"}
+    first, second = splits["train"].records
+    assert first["objects"]["label"] == [1, 0]
+    np.testing.assert_allclose(first["objects"]["bbox"], [(30, 10, 50, 30), (4, 15, 12, 25)])
+    assert [first["file_name"], second["file_name"]] == ["images/train/a.png", "images/train/b.jpg"]
+    assert Path(first["path"]) == tmp_path / "images/train/a.png"
+    assert second["objects"]["bbox"] == splits["val"].records[0]["objects"]["bbox"] == []
+    account = splits["train"].account
+    assert (account["images_kept"], account["annotations_kept"], account["problems"]) == (2, 2, {})
+    assert (account["largest_picture"], account["most_objects"]) == ([HEIGHT, WIDTH], 2)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        SPLITS + "names:\n  0: plane\n  1: ship",
+        "path: .\n" + SPLITS + NAMES,
+        "path: images\ntrain: train\nval: val\n" + NAMES,
+        "train: ../images/train\nval: ../images/val\n" + NAMES,  # as Roboflow writes
+        "train: [images/train, images/train]\nval: [images/val]\n" + NAMES,
+        "train: train.txt\nval: images/val\ntest:\nnc: 2\n" + NAMES,
+        "train: ../images/train\nval: ../images/val\ntest: ../test/images\n" + NAMES,  # which need not be there
+        "path: own\n" + SPLITS + NAMES,  # as Ultralytics writes, beside whose other data sets the folder lies
+        "path: /nowhere\n" + SPLITS + NAMES,
+    ],
+)
+def test_images_and_classes_may_be_named_in_many_ways(tmp_path, description):
+    (tmp_path / "train.txt").write_text("./images/train/a.png\nimages/train/b.jpg\n\n")
+    splits = read(make(tmp_path, description, {"train/a": "1 0.5 0.5 0.25 0.5"}))
+    assert {split: len(content.records) for split, content in splits.items()} == {"train": 2, "val": 1}
+    assert splits["train"].categories == {0: "plane", 1: "ship"}
+    assert splits["train"].account["annotations_kept"] == 1
+
+
+def test_indices_may_have_gaps_and_names_stay_as_they_are_written(tmp_path):
+    labels = {"train/a": "7 0.5 0.5 0.25 0.5\n0 0.5 0.5 0.25 0.5"}
+    train = read(make(tmp_path, SPLITS + "names: {7: no, 0: 12}", labels))["train"]
+    assert train.categories == {0: "12", 7: "no"} and train.records[0]["objects"]["label"] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "polygon", ["0 0.25 0.5 0.5 0.25 0.75 0.75", "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75", "0 0.5 0.5 0.5 0.5"]
+)
+def test_a_polygon_becomes_the_box_around_it(tmp_path, polygon):
+    train = read(make(tmp_path, labels={"train/a": polygon}))["train"]
+    np.testing.assert_allclose(train.records[0]["objects"]["bbox"], [(20, 10, 60, 30)])
+
+
+def test_shares_are_of_the_upright_picture(tmp_path):
+    make(tmp_path, labels={"train/b": "0 0.5 0.5 1 0.5"})
+    tags = Image.Exif()
+    tags[ORIENTATION] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "images/train/b.jpg", exif=tags)
+    record = read(tmp_path)["train"].records[1]
+    assert (record["height"], record["width"]) == (WIDTH, HEIGHT)
+    np.testing.assert_allclose(record["objects"]["bbox"], [(0, 20, HEIGHT, 60)])
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("/d/images/a.jpg", "/d/labels/a.txt"),
+        ("/images/d/images/train/a.b.png", "/images/d/labels/train/a.b.txt"),
+        ("/d/pictures/a.jpg", "/d/pictures/a.txt"),
+    ],
+)
+def test_where_labels_lie(image, labels):
+    assert label_file(epath.Path(image)) == epath.Path(labels)
+
+
+LINES = [  # a line and what is said of it
+    ("2 0.5 0.5 0.1 0.1", "annotation of an unknown category, skipped"),
+    ("-1 0.5 0.5 0.1 0.1", "annotation of an unknown category, skipped"),
+    ("0.5 0.5 0.5 0.1 0.1", "annotation of an unknown category, skipped"),
+    ("ship 0.5 0.5 0.1 0.1", "annotation of an unknown category, skipped"),
+    ("0 nan 0.5 0.1 0.1", "box is not four finite numbers, skipped"),
+    ("0 0.5 inf 0.1 0.1", "box is not four finite numbers, skipped"),
+    ("0 0.5 1e400 0.1 0.1", "box is not four finite numbers, skipped"),
+    ("0 0.5 0.5 0.1", "box is not four finite numbers, skipped"),
+    ("0 0.5 0.5 0.1 0.1 0.9", "box is not four finite numbers, skipped"),
+    ("0 0.1 0.1 0.2 0.2 nan 0.3", "box is not four finite numbers, skipped"),
+    ("0 0,5 0,5 0,1 0,1", "box is not four finite numbers, skipped"),
+    ("0", "box is not four finite numbers, skipped"),
+    ("0 0.5 0.5 0 0.1", "box without width or height, skipped"),
+    ("0 0.5 0.5 -0.1 0.1", "box without width or height, skipped"),
+    ("0 0.1 0.1 0.1 0.2 0.1 0.3", "box without width or height, skipped"),
+    ("0 40 20 10 10", "box outside the image, skipped"),  # pixels
+    ("0 0.99 0.5 0.1 0.1", "box partly outside the image, clipped"),
+]
+
+
+@pytest.mark.parametrize(("line", "problem"), LINES)
+def test_broken_lines_are_counted_and_named(tmp_path, line, problem):
+    train = read(make(tmp_path, labels={"train/a": f"0 0.5 0.5 0.1 0.1\n{line}\n"}))["train"]
+    assert train.account["problems"] == {problem: ["line 2 of the labels of images/train/a.png"]}
+    assert (train.account["annotations"], train.account["annotations_kept"]) == (2, 1 + ("clipped" in problem))
+
+
+def test_broken_and_missing_images_are_named(tmp_path):
+    make(tmp_path, "train: list.txt\nval: images/val\n" + NAMES, {"train/a": "0 0.5 0.5 0.1 0.1"})
+    (tmp_path / "list.txt").write_text(f"images/train/a.png\nimages/train/b.jpg\nnone.png\n{'x' * 300}.png\n")
+    (tmp_path / "images/train/b.jpg").write_bytes(b"")
+    account = read(tmp_path)["train"].account
+    assert (account["images"], account["images_kept"]) == (4, 1)
+    problems = account["problems"]
+    assert problems["image missing, skipped"] == ["none.png", f"{'x' * 300}.png"]
+    assert problems["image broken or cut short, skipped"] == ["images/train/b.jpg"]
+
+
+FOLDERS = {  # data.yaml, or None, and a part of the refusal
+    "missing": (None, "cannot be read"),
+    "not YAML": ("a: [", "is not YAML"),
+    "not text": (b"\x89PNG\x00\x01", "is not YAML"),
+    "nested without end": ("[" * 5000, "is not YAML"),
+    "not a dictionary": ("- train\n- val", "needs the keys"),
+    "empty": ("", "needs the keys"),
+    "without names": (SPLITS, "names no classes"),
+    "a number of names": (SPLITS + "names: 2", "names no classes"),
+    "empty names": (SPLITS + "names: []", "names no classes"),
+    "names by text": (SPLITS + "names: {a: plane}", "names the class 'a': 'plane'"),
+    "names of names": (SPLITS + "names: [[plane]]", "must be an index and a name"),
+    "all to ignore": (SPLITS + "names: [ignore]", "names no class"),
+    "without images": (NAMES, "names no images"),
+    "folder missing": ("train: images/trian\n" + NAMES, "is no folder and no .txt"),
+    "test alone missing": ("test: test\n" + NAMES, "is no folder and no .txt"),
+    "path missing": ("path: /nowhere\ntrain: no\n" + NAMES, "is no folder and no .txt"),
+    "nothing to learn": ("train: images/val\n" + NAMES, "looked for in TMP/labels/val/c.txt and so on"),
+    "path of another type": ("path: [a]\n" + SPLITS + NAMES, "'path' must be text"),
+    "images of another type": ("train: [{a: b}]\n" + NAMES, "must be a folder, a list of folders or a .txt"),
+    "a picture as list": ("train: images/train/a.png\n" + NAMES, "is no folder and no .txt"),
+    "folder without pictures": ("train: labels\n" + NAMES, "No pictures at"),
+    "list of nothing": ("train: list.txt\n" + NAMES, "no image of"),
+    "list of what is missing": ("train: lost.txt\n" + NAMES, "1 x image missing, skipped: none.png"),
+    "impossible name": ('train: "a\\0b"\n' + NAMES, "is no folder and no .txt"),
+    "key points": (SPLITS + NAMES + "kpt_shape: [17, 3]", "only boxes and polygons"),
+}
+
+
+def prepare_yolo(folder: Path) -> tuple[int, str]:
+    """Status and errors of `data/prepare.py yolo`."""
+    command = ["prepare.py", "yolo", f"--source={folder}", f"--data_dir={folder}/prepared", "--name=own"]
+    errors = io.StringIO()
+    with mock.patch.object(sys, "argv", command), contextlib.redirect_stderr(errors):
+        return prepare.main(), errors.getvalue()
+
+
+@pytest.mark.parametrize("row", FOLDERS)
+def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
+    description, fragment = FOLDERS[row]
+    make(tmp_path)
+    (tmp_path / "list.txt").write_text("\n")
+    (tmp_path / "lost.txt").write_text("none.png\n")
+    (tmp_path / "data.yaml").unlink()
+    if description is not None:
+        (tmp_path / "data.yaml").write_bytes(description if isinstance(description, bytes) else description.encode())
+    status, errors = prepare_yolo(tmp_path)
+    fragment = fragment.replace("TMP", str(tmp_path))
+    assert status == 2 and len(errors.splitlines()) == 1 and fragment in errors
+    assert not list(tmp_path.glob("prepared/own/*"))
+
+
+def test_what_is_not_there_is_said(tmp_path, capsys):
+    read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
+    output = capsys.readouterr().out
+    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is taken\n" in output
+    assert f"test: {tmp_path}/test/images is no folder and no .txt, skipped\n" in output
+
+
+def test_every_split_is_found_before_a_picture_is_read(tmp_path):
+    make(tmp_path, "train: images/train\nval: images/none\n" + NAMES)
+    with (
+        mock.patch.object(label_files, "upright_size") as read_size,
+        pytest.raises(UserError, match="'val' of .* is no"),
+    ):
+        read(tmp_path)
+    read_size.assert_not_called()
+
+
+@pytest.mark.parametrize(("module", "name"), [(yolo, "find_pictures"), (label_files, "upright_size")])
+def test_what_cannot_be_read_is_named(tmp_path, module, name):
+    make(tmp_path)
+    with mock.patch.object(module, name, side_effect=PermissionError(13, "Permission denied", f"{tmp_path}/images")):
+        status, errors = prepare_yolo(tmp_path)
+    assert status == 2 and errors == f"{tmp_path}/images cannot be read (Permission denied): make it readable\n"
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_label_file_that_cannot_be_read_is_not_taken_for_none(error):
+    with (
+        mock.patch("cfinet_jax.runtime.files.read_bytes", side_effect=error),
+        pytest.raises(UserError, match=f"label file a.txt cannot be read .{error.strerror}.: make it readable"),
+    ):
+        label_files.read_lines(epath.Path("a.txt"))
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
+CHANGES = {  # of a prepared folder: whether it matters
+    "label changed": (lambda folder: write(folder / "labels/train/a.txt", "1 0.5 0.5 0.1 0.25"), True),
+    "label touched": (lambda folder: os.utime(folder / "labels/train/a.txt", (2e9, 2e9)), False),
+    "label added": (lambda folder: write(folder / "labels/train/b.txt", ""), True),
+    "first label of a split": (lambda folder: write(folder / "labels/val/c.txt", "0 0.5 0.5 0.1 0.1"), True),
+    "label removed": (lambda folder: (folder / "labels/train/a.txt").unlink(), True),
+    "classes renamed": (lambda folder: write(folder / "data.yaml", "train: list.txt\nnames: [a, b]"), True),
+    "list changed": (lambda folder: write(folder / "list.txt", "images/train/a.png"), True),
+    "another file": (lambda folder: write(folder / "labels/train.cache", "x"), False),
+}
+
+
+@pytest.mark.parametrize("row", CHANGES)
+def test_a_folder_that_changed_is_not_used_as_it_was(tmp_path, row):
+    change, matters = CHANGES[row]
+    make(tmp_path, "train: list.txt\nval: images/val\n" + NAMES)
+    write(tmp_path / "list.txt", "images/train/a.png\nimages/train/b.jpg\n")
+    assert prepare_yolo(tmp_path)[0] == 0
+    prepared = {"name": "own", "data_dir": f"{tmp_path}/prepared", "annotations": None}
+    settings = ConfigDict(prepared | {"source": str(tmp_path)})
+    open_dataset(settings, "train")
+    change(tmp_path)
+    if matters:
+        with pytest.raises(UserError, match=f"was prepared from an earlier state of {tmp_path}: delete this folder to"):
+            open_dataset(settings, "train")
+        settings = ConfigDict(prepared | {"source": None})
+    assert len(open_dataset(settings, "train")) == 2
+
+
+def test_strange_files_among_the_labels_do_not_matter(tmp_path):
+    make(tmp_path)
+    os.mkfifo(tmp_path / "labels/train/pipe.txt")
+    (tmp_path / "labels/train/folder.txt").mkdir()
+    (tmp_path / "labels/train/link.txt").symlink_to("link.txt")
+    write(tmp_path / "labels/train" / os.fsdecode(b"caf\xe9.txt"), "0 0.5 0.5 0.1 0.1")
+    assert prepare_yolo(tmp_path) == (0, "")
+    settings = {"name": "own", "data_dir": f"{tmp_path}/prepared", "annotations": None, "source": str(tmp_path)}
+    assert len(open_dataset(ConfigDict(settings), "train")) == 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("yolo"), labels={"train/b": "0 0.5 0.5 0.1 0.1"})
+
+
+words = st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=8))
+lines = st.lists(st.lists(words, max_size=9).map(" ".join), max_size=5).map("\n".join)
+
+
+@given(content=st.one_of(st.binary(max_size=200), lines.map(lambda text: text.encode(errors="surrogatepass"))))
+def test_whatever_stands_in_a_label_file_is_counted(folder, content):
+    (folder / "data.yaml").write_text(SPLITS + NAMES)
+    (folder / "labels/train/a.txt").write_bytes(content)
+    train = read(folder)["train"]
+    clipped = len(train.account["problems"].get("box partly outside the image, clipped", ()))
+    named = sum(map(len, train.account["problems"].values())) - clipped
+    assert train.account["annotations"] - named == train.account["annotations_kept"]
+    boxes = np.array([box for record in train.records for box in record["objects"]["bbox"]]).reshape(-1, 4)
+    assert np.all(boxes >= 0) and np.all(boxes[:, 2:] <= (WIDTH, HEIGHT)) and np.all(boxes[:, 2:] > boxes[:, :2])
+
+
+characters = st.characters(exclude_characters="/.")  # no folder outside is to be searched
+values = st.one_of(
+    st.text(characters, max_size=20), st.sampled_from(["images/train", "../images/val", ".", "list.txt"])
+)
+entries = st.one_of(values, st.lists(values, max_size=3), st.dictionaries(values, values, max_size=2))
+descriptions = st.dictionaries(st.sampled_from(["path", "train", "val", "test", "names", "nc"]), entries)
+
+
+@given(
+    content=st.one_of(st.binary(max_size=200), st.text().map(str.encode), descriptions.map(lambda x: repr(x).encode()))
+)
+def test_whatever_stands_in_data_yaml_is_read_or_refused(folder, content):
+    (folder / "data.yaml").write_bytes(content)
+    (folder / "list.txt").write_text("images/train/a.png")
+    try:
+        read(folder)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+@given(content=st.one_of(st.binary(max_size=200), st.text().map(str.encode)))
+def test_whatever_stands_in_a_list_is_read_or_refused(folder, content):
+    (folder / "data.yaml").write_text("train: list.txt\n" + NAMES)
+    (folder / "list.txt").write_bytes(content)
+    try:
+        read(folder)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1

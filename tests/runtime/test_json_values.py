@@ -1,0 +1,21 @@
+"""What values of JSON say, whatever type they have been written as."""
+
+import pytest
+
+from cfinet_jax.runtime import json_values
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "flag"),
+    [
+        ("0", 0, True), ("1", 1, True), ("false", False, True), ("True", True, True), ("1.0", 1, True),
+        (" 1 ", 1, True), (0, 0, True), (True, True, True), (None, None, True), (1.0, 1, True), (0.0, 0, True),
+        ("null", None, True), ("640", 640, False), (640.0, 640, False), (2, 2, False), ("-1", -1, False),
+        (0.5, 0.5, False), ("yes", "yes", False), ("", "", False), ("0x1", "0x1", False), ([1], [1], False),
+        ("[" * 10**5, "[" * 10**5, False), ("001", "001", False), ("nan", "nan", False),
+    ],
+)  # fmt: skip
+def test_numbers_and_flags_are_what_their_text_says(value, number, flag):
+    found = json_values.number(value)
+    assert found == number and type(found) is type(number)
+    assert json_values.is_flag(found) == flag

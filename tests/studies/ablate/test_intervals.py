@@ -1,0 +1,133 @@
+"""Differences between rows: what the resamples say, against loops in plain Python."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+from etils import epath
+
+from cfinet_jax.metrics.proposal_scores import LIMITS, SHOWN, Tally, summarise
+from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.metrics.score import score
+from cfinet_jax.studies.ablate import intervals
+from cfinet_jax.studies.ablate.runs import Run
+from tests.metrics.test_resampling import made, repeated
+
+RULES = PROTOCOLS["coco"]
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 60)
+
+
+def finished(folder, seed: int, truth: dict, found, tally: Tally) -> Run:
+    """A run as `--mode=train` leaves it, of these detections and proposals."""
+    folder.mkdir(parents=True)
+    metrics = score(truth, found, RULES) | {"proposals": summarise(tally, RULES)}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    boxes = [dict(zip(("image_id", "category_id", "bbox", "score"), entry, strict=True))
+             for entry in zip(*(column.tolist() for column in found), strict=True)]  # fmt: skip
+    (folder / "detections.json").write_text(json.dumps(boxes))
+    np.savez(folder / "proposals.npz", **tally._asdict())
+    return Run("row", seed, None, epath.Path(folder))
+
+
+@pytest.fixture
+def truth_and_runs(tmp_path, rng):
+    truth, found = made(rng)
+    images, ranges = len(truth["images"]), len(RULES.ranges)
+    objects = rng.integers(0, 4, (images, ranges))
+    tally = Tally(objects, rng.integers(0, 10 * objects + 1, (len(LIMITS), images, ranges)), objects)
+    worse = found._replace(scores=rng.random(len(found.scores)))
+    runs = {
+        name: [finished(tmp_path / name / str(seed), seed, truth, columns, tally) for seed in (0, 1)]
+        for name, columns in (("base", worse), ("ours", found))
+    }
+    return truth, runs, found, tally
+
+
+def test_every_resample_is_a_choice_of_images(truth_and_runs):
+    truth, runs, found, tally = truth_and_runs
+    times = intervals.choices(len(truth["images"]))
+    assert times.shape == (intervals.RESAMPLES, len(truth["images"])) and (times.sum(1) == len(truth["images"])).all()
+    ap = intervals.resample(runs["ours"][0], truth, RULES, "AP")
+    recall = intervals.resample(runs["ours"][0], truth, RULES, "proposals/AR300")
+    for number in (0, 7):
+        metrics = score(*repeated(truth, found, times[number]), RULES)
+        expected = [metrics[key] for key in intervals.keys_of("AP", RULES)]
+        np.testing.assert_allclose(ap[number], [np.nan if x is None else x for x in expected], atol=1e-9)
+        chosen = np.repeat(np.arange(len(times[number])), times[number])
+        of_choice = summarise(Tally(tally.objects[chosen], tally.hits[:, chosen], tally.near[chosen]), RULES)
+        expected = [of_choice[key.removeprefix("proposals/")] for key in intervals.keys_of("proposals/AR300", RULES)]
+        np.testing.assert_allclose(recall[number], [np.nan if x is None else x for x in expected], atol=1e-12)
+    assert SHOWN == 300
+
+
+def test_equal_rows_do_not_differ_and_a_better_one_does(truth_and_runs):
+    truth, runs, _, _ = truth_and_runs
+    same = intervals.differences({"base": runs["base"], "twin": runs["base"]}, truth, RULES, "AP")["twin"]["AP"]
+    assert same == (0.0, 0.0, 0.0, 2) and not same.is_clear
+    better = intervals.differences(runs, truth, RULES, "AP")["ours"]
+    metrics = [intervals.metrics_of(of_row[0]) for of_row in (runs["ours"], runs["base"])]
+    for key, difference in better.items():
+        if difference is not None:
+            assert difference.mean == pytest.approx(metrics[0][key] - metrics[1][key])
+            assert difference.low <= difference.mean <= difference.high and difference.seeds == 2
+    assert intervals.differences({"base": runs["base"], "none": []}, truth, RULES, "AP")["none"]["AP"] is None
+
+
+def test_an_interval_adds_what_seeds_and_what_images_leave_open(rng):
+    values, resampled = np.array([0.1, 0.2, 0.6]), rng.normal(0.3, 0.1, (3, 400))
+    found = intervals.compare(values, resampled)
+    of_seeds = statistics.stdev(values.tolist()) / math.sqrt(3)
+    of_images = statistics.pstdev(sum(column) / 3 for column in resampled.T.tolist())
+    reach = math.sqrt((4.303 * of_seeds) ** 2 + (1.96 * of_images) ** 2)
+    assert found == pytest.approx((0.3, 0.3 - reach, 0.3 + reach, 3))
+    alone = intervals.compare(values[:1], resampled[:1])
+    reach = 1.96 * statistics.pstdev(resampled[0].tolist())
+    assert alone == pytest.approx((0.1, 0.1 - reach, 0.1 + reach, 1))
+
+
+def test_the_quantiles_are_student_s(rng):
+    """Of means of 2 to 11 normal values, 5 percent are farther off than so many of their own standard deviations."""
+    for number, quantile in enumerate(intervals.STUDENT, start=2):
+        values = rng.normal(size=(100_000, number))
+        off = np.abs(values.mean(1)) * math.sqrt(number) / values.std(1, ddof=1)
+        assert np.mean(off > quantile) == pytest.approx(0.05, abs=0.003)
+    off = np.abs(rng.normal(size=(100_000, 30)).mean(1)) * math.sqrt(30)
+    assert np.mean(off > intervals.NORMAL) == pytest.approx(0.05, abs=0.003)
+    many = intervals.compare(rng.normal(size=20), np.zeros((20, 100)))
+    assert many is not None and many.seeds == 20
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("by_seed", "by_image", "by_both"),
+    [(1.0, 0.5, 0.0), (1.0, 7.0, 0.0), (0.0, 7.0, 0.0), (0.3, 7.0, 7.0)],
+    ids=["seeds", "as much", "images", "images by seed"],
+)
+def test_false_claims_are_as_rare_as_they_say(rng, seeds, by_seed, by_image, by_both):
+    """Of rows that do not differ: noise by seed, by image and by both, in the mean over 50 images."""
+    images, tries, claims = 50, 1000, 0
+    times = rng.multinomial(images, np.full(images, 1 / images), 200) / images
+    if seeds == 1:
+        by_seed = by_both = 0.0  # of which one seed says nothing
+    for _ in range(tries):
+        of_image = by_image * rng.normal(size=images) + by_both * rng.normal(size=(seeds, images))
+        differences = by_seed * rng.normal(size=(seeds, 1)) + of_image
+        claims += intervals.compare(differences.mean(1), differences @ times.T).is_clear
+    assert claims / tries <= 0.075  # 5 percent, 3.5 standard deviations of such a count
+
+
+def test_a_size_that_most_resamples_leave_out_has_no_interval():
+    half = np.where(np.arange(10) < 4, 1.0, np.nan)[None]
+    assert intervals.compare(np.ones(1), half) is None
+
+
+def test_spread_is_that_of_the_seeds():
+    assert intervals.mean_and_spread([0.1, None, 0.3]) == (pytest.approx(0.2), pytest.approx(math.sqrt(0.02)))
+    assert intervals.mean_and_spread([0.5]) == (0.5, None)
+    assert intervals.mean_and_spread([None]) is None

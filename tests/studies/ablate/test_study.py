@@ -1,0 +1,232 @@
+"""The paper's study: every row can be set, traces, and stands beside the number that the paper gives it."""
+
+import jax
+import pytest
+
+from cfinet_jax.build import build
+from cfinet_jax.errors import UserError
+from cfinet_jax.evaluate import make_detect
+from cfinet_jax.restore import state_shapes
+from cfinet_jax.runtime import mesh
+from cfinet_jax.runtime.settings import flatten, identity
+from cfinet_jax.studies.ablate.study import OF_NO_EFFECT, Row, check_rows, config_of, digest, load_study
+from cfinet_jax.studies.compile import shipped_shapes
+from cfinet_jax.training import make_step
+from configs import ablations, coco, scenes, sodaa, sodad
+from tests import tiny, tiny_oriented
+
+BASE = tiny.tiny_config()
+ORIENTED = tiny_oriented.get_config()
+STUDIES = ablations.get_studies(BASE)
+ROWS = [(study, row.name) for study in STUDIES for row in STUDIES[study].rows]
+EXPERIMENTS = {
+    digest(config): (row, config)
+    for study in STUDIES.values()
+    if study.measure != "anchors"
+    for row in study.rows
+    for config in [config_of(row, ORIENTED if study.boxes == "oriented" else BASE)]
+}
+TRAINED = [pytest.param(config, id=row.name) for row, config in EXPERIMENTS.values()]
+
+
+@pytest.mark.parametrize("config", TRAINED)
+def test_step_and_detection_trace(config):
+    """Of every experiment of every study, once."""
+    over = mesh.make_mesh()
+    detector, sgd = build(config, 6)
+    state = state_shapes(config, detector, over)
+    key = mesh.shapes(jax.eval_shape(lambda: jax.random.key(0)), over, mesh.EVERYWHERE)
+    step = make_step(config, detector, sgd, over)
+    after, metrics = jax.eval_shape(step, state, shipped_shapes(config.dataset, "batch_size", over), key)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and {"loss", "finite"} <= metrics.keys()
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    detect = make_detect(detector, config.dataset, over)
+    found, _ = jax.eval_shape(detect, variables, shipped_shapes(config.dataset, "eval_batch_size", over))
+    most = config.detector.roi_head.max_detections
+    numbers = 5 if config.dataset.boxes == "oriented" else 4
+    assert found.boxes.shape == (config.dataset.eval_batch_size, most, numbers)
+
+
+def test_all_tables_are_there():
+    assert {*(f"table{number}" for number in range(1, 10)), "figure1", "figure4"} <= STUDIES.keys()
+
+
+def test_rows_of_several_tables_are_trained_once():
+    shared = [digest(config_of(row, BASE)) for name in ("table7", "table8", "table9") for row in STUDIES[name].rows]
+    assert len(shared) == 11 and len(set(shared)) == 9
+    crpn = [digest(config_of(STUDIES[name].rows[place], BASE)) for name, place in (("table5", 1), ("table6", 0))]
+    assert crpn[0] == crpn[1]
+
+
+@pytest.mark.parametrize("base", [BASE, sodad.get_config()], ids=["tiny", "sodad"])
+def test_a_controlled_comparison_switches_two_things(base):
+    """What differs between rows is the network's name, its section and whether there is imitation."""
+    study = ablations.get_studies(base)["table5"]
+    whole = flatten(base.to_dict())
+    for row in study.rows:
+        config = config_of(row, base)
+        changed = {key for key, value in flatten(config.to_dict()).items() if value != whole[key]}
+        allowed = ("detector.proposal_network.name", "detector.proposal_network.rpn.", "detector.imitation.enabled")
+        assert all(key.startswith(allowed) for key in changed), changed
+        network = config.detector.proposal_network
+        proposals = network[network.name].proposals.to_dict()
+        assert proposals == base.detector.proposal_network.coarse_to_fine.proposals.to_dict()
+        assert network[network.name].samples == base.detector.proposal_network.coarse_to_fine.samples
+
+
+@pytest.mark.parametrize(
+    ("study", "differences"),
+    [
+        ("table1", {"AP": (0.2, 0.6, -1.4)}),
+        ("table2", {"AP": (0.2, 0.8, 1.8), "AP_eS": (-1.3, -0.6, 0.9)}),
+        ("table3", {"AP": (1.9, 1.9), "AP_eS": (0.6, 1.6)}),
+        ("table4", {"proposals/AR300": (0.1, 0.9, 0.6, 1.4)}),
+        ("table5", {"AP": (1.4, 0.6, 1.8)}),
+        ("table6", {"AP": (-0.4, -0.2)}),
+        ("table7", {"AP": (-0.1, -0.3)}),
+        ("table8", {"AP": (-0.4, -0.1, -0.2)}),
+        ("table9", {"AP": (-0.4, -0.3, -0.5)}),
+    ],
+)
+def test_the_numbers_of_the_paper(study, differences):
+    base, *rows = (row.published for row in STUDIES[study].rows if row.published)
+    for key, expected in differences.items():
+        assert [row[key] - base[key] for row in rows] == pytest.approx(expected)
+
+
+def test_the_paper_s_choice_of_a_key_is_the_experiment_itself():
+    for name in ("table7", "table8", "table9", "choices"):
+        assert digest(config_of(STUDIES[name].rows[0], sodad.get_config())) == digest(sodad.get_config())
+    assert digest(config_of(STUDIES["choices"].rows[-2], sodad.get_config())) == digest(sodad.get_config("released"))
+
+
+@pytest.mark.parametrize("key", OF_NO_EFFECT)
+def test_what_has_no_effect_makes_no_other_experiment(key):
+    """And a run that has begun goes on with it changed."""
+    other, value = BASE.copy_and_resolve_references(), flatten(BASE.to_dict())[key]
+    other.update_from_flattened_dict({key: "skip" if isinstance(value, str) else value + 1})
+    assert digest(other) == digest(BASE)
+    if key != "seed":
+        assert identity(other.to_dict()) == identity(BASE.to_dict())
+
+
+@pytest.mark.parametrize("key", ["detector.imitation.weight", "training.images", "evaluation.every_images"])
+def test_what_has_an_effect_makes_another(key):
+    other = BASE.copy_and_resolve_references()
+    other.update_from_flattened_dict({key: flatten(BASE.to_dict())[key] * 2})
+    assert digest(other) != digest(BASE)
+
+
+@pytest.mark.parametrize("changes", [{"detector.imitation.wieght": 1.0}, {"detector.imitation.weight": "much"}])
+def test_a_row_that_cannot_be_set_is_named(changes):
+    with pytest.raises(UserError, match="The row 'mine' of the study cannot be set"):
+        config_of(Row("mine", changes), BASE)
+
+
+@pytest.mark.parametrize(
+    ("study", "data", "split", "beside"),
+    [
+        ("table2", "sodad", "test", True),
+        ("table2", "sodad", "val", False),
+        ("table2", "sodaa", "test", False),
+        ("table3", "sodaa", "test", True),
+        ("table3", "sodad", "test", False),
+        ("table5", "scenes", "test", False),
+    ],
+)
+def test_the_paper_s_numbers_stand_beside_those_of_the_same_data(study, data, split, beside):
+    settings = BASE.dataset.copy_and_resolve_references()
+    settings.update(name=data, eval_split=split)
+    assert STUDIES[study].stands_beside(settings) == beside
+
+
+def test_a_study_of_oriented_boxes_wants_an_experiment_with_them():
+    with pytest.raises(UserError, match="table3 wants oriented boxes: .* --config=configs/sodaa.py"):
+        load_study("table3", BASE)
+    assert len(load_study("table3", ORIENTED).rows) == 3
+    assert load_study("table5", ORIENTED).boxes is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("table55", "has no study 'table55': choose one of table1"), ("nowhere.py:x", "there is no file nowhere.py")],
+)
+def test_a_study_that_is_none(name, message):
+    with pytest.raises(UserError, match=message):
+        load_study(name, BASE)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [sodad.get_config(), scenes.get_config(), coco.get_config("small"), sodaa.get_config()],
+    ids=["sodad", "scenes", "coco:small", "sodaa"],
+)
+def test_rows_of_the_paper_s_studies_differ(config):
+    for name, study in ablations.get_studies(config).items():
+        if study.boxes in (None, config.dataset.boxes):
+            check_rows(study, name, config)
+
+
+FILES = {
+    "torn.py": "def get_studies(config):\n    return {",
+    "endless.py": "def get_studies(config):\n    return get_studies(config)\n",
+    "deep.py": "import json\n\ndef get_studies(config):\n    return json.loads('[' * 100_000)\n",
+    "unknown.py": "import absent_module\n",
+    "other.py": "def get_studies():\n    return {}\n",
+    "none.py": "get_studies = None\n",
+    "studies.txt": "",
+    "nothing.py": "",
+    "rows.py": """
+from cfinet_jax.studies.ablate.study import Row, Study
+
+def get_studies(config):
+    weight = {"detector.imitation.weight": config.detector.imitation.weight}
+    return {
+        "twins": Study("Twins", (Row("a", {}), Row("a", {"detector.imitation.weight": 0.1}))),
+        "same": Study("Same", (Row("a", {}), Row("b", weight))),
+        "seeded": Study("Seeded", (Row("a", {}), Row("b", {"seed": 3}))),
+    }
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("studies.txt:x", "studies.txt does not end in .py: give FILE.py:NAME"),
+        ("nothing.py:x", "nothing.py has no function get_studies.config. that works .*: write one as in configs/abl"),
+        ("torn.py:x", "SyntaxError"),
+        ("endless.py:x", "RecursionError"),
+        ("deep.py:x", "RecursionError|MemoryError|SyntaxError"),
+        ("unknown.py:x", "ModuleNotFoundError: No module named 'absent_module'"),
+        ("other.py:x", "TypeError"),
+        ("none.py:x", "none.py has no function get_studies"),
+        ("rows.py:twins", "twins has two rows 'a': rename"),
+        ("rows.py:same", "The rows 'a' and 'b' of same are the same experiment with this --config: give another"),
+        ("rows.py:seeded", "The row 'b' of seeded sets seed: leave it out"),
+    ],
+)
+def test_mistakes_in_a_file_of_studies(tmp_path, name, message):
+    for file, text in FILES.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_study(f"{tmp_path}/{name}", BASE)
+    assert "\n" not in str(error.value)
+
+
+def test_choices_that_are_made_are_no_study():
+    with pytest.raises(UserError, match="The rows 'paper' and .* of choices are the same experiment"):
+        load_study("choices", sodad.get_config("released"))
+
+
+@pytest.mark.parametrize(
+    ("config", "samples"),
+    [(sodad.get_config(), 512), (scenes.get_config(), 128), (coco.get_config("cpu"), 256), (sodaa.get_config(), 512)],
+    ids=["sodad", "scenes", "coco:cpu", "sodaa"],
+)
+def test_the_baseline_has_twice_the_samples_and_at_most_those_of_the_paper(config, samples):
+    studies = ablations.get_studies(config)
+    for name in ("table1", "table2", "table4", "table5_as_published", "figure4", "assigners"):
+        assert config_of(studies[name].rows[0], config).detector.roi_head.samples == samples
+    smaller = config_of(studies["choices"].rows[-1], config).detector.imitation.slots
+    assert 4 * smaller == config.detector.imitation.slots

@@ -1,0 +1,68 @@
+"""What the rules of assignment do to a lone object: counted again, and left as a page."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfinet_jax.models.detector import build_detector
+from cfinet_jax.studies.analyse import rules
+from tests import plain, tiny
+
+CONSTANTS = tiny.COMMON["similarities"]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """So that it is quick."""
+    monkeypatch.setattr(rules, "PLACES", 3)
+    monkeypatch.setattr(rules, "SIDES", (6, 16))
+
+
+def test_positive_anchors_are_counted_in_network_pixels():
+    settings = tiny.settings()
+    settings.proposal_network.name = "rpn"
+    network = build_detector(settings, 1).proposal_network
+    grid = rules.grid_of(network, 2, 1.5)
+    assert len(grid.boxes) == len(grid.levels) == 3 * (48**2 + 24**2)
+    known = {name: rule for name, rule in rules.rules_of(network).items() if name in ("max_iou", "nwd", "rka")}
+    counts = rules.count_positives(grid, known)
+    centres = np.random.default_rng(0).uniform(64, 128, (3, 2))
+    for side, of_nwd, of_iou in zip((6, 16), counts["nwd"], counts["max_iou"], strict=True):
+        for (x, y), nwd, iou in zip(centres, of_nwd, of_iou, strict=True):
+            box = np.array([x, y, x, y]) + 1.5 * side / 2 * np.array([-1, -1, 1, 1])
+            near = [anchor for anchor in np.asarray(grid.boxes) if np.abs(anchor - box).max() < 30]
+            for name, found, constants in (("nwd", nwd, {"constant": 1.5 * 12.7}), ("iou", iou, {})):
+                values = np.array([plain.similarity(name, anchor, box, constants) for anchor in near])
+                assert found == ((values >= 0.7) | (values > values.max() - 1e-6)).sum()
+    assert (counts["rka"] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "of_a_cell"), [("coarse_to_fine", 1), ("cascade", 1), ("guided_anchor", 1), ("rpn", 3)]
+)
+def test_a_cell_has_as_many_anchors_as_the_network_gives_it(name, of_a_cell):
+    settings = tiny.settings()
+    settings.proposal_network.name = name
+    network = build_detector(settings, 1).proposal_network
+    grid = rules.grid_of(network, 2, 1.5)
+    assert len(grid.boxes) == of_a_cell * (48**2 + 24**2)
+    assert (rules.count_positives(grid, {"rka": rules.rules_of(network)["rka"]})["rka"] == 2).all()
+
+
+def test_a_page_with_pictures_is_left(tmp_path):
+    status, output, errors = tiny.call_main(
+        f"--config={tiny.__file__}", f"--workdir={tmp_path / 'rules'}", "--mode=rules"
+    )
+    assert (status, errors) == (0, "")
+    assert {path.name for path in (tmp_path / "rules").iterdir()} == {"rules.md", "rules.png", "similarities.png"}
+    text = (tmp_path / "rules" / "rules.md").read_text()
+    assert text in output
+    for row in ("coarse paper", "coarse fixed", "max_iou", "nwd", "dotd", "rka", "rfla"):
+        assert f"| {row} |" in text
+
+
+def test_similarities_fall_with_the_shift():
+    def measure(a, b):
+        return jnp.exp(-jnp.abs(a[:, None, 0] + a[:, None, 2] - b[None, :, 0] - b[None, :, 2]) / 2)
+
+    np.testing.assert_allclose(rules.fall(measure, 8.0, 1.5), np.exp(-rules.SHIFTS), rtol=1e-3)

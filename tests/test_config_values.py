@@ -1,0 +1,80 @@
+"""Numbers that would fail far inside, or change results in silence, are refused before anything is computed."""
+
+import importlib
+
+import pytest
+from etils import epath
+
+from cfinet_jax.build import discover_sizes
+from cfinet_jax.config_values import RANGES, check_numbers
+from cfinet_jax.errors import UserError
+from cfinet_jax.input.sizes import with_sizes
+from cfinet_jax.restore import open_trained
+from cfinet_jax.runtime.settings import write_settings
+from tests import tiny
+
+NAN, INF = float("nan"), float("inf")
+REFUSED = {
+    ("dataset.mean", (1.0, 2.0)): "dataset.mean is (1.0, 2.0): give three numbers",
+    ("dataset.mean", (1.0, NAN, 2.0)): "dataset.mean.1 is nan: make it finite",
+    ("dataset.std", ("a", "b", "c")): "give three numbers",
+    ("dataset.std", (0.0, 1.0, 1.0)): "dataset.std.0 is 0.0: make it more than 0",
+    ("prediction.overlap", -1): "prediction.overlap is -1: make it at least 0",
+    ("prediction.merge_overlap", -1.0): "prediction.merge_overlap is -1.0: make it a number from 0 to 1",
+    ("prediction.merge_overlap", NAN): "prediction.merge_overlap is nan",
+    ("prediction.min_score", 1.5): "from 0 to 1",
+    ("dataset.eval_batch_size", 0): "dataset.eval_batch_size is 0: make it at least 1",
+    ("dataset.eval_batch_size", -1): "make it at least 1",
+    ("dataset.window_overlap", -3): "dataset.window_overlap is -3: make it at least 0",
+    ("dataset.flip", NAN): "dataset.flip is nan",
+    ("optimizer.learning_rate", NAN): "optimizer.learning_rate is nan: make it more than 0",
+    ("optimizer.learning_rate", INF): "optimizer.learning_rate is inf",
+    ("optimizer.momentum", -0.9): "optimizer.momentum is -0.9",
+    ("optimizer.weight_decay", -1e-4): "optimizer.weight_decay is -0.0001: make it at least 0",
+    ("optimizer.decay_images", (5, -5)): "optimizer.decay_images.1 is -5",
+    ("optimizer.rate_multipliers.imitation/encode", NAN): "optimizer.rate_multipliers.imitation/encode is nan",
+    ("detector.roi_head.samples", 0): "detector.roi_head.samples is 0: make it at least 1",
+    ("detector.roi_head.class_weight", INF): "detector.roi_head.class_weight is inf",
+    ("detector.roi_head.nms_overlap", NAN): "detector.roi_head.nms_overlap is nan",
+    ("detector.roi_head.positive_fraction", 1.2): "from 0 to 1",
+    ("detector.imitation.temperature", 0.0): "more than 0",
+    ("detector.proposal_network.coarse_to_fine.proposals.test.candidates", 0): "at least 1",
+    ("seed", -1): "seed is -1: make it at least 0",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED, ids=str)
+def test_no_mode_computes_with_a_number_out_of_range(key, value, tmp_path):
+    config = tiny.tiny_config()
+    write_settings(config, epath.Path(tmp_path), ["car"], [1])
+    section, _, name = key.rpartition(".")
+    *sections, name = [*section.split("."), name] if section else [name]
+    changed = config
+    for each in sections:
+        changed = changed[each]
+    changed[name] = value
+    for door in (lambda: discover_sizes(config, epath.Path(tmp_path)), lambda: open_trained(tmp_path, config)):
+        with pytest.raises(UserError) as error:
+            door()
+        assert REFUSED[key, value] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["coco", "oriented", "scenes", "sodaa", "sodad"])
+def test_every_experiment_passes(name):
+    module = importlib.import_module(f"configs.{name}")
+    for variant in module.VARIANTS:
+        check_numbers(with_sizes(module.get_config(variant), stored_size=(512, 640), max_objects=64))
+    assert list(RANGES)[-1] == ""  # so that there is one for every key
+
+
+def test_a_window_smaller_than_those_learnt_with_is_refused(tmp_path):
+    workdir, config = epath.Path(tmp_path), tiny.tiny_config()
+    write_settings(config, workdir, ["car"], [1])
+    height, width = config.dataset.stored_size
+    for smaller in ((height - 1, width), (height, 32)):
+        config.dataset.stored_size = smaller
+        with pytest.raises(UserError, match="dataset.stored_size is .*, but .* has learnt with .*: make it no smaller"):
+            open_trained(workdir, config)
+    config.dataset.stored_size = (height, 2 * width)
+    with pytest.raises(UserError, match="No checkpoint in"):
+        open_trained(workdir, config)

@@ -1,0 +1,63 @@
+"""A workdir is read as the model it was trained as."""
+
+import json
+
+import pytest
+from etils import epath
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.restore import check_same_model, with_tuples
+from cfinet_jax.runtime.settings import write_settings
+from tests import tiny
+
+
+@pytest.fixture
+def workdir(tmp_path) -> epath.Path:
+    write_settings(tiny.tiny_config(), epath.Path(tmp_path), ["car"], [1])
+    return epath.Path(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("detector.backbone.stride_style", "caffe"),
+        ("detector.imitation.reweight", True),
+        ("detector.proposal_network.coarse_to_fine.anchor_scale", 8.0),
+        ("detector.roi_head.stds", (1.0, 1.0, 1.0, 1.0)),
+        ("dataset.mean", (0.0, 0.0, 0.0)),
+    ],
+)
+def test_what_has_no_shape_is_compared(workdir, key, value):
+    config = tiny.tiny_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=f"was trained with {key} = .* now: give the same --config"):
+        check_same_model(workdir, config)
+
+
+def test_what_may_be_asked_anew_is_not(workdir):
+    config = tiny.tiny_config()
+    config.detector.precision, config.detector.roi_head.max_detections = "bfloat16", 7
+    config.detector.proposal_network.coarse_to_fine.proposals.test.candidates = 9
+    config.training.images = 3
+    check_same_model(workdir, config)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_without_settings_the_model_is_unknown(workdir, content):
+    (workdir / "settings.json").unlink()
+    if content is not None:
+        (workdir / "settings.json").write_text(content)
+    with pytest.raises(UserError, match="settings.json is missing or damaged"):
+        check_same_model(workdir, tiny.tiny_config())
+
+
+def test_settings_survive_json():
+    settings = {"a": (1, (2, 3)), "b": {"c": ("x",), "d": None}}
+    assert with_tuples(json.loads(json.dumps(settings))) == settings
+
+
+def test_another_scale_is_said(workdir, capsys):
+    config = tiny.tiny_config()
+    config.dataset.image_size = (96, 96)
+    check_same_model(workdir, config)
+    assert "Trained with dataset.image_size = [64, 64], which is [96, 96] now." in capsys.readouterr().out
