@@ -1,6 +1,7 @@
 """CFINet in JAX: a two-stage detector for objects of 8 to 32 pixels.
 
-`cfinet_jax.train(config, workdir)` trains, `cfinet_jax.load(workdir).predict(pictures)` detects.
+`cfinet_jax.get_config(name)` gives an experiment to change, `cfinet_jax.train(config, workdir)` trains,
+ `cfinet_jax.load(workdir).predict(pictures)` detects.
 """
 
 import importlib
@@ -10,7 +11,7 @@ from typing import Any
 
 from cfinet_jax import errors
 
-HOMES = {"load": "cfinet_jax.predict", "train": "cfinet_jax.training"}
+HOMES = {"get_config": "cfinet_jax.named_configs", "load": "cfinet_jax.predict", "train": "cfinet_jax.training"}
 if sys.argv[:1] == ["-m"]:  # so it reads while Python looks for the module of `python -m cfinet_jax.MODULE`
     for number in errors.SIGNALS:  # its imports take seconds
         signal.signal(number, errors.leave)

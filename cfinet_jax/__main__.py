@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from cfinet_jax.errors import UserError, exit_status
-from cfinet_jax.runtime.paths import configs_folder
+from cfinet_jax.named_configs import configs_folder
 
 OTHERS = {
     "prepare": ("preparation", "make a prepared data set; --config.dataset.source does so on first use"),

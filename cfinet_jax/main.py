@@ -16,8 +16,9 @@ from etils import epath
 from ml_collections import config_flags
 
 from cfinet_jax.errors import UserError, exit_status
+from cfinet_jax.named_configs import locate
 from cfinet_jax.runtime import processes
-from cfinet_jax.runtime.paths import configs_folder, user_path
+from cfinet_jax.runtime.paths import user_path
 
 
 class Mode(NamedTuple):
@@ -101,9 +102,10 @@ def own_flags(name: str) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str]) -> list[str]:
     """Parse flags and load the config. Raises `UserError` for a misspelt key or value."""
-    sys.path.append(str(configs_folder().parent))  # our files of `configs` import each other, from any folder
     try:
-        rest = flags.FLAGS([named_config(argument) for argument in arguments])
+        prefix = "--config="
+        given = [prefix + locate(each.removeprefix(prefix)) if each.startswith(prefix) else each for each in arguments]
+        rest = flags.FLAGS(given)
         getattr(CONFIG.value, "seed", None)  # a file that is missing is reported only when its config is used
         return rest
     except OSError as error:
@@ -114,15 +116,6 @@ def parse(arguments: Sequence[str]) -> list[str]:
         raise UserError(reason(error)) from error
     except Exception as error:  # of the user's own Python
         raise UserError(f"--config cannot be run ({type(error).__name__}: {reason(error)}): correct it.") from error
-
-
-def named_config(argument: str) -> str:
-    """Return an argument with the file of `configs` in the place of its name alone: `--config=scenes:released`."""
-    flag, _, value = argument.partition("=")
-    name, _, variant = value.partition(":")
-    if flag not in ("--config", "-config") or not name.isidentifier():
-        return argument
-    return f"{flag}={configs_folder() / name}.py" + f":{variant}" * bool(variant)
 
 
 def reason(error: BaseException) -> str:

@@ -39,9 +39,3 @@ def absolute(path: epath.PathLike) -> epath.Path:
     except ImportError as error:
         raise UserError(f"{path} cannot be read ({error}): for gs://, pip install gcsfs") from error
     return path
-
-
-def configs_folder() -> epath.Path:
-    """Return the folder of our configs: inside the package if it is installed, beside it in a checkout."""
-    package = epath.Path(__file__).parents[1]
-    return package / "configs" if (package / "configs").exists() else package.parent / "configs"

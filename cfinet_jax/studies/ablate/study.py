@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.runtime.paths import configs_folder, user_path
+from cfinet_jax.named_configs import configs_folder
+from cfinet_jax.runtime.paths import user_path
 from cfinet_jax.runtime.settings import flatten
 
 STUDIES = "configs/ablations.py"  # where a study is looked for unless a file is named
