@@ -62,11 +62,12 @@ extras=$(accelerator)
 case "${1:-}" in
     test)
         enter "dev${extras:+,$extras}"
-        say "checking style, imports and types"
+        say "checking style, imports, types and documents"
         ruff check
         ruff format --check
         lint-imports --no-logo
         pyright
+        mkdocs build --quiet --site-dir "$(mktemp -d)"
         say "running the tests"
         # Two files of tests at a time, as ordered by tests/conftest.py: much of a test is tracing, which takes one core.
         exec pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "${@:2}"
