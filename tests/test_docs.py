@@ -222,12 +222,12 @@ def test_files_and_what_they_define_exist():
 
 
 def test_configuration_keys_exist():
-    """Whole keys, and those of the README's table of ablations, which stand below `detector`."""
+    """Whole keys, and those of the table of ablations, below `detector`."""
     config = sodad.get_config()
     keys = [
         word for word in quoted() if re.fullmatch(r"(dataset|detector|optimizer|training|evaluation)\.[\w.]+", word)
     ]
-    rows = re.findall(r"^\| .+? \| `([\w.]+)` \| `.+` \|$", TEXTS["README.md"], re.MULTILINE)
+    rows = re.findall(r"^\| .+? \| `([\w.]+)` \| `.+` \|$", TEXTS["docs/configuration.md"], re.MULTILINE)
     assert len(keys) > 8 and len(rows) == 10
     for key in [*keys, *(f"detector.{row}" for row in rows)]:
         part = config
