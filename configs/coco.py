@@ -1,15 +1,15 @@
-"""CFINet on your own pictures: a folder as YOLO has it, or COCO's JSON files and their images; upright boxes.
+"""CFINet on your own pictures with upright boxes: a YOLO folder, or COCO's JSON files and their images.
 
 Command:   python -m cfinet_jax.main --config=configs/coco.py --workdir=runs/NAME --config.dataset.name=NAME
                --config.dataset.source=FOLDER --config.training.pretrained=resnet50.npz
 Oriented:  configs/oriented.py
 Advice:    the same with --mode=analyse: what the data look like, and which settings to change
 Variants:  released, faster_rcnn   as in sodad.py
-           mmdetection             Faster R-CNN R-50-FPN as mmdetection publishes it for COCO: detect or go on with it
-           cpu                     thinner and shorter, for two cores; joined by a comma: coco.py:released,cpu
-           small                   the detector of scenes.py: from scratch, or from what a run of it has learnt
+           mmdetection             Faster R-CNN R-50-FPN as mmdetection publishes it for COCO: detect, or train further
+           cpu                     thinner and shorter, for two cores; combine by commas: coco.py:released,cpu
+           small                   the detector of scenes.py: from scratch, or from a run of scenes.py
 Hardware:  one accelerator; `cpu` and `small` two cores and 6 GiB
-Measured:  see the README
+Measured:  docs/results.md
 """
 
 from ml_collections import ConfigDict
@@ -37,7 +37,7 @@ CPU = scenes.THIN | {
     "detector.imitation.slots": 64,
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_images": 100,
-    # Few images in a step make for noise: the rate falls early, in small steps.
+    # Small batches are noisy: the rate falls early, in small steps.
     "optimizer.decay_images": (600, 1500, 2100),
     "optimizer.decay_factor": 0.3,
     "optimizer.clip_norm": 40.0,
@@ -74,7 +74,7 @@ VARIANTS = {
 
 
 def get_config(variants: str = "") -> ConfigDict:
-    """The paper's experiment on data of one's own."""
+    """Return the paper's experiment, adapted to own data."""
     config = sodad.get_config()
     leave_open(config)
     config.update_from_flattened_dict(OWN_DATA)
@@ -84,7 +84,7 @@ def get_config(variants: str = "") -> ConfigDict:
 
 
 def leave_open(config: ConfigDict) -> None:
-    """Pictures are neither scaled nor cut, and the data say how large and how full they are."""
+    """Leave sizes open, so that they are taken from the data; pictures are neither scaled nor cut."""
     # None, and a new one for every config.
     config.dataset.image_size = placeholder(tuple)
     config.dataset.window_overlap = placeholder(int)

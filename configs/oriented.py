@@ -3,7 +3,7 @@
 Command:   python -m cfinet_jax.main --config=configs/oriented.py --workdir=runs/NAME --config.dataset.name=NAME
                --config.dataset.source=FOLDER --config.training.pretrained=resnet50.npz
 Variants:  released, rotated_faster_rcnn, oriented_rcnn   as in sodaa.py
-           cpu                     thinner and shorter, for two cores; joined by a comma: oriented.py:oriented_rcnn,cpu
+           cpu                     thinner and shorter, for two cores; combine by commas: oriented.py:oriented_rcnn,cpu
            small                   the same from scratch
 Hardware:  one accelerator; `cpu` and `small` two cores and 6 GiB
 Measured:  docs/oriented_real_small.md
@@ -28,7 +28,7 @@ VARIANTS = sodaa.VARIANTS | {"cpu": coco.CPU | FEWER, "small": coco.SMALL | FEWE
 
 
 def get_config(variants: str = "") -> ConfigDict:
-    """The experiment on SODA-A on data of one's own."""
+    """Return the SODA-A experiment, adapted to own data."""
     config = sodaa.get_config()
     coco.leave_open(config)
     config.update_from_flattened_dict(OWN_DATA)

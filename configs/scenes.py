@@ -4,7 +4,7 @@ Command:   ./run.sh    (or python -m cfinet_jax.main --config=configs/scenes.py 
 Variants:  scenes.py:released      the released code's choices
            scenes.py:faster_rcnn   the baseline on the same scenes
 Hardware:  two CPU cores
-Measured:  see the README
+Measured:  docs/results.md
 """
 
 from ml_collections import ConfigDict
@@ -62,7 +62,7 @@ VARIANTS = {"": {}, "released": sodad.RELEASED, "faster_rcnn": FASTER_RCNN}
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The paper's experiment, made small."""
+    """Return the paper's experiment, made small."""
     config = sodad.get_config()
     # None, and a new one for every config: pictures are neither scaled nor cut.
     config.dataset.image_size = placeholder(tuple)

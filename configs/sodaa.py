@@ -64,7 +64,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment on SODA-D with what differs."""
+    """Return the SODA-D experiment with what differs for SODA-A."""
     config = sodad.get_config()
     with config.unlocked():
         add_oriented(config.detector)

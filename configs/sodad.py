@@ -1,19 +1,19 @@
-"""CFINet on SODA-D, as the paper trains it; `sodad.py:released` as the released code behaves.
+"""CFINet on SODA-D, as the paper trains it; `sodad.py:released` follows the released code.
 
 Data:      python data/prepare.py sodad --source=SODA-D --data_dir=prepared
-           (with --windows it also cuts what is trained on: then --config.dataset.train_split=train_windows reads it)
+           (--windows also cuts the training windows, which --config.dataset.train_split=train_windows reads)
 Command:   python -m cfinet_jax.main --config=configs/sodad.py --workdir=runs/sodad
                --config.training.pretrained=resnet50.npz
 Variants:  sodad.py:released      the six choices in which the released code leaves the paper
            sodad.py:faster_rcnn   the baseline: RPN with three anchors on P2-P6, no imitation
-           sodad.py:rpn_0.5       the baseline, its anchors positive from an IoU of 0.5 on (Table 4)
+           sodad.py:rpn_0.5       the baseline with anchors positive from an IoU of 0.5 (Table 4)
            sodad.py:cascade       the baseline with Cascade RPN (Tables 1, 2 and 4)
            sodad.py:guided_anchor the baseline with GA-RPN (Table 4)
-           sodad.py:pod           64 images a step on windows cut beforehand (--windows), for 1 to 64 TPU chips; for 256
+           sodad.py:pod           64 images a step, windows cut beforehand (--windows), for 1 to 64 TPU chips; for 256
                                   add --config.dataset.batch_size=256
 Hardware:  one RTX 3090 in the paper (batch 4, 12 epochs)
 Target AP: 30.7 (`released`; SODA-D test, Table 2), 28.9 for the baseline
-Measured:  never run here (the data set is not at hand)
+Measured:  never run here
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ POD = {
     "dataset.train_split": "train_windows",
     "dataset.batch_size": 64,
     "dataset.eval_batch_size": 256,
-    "optimizer.warmup_images": 500 * 64,  # as many steps as a batch of 4 has, to a rate 16 times as high
+    "optimizer.warmup_images": 500 * 64,  # as many steps as with a batch of 4, up to a rate 16 times as high
     "training.log_every_images": 50 * 64,
     "training.checkpoint_every_images": 58_023,
 }
@@ -67,7 +67,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment, in the order of the flow: dataset, detector, optimizer, training, evaluation, prediction."""
+    """Return the experiment, in the order of the flow: dataset, detector, optimizer, training, evaluation, prediction."""
     config = ConfigDict()
     config.seed = 0
 
@@ -76,14 +76,14 @@ def get_config(variant: str = "") -> ConfigDict:
             "name": "sodad",
             "data_dir": "prepared",
             "source": placeholder(str),  # a folder from which the data set is prepared when it is first opened
-            "annotations": placeholder(str),  # which of its files: "train=a.json,images val=b.json,images"
-            "boxes": "horizontal",  # what those of the data set are; or "oriented"
+            "annotations": placeholder(str),  # its files, if names do not tell: "train=a.json,images val=b.json,images"
+            "boxes": "horizontal",  # or "oriented": the kind of boxes in the data set
             "train_split": "train",
             "eval_split": "val",
-            "stored_size": (800, 800),  # height, width to which the host pads what it decodes
-            "window_overlap": 150,  # pixels that windows of stored_size share, into which pictures are cut; None: whole
-            "paint_regions": True,  # windows are black in ignore regions, objects in them excepted
-            "mixed_pictures": 16,  # of how many pictures in a row the windows are shuffled among themselves
+            "stored_size": (800, 800),  # height, width: the host pads every picture or window to it
+            "window_overlap": 150,  # pictures are cut into windows of stored_size that share these pixels; None: uncut
+            "paint_regions": True,  # ignore regions become black, except where an object is
+            "mixed_pictures": 16,  # windows of so many successive pictures are shuffled together
             "grey_range": placeholder(tuple),  # (black, white) of pictures of more than 8 bits; None: as prepared
             "image_size": (1200, 1200),  # the picture is scaled to fit, then padded to a multiple of 32
             "max_objects": 256,
