@@ -36,12 +36,12 @@ RECALLS = tuple(f"proposals/AR300{ending}" for ending in ("", "_eS", "_rS", "_gS
 
 
 def published(keys: tuple[str, ...], *values: float) -> dict[str, float]:
-    """Scores of the paper, in percent; of those that it does not give the values end early."""
+    """Name the paper's scores, in percent; where it does not give the last ones, `values` are fewer."""
     return dict(zip(keys, values, strict=False))
 
 
 def quote(name: str, *values: float) -> Row:
-    """A row of the paper that is not built here."""
+    """Return a row of the paper that is quoted only, since it is not built here."""
     return Row(name, {}, published(SCORES, *values))
 
 
@@ -57,7 +57,7 @@ NETWORKS = (
 
 
 def get_studies(config: ConfigDict) -> dict[str, Study]:
-    """All studies of an experiment, by name."""
+    """Return all studies of an experiment, by name."""
     studies = {
         "table1": table1(),
         "table2": table2(),
@@ -102,7 +102,7 @@ def get_studies(config: ConfigDict) -> dict[str, Study]:
 
 
 def fitted(row: Row, config: ConfigDict) -> Row:
-    """Faster R-CNN has twice the RoI samples of CFINet, as in the paper, on a smaller experiment too."""
+    """Return the settings of Faster R-CNN: twice the RoI samples of CFINet, as in the paper, whatever their number."""
     if SAMPLES not in row.changes:
         return row
     samples = min(row.changes[SAMPLES], 2 * config.detector.roi_head.samples)
@@ -116,7 +116,7 @@ NETWORK_NOTE = (
 
 
 def table1() -> Study:
-    """Where Cascade RPN's coarse stage learns."""
+    """Table 1: the regions in which Cascade RPN's coarse stage learns."""
     rows = {
         (0.2, 0.5): (29.1, 56.5, 25.9, 12.5, 25.5, 35.4, 44.7),
         (0.5, 0.8): (29.5, 57.8, 26.0, 13.5, 26.2, 35.8, 45.0),
@@ -131,7 +131,7 @@ def table1() -> Study:
 
 
 def table2() -> Study:
-    """Detectors on SODA-D."""
+    """Table 2: detectors on SODA-D."""
     rfla = FASTER_RCNN | {f"{NETWORK}.rpn.assigner": "rfla"}
     return Study(
         "Table 2: detectors on SODA-D",
@@ -157,7 +157,7 @@ def table2() -> Study:
 
 
 def table3() -> Study:
-    """Detectors on SODA-A."""
+    """Table 3: detectors on SODA-A."""
     return Study(
         "Table 3: detectors on SODA-A",
         (
@@ -184,7 +184,7 @@ def table3() -> Study:
 
 
 def parts(without: dict[str, Any], crpn: dict[str, Any], imitation: dict[str, Any]) -> tuple[Row, ...]:
-    """The four rows of Table 5, by what changes the experiment into each; the last is the experiment itself."""
+    """Return the four rows of Table 5; the last one is the experiment itself."""
     return (
         Row("neither", without, published(AP, 28.9, 13.8, 25.7, 34.5)),
         Row("CRPN", crpn, published(AP, 30.3, 14.3, 27.3, 36.1)),
@@ -194,7 +194,7 @@ def parts(without: dict[str, Any], crpn: dict[str, Any], imitation: dict[str, An
 
 
 def table5(config: ConfigDict) -> Study:
-    """CRPN and imitation, each switched by itself: levels, samples, proposals and detections stay the same."""
+    """Table 5, controlled: only CRPN and imitation are switched."""
     ours = config.detector.proposal_network.coarse_to_fine.proposals.to_dict()
     kept = {
         "max_proposals": ours["max_proposals"],
@@ -208,7 +208,7 @@ def table5(config: ConfigDict) -> Study:
 
 
 def table5_as_published() -> Study:
-    """As the paper seems to have it: its baseline is Faster R-CNN with settings of its own."""
+    """Table 5 as the paper seems to have it: the baseline is Faster R-CNN with its own settings."""
     note = (
         "Rows without CRPN have the baseline's levels, samples, proposals and detections: more differs than they say."
     )
@@ -217,7 +217,7 @@ def table5_as_published() -> Study:
 
 
 def table6() -> Study:
-    """Which anchors CRPN's coarse stage learns from."""
+    """Table 6: the anchors that CRPN's coarse stage learns from."""
 
     def row(name: str, assign: str, *scores: float, **fixed: float) -> Row:
         changes = {f"{NETWORK}.coarse_to_fine.assign": assign} | {
@@ -239,7 +239,7 @@ def table6() -> Study:
 
 
 def one_key(title: str, key: str, rows: dict[float, tuple[float, ...]]) -> Study:
-    """The experiment with several values of one key below `detector`, the paper's choice first."""
+    """Return a study of several values of one key below `detector`, the paper's choice first."""
     return Study(
         title,
         tuple(Row(f"{value:g}", {f"detector.{key}": value}, published(AP, *scores)) for value, scores in rows.items()),
@@ -247,7 +247,7 @@ def one_key(title: str, key: str, rows: dict[float, tuple[float, ...]]) -> Study
 
 
 def figure1() -> Study:
-    """How well anchors fit before anything is learnt."""
+    """Figure 1: how well anchors fit before training."""
     return Study(
         "Figure 1: IoU of objects with their best anchor",
         (
@@ -259,7 +259,7 @@ def figure1() -> Study:
 
 
 def figure4(config: ConfigDict) -> Study:
-    """Proposals of an object over the training."""
+    """Figure 4: proposals per object over the training."""
     often = {"evaluation.every_images": max(config.training.images // EVALUATIONS, 1)}
     networks = (row for row in NETWORKS if row.name != "RPN-0.5")
     rows = tuple(Row(row.name, {**row.changes, **often}, row.published) for row in networks)
@@ -267,7 +267,7 @@ def figure4(config: ConfigDict) -> Study:
 
 
 def choices(config: ConfigDict) -> Study:
-    """Where the released code leaves the paper, one choice at a time, and a smaller memory."""
+    """The choices in which the released code differs from the paper, one at a time, and a smaller memory."""
     rows = [Row(f"{key.removeprefix('detector.')} = {value}", {key: value}) for key, value in RELEASED.items()]
     smaller = Row("a quarter of the memory", {"detector.imitation.slots": config.detector.imitation.slots // 4})
     return Study(
@@ -276,7 +276,7 @@ def choices(config: ConfigDict) -> Study:
 
 
 def assigners() -> Study:
-    """Rules of assignment that are not CFINet's, on the baseline's RPN; NWD in NMS and as a loss too."""
+    """Rules of assignment other than CFINet's, on the baseline's RPN; also NWD in NMS and as a loss."""
     names = {"nwd": "NWD", "dotd": "DotD", "rka": "NWD-RKA", "rfla": "RFLA"}
     rpn = f"{NETWORK}.rpn"
     suppress = {f"{rpn}.proposals.nms_similarity": "nwd"} | {

@@ -67,7 +67,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the experiment, in the order of the flow: dataset, detector, optimizer, training, evaluation, prediction."""
+    """Return the experiment; its sections have the order of the flow."""
     config = ConfigDict()
     config.seed = 0
 
