@@ -27,10 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
     *(f"cfinet_jax/{name}.py" for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*")),
     *(f"cfinet_jax/{name}.py" for name in ("slicing", "merging", "objects", "batches")),
-    *(f"data/{name}/*.py" for name in ("coco", "yolo", "dota", "published")),
+    *(f"cfinet_jax/{name}.py" for name in ("outside", "values", "records", "files")),
+    *(f"data/{name}.py" for name in ("coco/*", "yolo/*", "dota/*", "published/*", "oddities", "places")),
 ]
 MIRRORS = {  # where the name does not say it
-    "data/coco": "data/test_coco", "data/yolo": "data/test_yolo", "data/published": "data/test_published",
+    "data/coco": "data/test_coco", "data/coco/values": "data/test_values data/test_coco",
+    "data/coco/layout": "data/test_layout data/test_places", "data/coco/label_files": "data/test_coco data/test_yolo",
+    "data/yolo": "data/test_yolo", "data/published": "data/test_published",
     "data/dota": "data/test_sodaa", "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
     "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
     "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
