@@ -26,6 +26,14 @@ def test_area_centre_and_size_of_one_box():
     np.testing.assert_allclose(size, [[3.0, 20.0]])
 
 
+def test_leading_axes_are_kept(rng):
+    boxes, others = (jnp.asarray(plain.some_boxes(rng, 12) + np.float32([0, 0, 2, 2])) for _ in range(2))
+    for function in (horizontal.area, lambda x: flip(x, 9.0), lambda x: horizontal.stretch(x, (2.0, 3.0))):
+        plain.assert_leading_axes_are_kept(function, boxes)
+    for function in (encode, decode, horizontal.paired_iou):
+        plain.assert_leading_axes_are_kept(function, boxes, others)
+
+
 def test_clip_knows_height_from_width():
     boxes = jnp.array([[-5.0, -6.0, 400.0, 400.0], [150.0, 90.0, 250.0, 130.0], [210.0, 120.0, 220.0, 130.0]])
     clipped = horizontal.clip(boxes, jnp.array([100.0, 200.0]))  # height, width
