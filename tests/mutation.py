@@ -38,7 +38,7 @@ MIRRORS = {  # where the name does not say it
     "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
     "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
     "metrics/matching": "metrics/test_curves metrics/test_oriented",
-    "models/detector": "models/test_oriented_detectors models/test_assigners models/test_detector",
+    "models/detector": "models/test_oriented_detectors models/test_detector",
     "metrics/files": "metrics/test_main",
     "slicing": "test_slicing test_objects",  # what is cut of polygons is tested with the objects
 }  # fmt: skip

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from cfinet_jax import batches
-from cfinet_jax.batches import eval_batches, mixed_order, train_batches, windows_of
+from cfinet_jax.batches import eval_batches, mixed_order, train_batches, views, windows_of
 from cfinet_jax.dataset import Prepared, open_dataset
 from cfinet_jax.errors import UserError
 from cfinet_jax.slicing import boxes_in_window, fill, training_windows, window_origins
@@ -227,8 +227,8 @@ def test_a_window_shows_its_part_of_the_picture(prepared, cut):
     windows = windows_of(prepared, cut, training=False)
     assert len(windows.owners) == IMAGES * len(window_origins((SIZE, SIZE), (160, 192), (32, 32)))
     read = [(batch, row) for batch in evaluation(prepared, cut, 4) for row in range(4) if batch.valid[row]]
-    painted = 0
-    for owner, origin, (batch, row) in zip(windows.owners, windows.origins, read, strict=True):
+    painted, unread = 0, views(prepared, cut, training=False)
+    for owner, origin, (batch, row), view in zip(windows.owners, windows.origins, read, unread, strict=True):
         record = prepared.source[int(owner)]
         scene, picture = render_scene("train", int(record["image_id"]) - 1), batches.read_picture(record)
         assert batch.image_ids[row] == record["image_id"]
@@ -238,7 +238,10 @@ def test_a_window_shows_its_part_of_the_picture(prepared, cut):
             painted += int(scene.ignore.sum())
         part = picture[origin[0] : origin[0] + 160, origin[1] : origin[1] + 192]
         height, width = batch.sizes[row].astype(int)
-        assert part.shape[:2] == (height, width)
+        assert part.shape[:2] == (height, width) == view[0]
+        boxes, truth = view[1].boxes, batch.ground_truth
+        boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= 1).all(1)]
+        assert sorted(boxes.tolist()) == sorted(truth.boxes[row][truth.valid[row]].tolist())
         # A region cut by the window is cut before it is rounded: its outermost pixels may differ.
         assert np.mean(np.any(batch.images[row, :height, :width] != part, axis=-1)) < 0.005
     assert painted > 0 or not cut.paint_regions

@@ -162,6 +162,38 @@ def test_an_unknown_key_fails():
         build_detector(settings, 9)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "proposal_network.coarse_to_fine.assigner",
+            "best",
+            "assigner is 'best': choose one of dotd, max_iou, nwd",
+        ),
+        ("proposal_network.coarse_to_fine.box_loss", "l2", "box_loss is 'l2': choose one of l1, iou, nwd"),
+        ("proposal_network.coarse_to_fine.proposals.nms_similarity", "giou", "nms_similarity is 'giou': choose one of"),
+        ("proposal_network.coarse_to_fine.assign", "own", "assign is 'own': choose one of"),
+        ("imitation.quality", "best", "detector.imitation.quality is 'best': choose one of paper, released"),
+        ("precision", "half", "detector.precision is 'half': choose one of"),
+        ("assigners.rka.rule", "rank", "detector.assigners.rka.rule is 'rank': choose one of threshold, ranking"),
+        ("assigners.nwd.similarity", "giou", "detector.assigners.nwd.similarity is 'giou': choose one of dotd, iou"),
+    ],
+)
+def test_unknown_choices_are_refused(path, value, message):
+    settings = tiny.settings()
+    settings.update_from_flattened_dict({path: value})
+    with pytest.raises(UserError, match=message):
+        build_detector(settings, 9)
+
+
+def test_a_similarity_that_has_no_function_is_refused():
+    settings = tiny.settings()
+    with settings.unlocked():
+        settings.similarities.giou = {}
+    with pytest.raises(UserError, match="similarities is 'giou': choose one of"):
+        build_detector(settings, 9)
+
+
 # Randomness
 
 
