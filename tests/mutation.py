@@ -31,15 +31,15 @@ MODULES = [
     *(f"data/{name}.py" for name in ("coco/*", "yolo/*", "dota/*", "published/*", "oddities", "places")),
 ]
 MIRRORS = {  # where the name does not say it
-    "data/coco": "data/test_coco", "data/coco/values": "data/test_values data/test_coco",
+    "data/coco": "data/test_coco", "data/yolo": "data/test_yolo", "data/published": "data/test_published",
+    "data/dota": "data/test_sodaa", "data/coco/values": "data/test_values data/test_coco",
     "data/coco/layout": "data/test_layout data/test_places", "data/coco/label_files": "data/test_coco data/test_yolo",
-    "data/yolo": "data/test_yolo", "data/published": "data/test_published",
-    "data/dota": "data/test_sodaa", "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
-    "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
-    "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
-    "metrics/matching": "metrics/test_curves metrics/test_oriented",
     "models/detector": "models/test_oriented_detectors models/test_detector",
-    "metrics/files": "metrics/test_main",
+    "models/feature_adaption": "models/test_guided_anchor_rpn",
+    "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
+    "models/proposals/rotated_rpn": "models/test_oriented_rpn",
+    "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
+    "metrics/files": "metrics/test_main", "metrics/matching": "metrics/test_curves metrics/test_oriented",
     "slicing": "test_slicing test_objects",  # what is cut of polygons is tested with the objects
 }  # fmt: skip
 LONGEST = 300  # seconds for the tests of one mutant: a few times what they take without

@@ -197,6 +197,9 @@ def test_training_windows_hold_what_the_rules_say(prepared, cut):
     seen = [
         jax.tree.map(lambda leaf: leaf[0], batch) for batch in itertools.islice(training(prepared, cut, 0, 1), count)
     ]
+    order = mixed_order(windows.owners, cut.mixed_pictures, 0, 0)
+    owners = [prepared.source[owner]["image_id"] for owner in windows.owners[order].tolist()]
+    assert [batch.image_ids for batch in seen] == owners
     expected = []
     for index in range(IMAGES):
         scene = render_scene("train", index)
