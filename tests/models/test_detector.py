@@ -277,6 +277,15 @@ def test_every_loss_teaches_its_own_part(variant):
         )
 
 
+def test_without_a_memory_nothing_is_imitated():
+    detector, variables, _ = built("")
+    batch = tiny.batch()
+    chances = detector.draw_priorities(jax.random.key(1), batch.index, tiny.SHAPE, tiny.OBJECTS)
+    forward = functools.partial(detector.apply, method="losses")
+    losses, _, exemplars = jax.eval_shape(forward, variables, batch, None, chances)
+    assert sorted(losses) == sorted(TERMS["coarse_to_fine"]) and exemplars is None
+
+
 def test_exemplars_carry_their_labels_and_no_gradient():
     detector, variables, memory = built("released")
     batch = tiny.batch()
