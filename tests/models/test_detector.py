@@ -212,6 +212,15 @@ def test_every_proposal_network_is_in_the_configuration():
     assert all(name in get_config().detector.proposal_network for name in PROPOSAL_NETWORKS)
 
 
+def test_the_last_layers_start_near_zero():
+    params = built("guided_anchor")[1]["params"]
+    head, network = params["roi_head"], params["proposal_network"]
+    starts = {0.01: [head["classify"], network["shape"], network["adaption"]], 0.001: [head["regress"]]}
+    for spread, layers in (starts | {0.1: [network["adaption"]["offset"]]}).items():
+        for layer in layers:
+            assert float(layer["kernel"].std()) == pytest.approx(spread, rel=0.3)
+
+
 # Losses
 
 
