@@ -24,6 +24,7 @@ def test_area_centre_and_size_of_one_box():
     np.testing.assert_allclose(horizontal.area(box), [60.0])
     np.testing.assert_allclose(centre, [[3.5, 20.0]])
     np.testing.assert_allclose(size, [[3.0, 20.0]])
+    np.testing.assert_allclose(horizontal.stretch(box, (2.0, 0.5)), [[0.5, 15, 6.5, 25]])
 
 
 def test_leading_axes_are_kept(rng):
