@@ -26,18 +26,29 @@ from cosmic_ray.mutating import mutate_code
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
     *(f"cfinet_jax/{name}.py" for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*")),
-    *(f"cfinet_jax/{name}.py" for name in ("slicing", "merging", "objects", "batches")),
-    *(f"data/{name}/*.py" for name in ("coco", "yolo", "dota", "published")),
+    *(f"cfinet_jax/input/{name}.py" for name in ("windows", "annotations", "batches", "records")),
+    *(f"cfinet_jax/{name}.py" for name in ("config_values", "runtime/files", "runtime/json_values")),
+    *(
+        f"cfinet_jax/preparation/{name}.py"
+        for name in ("coco_*", "label_files", "yolo", "dota", "published", "visdrone")
+    ),
+    *(f"cfinet_jax/preparation/{name}.py" for name in ("oddities", "places")),
 ]
 MIRRORS = {  # where the name does not say it
-    "data/coco": "data/test_coco", "data/yolo": "data/test_yolo", "data/published": "data/test_published",
-    "data/dota": "data/test_sodaa", "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
-    "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
-    "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
-    "metrics/matching": "metrics/test_curves", "metrics/files": "metrics/test_main",
-    "slicing": "test_slicing test_objects",  # what is cut of polygons is tested with the objects
+    "preparation/coco_annotations": "preparation/test_coco", "preparation/coco_boxes": "preparation/test_coco",
+    "preparation/coco_layout": "preparation/test_coco_layout preparation/test_places",
+    "preparation/coco_values": "preparation/test_coco_values preparation/test_coco",
+    "preparation/label_files": "preparation/test_coco preparation/test_yolo",
+    "preparation/dota": "preparation/test_sodaa", "preparation/visdrone": "preparation/test_published",
+    "models/detector": "models/test_oriented_detectors models/test_detector",
+    "models/feature_adaption": "models/test_guided_anchor_rpn",
+    "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
+    "models/proposals/rotated_rpn": "models/test_oriented_rpn",
+    "metrics/__main__": "metrics/test_main", "metrics/dota_files": "metrics/test_oriented",
+    "metrics/json_files": "metrics/test_main", "metrics/detection_matching": "metrics/test_curves metrics/test_oriented",
+    "input/windows": "input/test_windows input/test_annotations",  # what is cut of polygons is tested with the objects
 }  # fmt: skip
-LONGEST = 120  # seconds for the tests of one mutant: a few times what they take without
+LONGEST = 300  # seconds for the tests of one mutant: a few times what they take without
 
 
 def mirrored(path: str) -> list[str]:

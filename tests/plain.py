@@ -1,5 +1,7 @@
 """Plain NumPy statements that several tests compare with, and the small inputs they share."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +14,13 @@ def some_boxes(rng: np.random.Generator, count: int, extent: float = 64.0, large
     boxes = np.concatenate([corner, corner + rng.uniform(0, largest, (count, 2))], 1)
     boxes[::2] = (boxes[::2] / 4).round() * 4
     return boxes.astype(np.float32)
+
+
+def assert_leading_axes_are_kept(function: Callable, *arrays: np.ndarray) -> None:
+    """Rows in two axes lead to what they lead to in one."""
+    flat = np.asarray(function(*arrays))
+    folded = function(*(array.reshape(2, -1, array.shape[-1]) for array in arrays))
+    np.testing.assert_allclose(folded, flat.reshape(2, -1, *flat.shape[1:]), atol=1e-5)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -90,9 +90,7 @@ def test_every_command_works_away_from_the_checkout(installed, place):
         installed, place, "cfinet_jax", "metrics", "--protocol=coco", "--annotations=coco/val.json",
         "--detections=runs/coco/detections.json", "--output=metrics.json",
     )  # fmt: skip
-    run(
-        installed, place, "cfinet_jax", "pretrained", "runs/coco/export/weights.safetensors", "--output=w.safetensors"
-    )
+    run(installed, place, "cfinet_jax", "pretrained", "runs/coco/export/weights.safetensors", "--output=w.safetensors")
     assert isinstance(found, list) and (place / "metrics.json").exists() and (place / "w.safetensors").exists()
 
 

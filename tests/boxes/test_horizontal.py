@@ -24,6 +24,15 @@ def test_area_centre_and_size_of_one_box():
     np.testing.assert_allclose(horizontal.area(box), [60.0])
     np.testing.assert_allclose(centre, [[3.5, 20.0]])
     np.testing.assert_allclose(size, [[3.0, 20.0]])
+    np.testing.assert_allclose(horizontal.stretch(box, (2.0, 0.5)), [[0.5, 15, 6.5, 25]])
+
+
+def test_leading_axes_are_kept(rng):
+    boxes, others = (jnp.asarray(plain.some_boxes(rng, 12) + np.float32([0, 0, 2, 2])) for _ in range(2))
+    for function in (horizontal.area, lambda x: flip(x, 9.0), lambda x: horizontal.stretch(x, (2.0, 3.0))):
+        plain.assert_leading_axes_are_kept(function, boxes)
+    for function in (encode, decode, horizontal.paired_iou):
+        plain.assert_leading_axes_are_kept(function, boxes, others)
 
 
 def test_clip_knows_height_from_width():

@@ -45,6 +45,12 @@ def test_encode_equals_the_loop_and_decode_inverts_it(seed):
     assert overlaps[[not level(of_box) for of_box in corners]].min(initial=1) > 0.999
 
 
+def test_leading_axes_are_kept(rng):
+    anchors, boxes = jnp.asarray(plain.some_boxes(rng, 12) + np.float32([0, 0, 2, 2])), reference.some_boxes(rng, 12)
+    plain.assert_leading_axes_are_kept(encode, anchors, boxes)
+    plain.assert_leading_axes_are_kept(decode, anchors, encode(anchors, boxes))
+
+
 @pytest.mark.parametrize("angle", [0.0, 1e-4, -1e-4, -np.pi / 2, 1e-4 - np.pi / 2, np.pi / 2 - 1e-4])
 def test_of_level_corners_the_right_and_the_lower_one_count(angle):
     deltas = encode(np.float32([[0, 0, 20, 20]]), np.float32([[10, 10, 12, 6, angle]]))

@@ -338,6 +338,25 @@ def test_decode_limits_the_growth_of_a_side():
     np.testing.assert_allclose(decode(anchors, np.float32([[0, 0, 100, -100, 0]]))[0, 2:4], [125, 0.032], rtol=1e-4)
 
 
+def test_leading_axes_are_kept(rng):
+    boxes, others = some_boxes(rng, 12).astype(np.float64), some_boxes(rng, 12).astype(np.float64)
+    for function in (
+        oriented.area, oriented.to_polygon, oriented.to_oc, oriented.to_le135, oriented.enclose,
+        lambda x: oriented.from_polygon(oriented.to_polygon(x)), lambda x: oriented.from_horizontal(x[..., :4]),
+        lambda x: oriented.flip(x, np.float64(9)), lambda x: oriented.resize(x, 2.0),
+        lambda x: oriented.stretch(x, (2.0, 3.0)), lambda x: oriented.clip(x, np.float64([30, 40])),
+    ):  # fmt: skip
+        plain.assert_leading_axes_are_kept(function, boxes)
+    for function in (
+        oriented.paired_iou,
+        lambda a, b: oriented.encode(a, b, STDS),
+        lambda a, b: oriented.decode(a, b, STDS),
+        lambda a, b: oriented.encode_horizontal(oriented.enclose(a), b, STDS),
+        lambda a, b: oriented.decode_horizontal(oriented.enclose(a), b, STDS),
+    ):
+        plain.assert_leading_axes_are_kept(function, boxes, others)
+
+
 def test_one_anchor_serves_many_boxes(rng):
     anchors, boxes = some_boxes(rng, 3)[:, None], some_boxes(rng, 4)[None]
     deltas = oriented.encode(anchors, boxes, STDS)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import batches
-from cfinet_jax.input.batches import eval_batches, mixed_order, train_batches, windows_of
+from cfinet_jax.input.batches import eval_batches, mixed_order, train_batches, views, windows_of
 from cfinet_jax.input.dataset import Prepared, open_dataset
 from cfinet_jax.input.windows import boxes_in_window, fill, training_windows, window_origins
 from cfinet_jax.preparation.scenes.render import SIZE, render_scene
@@ -197,6 +197,9 @@ def test_training_windows_hold_what_the_rules_say(prepared, cut):
     seen = [
         jax.tree.map(lambda leaf: leaf[0], batch) for batch in itertools.islice(training(prepared, cut, 0, 1), count)
     ]
+    order = mixed_order(windows.owners, cut.mixed_pictures, 0, 0)
+    owners = [prepared.source[owner]["image_id"] for owner in windows.owners[order].tolist()]
+    assert [batch.image_ids for batch in seen] == owners
     expected = []
     for index in range(IMAGES):
         scene = render_scene("train", index)
@@ -227,8 +230,8 @@ def test_a_window_shows_its_part_of_the_picture(prepared, cut):
     windows = windows_of(prepared, cut, training=False)
     assert len(windows.owners) == IMAGES * len(window_origins((SIZE, SIZE), (160, 192), (32, 32)))
     read = [(batch, row) for batch in evaluation(prepared, cut, 4) for row in range(4) if batch.valid[row]]
-    painted = 0
-    for owner, origin, (batch, row) in zip(windows.owners, windows.origins, read, strict=True):
+    painted, unread = 0, views(prepared, cut, training=False)
+    for owner, origin, (batch, row), view in zip(windows.owners, windows.origins, read, unread, strict=True):
         record = prepared.source[int(owner)]
         scene, picture = render_scene("train", int(record["image_id"]) - 1), batches.read_picture(record)
         assert batch.image_ids[row] == record["image_id"]
@@ -238,7 +241,10 @@ def test_a_window_shows_its_part_of_the_picture(prepared, cut):
             painted += int(scene.ignore.sum())
         part = picture[origin[0] : origin[0] + 160, origin[1] : origin[1] + 192]
         height, width = batch.sizes[row].astype(int)
-        assert part.shape[:2] == (height, width)
+        assert part.shape[:2] == (height, width) == view[0]
+        boxes, truth = view[1].boxes, batch.ground_truth
+        boxes = boxes[(boxes[:, 2:] - boxes[:, :2] >= 1).all(1)]
+        assert sorted(boxes.tolist()) == sorted(truth.boxes[row][truth.valid[row]].tolist())
         # A region cut by the window is cut before it is rounded: its outermost pixels may differ.
         assert np.mean(np.any(batch.images[row, :height, :width] != part, axis=-1)) < 0.005
     assert painted > 0 or not cut.paint_regions

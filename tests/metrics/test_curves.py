@@ -35,7 +35,12 @@ def cases(draw) -> tuple[dict, list[dict]]:
     flags = dict.fromkeys(FLAGS, st.sampled_from([0, 0, 0, 0, 1]))
     annotations = entries(draw, 12, images, side, **flags)
     annotations = [entry | {"area": entry["bbox"][2] * entry["bbox"][3]} for entry in annotations]
-    detections = entries(draw, 14, images, side, score=st.sampled_from([0.25, 0.5, 0.75]))
+    scores = st.sampled_from([0.25, 0.5, 0.75])
+    detections = entries(draw, 14, images, side, score=scores)
+    for entry in annotations:  # found by chance alone, objects would hardly ever be two of a class
+        if draw(st.booleans()):
+            found = {key: entry[key] for key in ("image_id", "category_id", "bbox")}
+            detections.append(found | {"score": draw(scores)})
     described = [{"id": image} for image in images]
     return {"images": described, "categories": CATEGORIES, "annotations": annotations}, detections
 

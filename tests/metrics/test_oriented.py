@@ -12,7 +12,7 @@ from cfinet_jax.metrics import overlaps
 from cfinet_jax.metrics.dota_files import write_task1
 from cfinet_jax.metrics.error_types import OUTCOMES, count_outcomes
 from cfinet_jax.metrics.protocols import PROTOCOLS, Protocol
-from cfinet_jax.metrics.results import columns, columns_of_image
+from cfinet_jax.metrics.results import columns_of_image
 from cfinet_jax.metrics.score import score
 from tests import plain
 from tests.metrics.test_score import random_case
@@ -223,15 +223,3 @@ def test_files_of_dota(tmp_path):
         "P0007 0.500000 40.00 35.00 60.00 35.00 60.00 45.00 40.00 45.00\n"
     )
     assert (folder / "Task1_large-vehicle.txt").read_text() == ""
-
-
-def test_columns_keep_oriented_boxes():
-    box = [50.12345, 40, 20, 10, 0.1234567]
-    found = columns_of_image(np.array([box]), np.array([0.5]), np.array([3]), 7)
-    np.testing.assert_array_equal(found.boxes, [[50.123, 40, 20, 10, 0.12346]])
-    steep = columns_of_image(
-        np.array([[9, 9, 4, 2, -np.pi / 2], [9, 9, 4, 2, 1.5707962]]), np.ones(2), np.ones(2, int), 7
-    )
-    assert (np.abs(steep.boxes[:, 4]) < np.pi / 2).all()  # rounding leaves the range no more
-    again = columns([{"image_id": 7, "category_id": 3, "bbox": box, "score": 0.5}])
-    assert again.boxes.shape == (1, 5) and columns([]).boxes.shape == (0, 4)

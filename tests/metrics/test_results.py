@@ -47,3 +47,15 @@ def test_doubtful_ones_can_be_left_out():
     sure = found.at_least(0.5)
     assert (sure.scores >= 0.5).all() and len(sure.scores) == (found.scores >= 0.5).sum()
     assert set(sure.boxes[:, 0]) <= set(found.boxes[:, 0])
+
+
+def test_columns_keep_oriented_boxes():
+    box = [50.12345, 40, 20, 10, 0.1234567]
+    found = columns_of_image(np.array([box]), np.array([0.5]), np.array([3]), 7)
+    np.testing.assert_array_equal(found.boxes, [[50.123, 40, 20, 10, 0.12346]])
+    steep = columns_of_image(
+        np.array([[9, 9, 4, 2, -np.pi / 2], [9, 9, 4, 2, 1.5707962]]), np.ones(2), np.ones(2, int), 7
+    )
+    assert (np.abs(steep.boxes[:, 4]) < np.pi / 2).all()  # rounding leaves the range no more
+    again = columns([{"image_id": 7, "category_id": 3, "bbox": box, "score": 0.5}])
+    assert again.boxes.shape == (1, 5) and columns([]).boxes.shape == (0, 4)

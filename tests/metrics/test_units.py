@@ -65,6 +65,7 @@ SOUND = {
     "few that leave by rounding": (ROUNDED, np.array([[100, 80.0]] * 3)),
     "many that leave by a pixel in 100": (np.array([[1.0, 1, 100, 80]] * 40), np.array([[100, 80.0]] * 40)),
     "few in the first pixel": (np.array([[0, 0, 1, 1.0]] * 9), np.array([[100, 80.0]] * 9)),
+    "larger than their pictures": (np.array([[1, 2, 150, 120.0]] * 40), np.array([[100, 80.0]] * 40)),
     "predictions that are not clipped": (UNCLIPPED, SMALL[1]),
     "sizes of pictures unknown": (as_corners(SMALL[0]), np.ones((200, 2))),
     "sides that are no numbers": (np.full((20, 4), np.nan), np.full((20, 2), 9.0)),

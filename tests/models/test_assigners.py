@@ -1,4 +1,4 @@
-"""Which anchors learn what, by every rule of the configuration: refused names, units, a compiled step of each."""
+"""Which anchors learn what, by every rule of the configuration: units, a compiled step of each."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cfinet_jax.boxes import horizontal, similarity
-from cfinet_jax.errors import UserError
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS, assigners, proposal_network
 from cfinet_jax.ops import matching, nms, ranking
@@ -209,35 +208,3 @@ def test_box_losses_equal_the_loop(rng, name):
         pairs = zip(decoded, boxes, strict=True)
         expected = [1 - plain.similarity(name, a, b, {"constant": 1.5 * 12.7}) for a, b in pairs]
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5)
-
-
-# Refused
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (
-            "proposal_network.coarse_to_fine.assigner",
-            "best",
-            "assigner is 'best': choose one of dotd, max_iou, nwd",
-        ),
-        ("proposal_network.coarse_to_fine.box_loss", "l2", "box_loss is 'l2': choose one of l1, iou, nwd"),
-        ("proposal_network.coarse_to_fine.proposals.nms_similarity", "giou", "nms_similarity is 'giou': choose one of"),
-        ("assigners.rka.rule", "rank", "detector.assigners.rka.rule is 'rank': choose one of threshold, ranking"),
-        ("assigners.nwd.similarity", "giou", "detector.assigners.nwd.similarity is 'giou': choose one of dotd, iou"),
-    ],
-)
-def test_unknown_choices_are_refused(path, value, message):
-    settings = tiny.settings()
-    settings.update_from_flattened_dict({path: value})
-    with pytest.raises(UserError, match=message):
-        build_detector(settings, 9)
-
-
-def test_a_similarity_that_has_no_function_is_refused():
-    settings = tiny.settings()
-    with settings.unlocked():
-        settings.similarities.giou = {}
-    with pytest.raises(UserError, match="similarities is 'giou': choose one of"):
-        build_detector(settings, 9)

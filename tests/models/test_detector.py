@@ -162,6 +162,38 @@ def test_an_unknown_key_fails():
         build_detector(settings, 9)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "proposal_network.coarse_to_fine.assigner",
+            "best",
+            "assigner is 'best': choose one of dotd, max_iou, nwd",
+        ),
+        ("proposal_network.coarse_to_fine.box_loss", "l2", "box_loss is 'l2': choose one of l1, iou, nwd"),
+        ("proposal_network.coarse_to_fine.proposals.nms_similarity", "giou", "nms_similarity is 'giou': choose one of"),
+        ("proposal_network.coarse_to_fine.assign", "own", "assign is 'own': choose one of"),
+        ("imitation.quality", "best", "detector.imitation.quality is 'best': choose one of paper, released"),
+        ("precision", "half", "detector.precision is 'half': choose one of"),
+        ("assigners.rka.rule", "rank", "detector.assigners.rka.rule is 'rank': choose one of threshold, ranking"),
+        ("assigners.nwd.similarity", "giou", "detector.assigners.nwd.similarity is 'giou': choose one of dotd, iou"),
+    ],
+)
+def test_unknown_choices_are_refused(path, value, message):
+    settings = tiny.settings()
+    settings.update_from_flattened_dict({path: value})
+    with pytest.raises(UserError, match=message):
+        build_detector(settings, 9)
+
+
+def test_a_similarity_that_has_no_function_is_refused():
+    settings = tiny.settings()
+    with settings.unlocked():
+        settings.similarities.giou = {}
+    with pytest.raises(UserError, match="similarities is 'giou': choose one of"):
+        build_detector(settings, 9)
+
+
 # Randomness
 
 
@@ -178,6 +210,15 @@ def test_priorities_depend_on_the_image_and_not_on_its_place():
 def test_every_proposal_network_is_in_the_configuration():
     assert {tiny.settings(variant).proposal_network.name for variant in VARIANTS} == set(PROPOSAL_NETWORKS)
     assert all(name in get_config().detector.proposal_network for name in PROPOSAL_NETWORKS)
+
+
+def test_the_last_layers_start_near_zero():
+    params = built("guided_anchor")[1]["params"]
+    head, network = params["roi_head"], params["proposal_network"]
+    starts = {0.01: [head["classify"], network["shape"], network["adaption"]], 0.001: [head["regress"]]}
+    for spread, layers in (starts | {0.1: [network["adaption"]["offset"]]}).items():
+        for layer in layers:
+            assert float(layer["kernel"].std()) == pytest.approx(spread, rel=0.3)
 
 
 # Losses
@@ -243,6 +284,15 @@ def test_every_loss_teaches_its_own_part(variant):
         assert {part for part in learns[name] if part.startswith("imitation")} == (
             compress if variant == "released" else set()
         )
+
+
+def test_without_a_memory_nothing_is_imitated():
+    detector, variables, _ = built("")
+    batch = tiny.batch()
+    chances = detector.draw_priorities(jax.random.key(1), batch.index, tiny.SHAPE, tiny.OBJECTS)
+    forward = functools.partial(detector.apply, method="losses")
+    losses, _, exemplars = jax.eval_shape(forward, variables, batch, None, chances)
+    assert sorted(losses) == sorted(TERMS["coarse_to_fine"]) and exemplars is None
 
 
 def test_exemplars_carry_their_labels_and_no_gradient():

@@ -66,9 +66,18 @@ def test_frozen_batch_norm_equals_the_formula(rng):
     jax.tree.map(np.testing.assert_array_equal, changed["batch_stats"], variables["batch_stats"])
 
 
-def test_frozen_batch_norm_starts_at_its_scale():
-    variables = FrozenBatchNorm(0.3).init(jax.random.key(0), jnp.ones((1, 1, 1, 4)))
-    np.testing.assert_allclose(variables["params"]["scale"], [0.3] * 4)
+@pytest.mark.parametrize(("layer", "scale"), [(FrozenBatchNorm(0.3), 0.3), (FrozenBatchNorm(), 1), (GroupNorm(2), 1)])
+def test_norms_start_at_their_scale_and_change_nothing_else(layer, scale):
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 1, 1, 4)))
+    found = {name: leaf.tolist() for part in variables.values() for name, leaf in part.items()}
+    start = {"scale": pytest.approx([scale] * 4), "bias": [0] * 4, "mean": [0] * 4, "var": [1] * 4}
+    assert found == {name: start[name] for name in found}
+
+
+@pytest.mark.parametrize("layer", [Conv(200, 1, use_bias=True, kernel_init=small_normal), Linear(200, small_normal)])
+def test_small_layers_start_near_zero(layer):
+    params = layer.init(jax.random.key(0), jnp.ones((1, 1, 1, 200)))["params"]
+    assert float(params["kernel"].std()) == pytest.approx(0.01, rel=0.02) and not params["bias"].any()
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (1, 1)])

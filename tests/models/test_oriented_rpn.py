@@ -48,6 +48,7 @@ def test_losses_equal_the_plain_statement(rng):
             forced = (own == own.max()) & (own.max() >= SETTINGS["min_positive_overlap"])
             indices[forced], positive[forced] = index, True
         goals = midpoint_offset.encode(jnp.asarray(anchors), jnp.asarray(truth.oriented[indices]), STDS)
+        assert goals.shape[1] == OrientedRPN.numbers
         apart = np.abs(np.concatenate(outputs.deltas, 1)[image] - goals)
         beta = SETTINGS["smooth_beta"]
         distance = np.where(apart < beta, apart**2 / (2 * beta), apart - beta / 2).sum(1)

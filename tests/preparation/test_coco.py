@@ -95,11 +95,12 @@ def test_regions_have_several_names(folder, name):
         ([5, 5, 4], "box is not four finite numbers, skipped", None),
         (["5", 5, 4, 4], "box is not four finite numbers, skipped", None),
         ([-2, 30, 10, 20], "box partly outside the image, clipped", (0, 30, 8, 40)),
+        ([5, 5, 0.5, 0.25], None, (5, 5, 5.5, 5.25)),
     ],
 )
 def test_bad_boxes_are_named(folder, bbox, problem, kept):
     split = read(folder, [image(1, "a.png")], [annotation(4, 1, bbox), annotation(5, 1, [1, 1, 2, 2])])
-    assert split.account["problems"] == {problem: ["annotation 4 of a.png"]}
+    assert split.account["problems"] == ({problem: ["annotation 4 of a.png"]} if problem else {})
     assert split.records[0]["objects"]["bbox"] == ([kept] if kept else []) + [(1, 1, 3, 3)]
     assert split.account["annotations"] == 2 and split.account["annotations_kept"] == 1 + bool(kept)
 

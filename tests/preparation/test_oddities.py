@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from cfinet_jax.preparation import __main__ as prepare
-from cfinet_jax.preparation.oddities import TURNED
+from cfinet_jax.preparation.coco_annotations import Split
+from cfinet_jax.preparation.oddities import TURNED, compare_splits
 
 HEIGHT, WIDTH = 40, 60
 Content = dict[str, dict]
@@ -196,6 +197,17 @@ def test_what_is_odd_is_told(tmp_path, capsys, row):
     assert sum(len(account["problems"]) for account in accounts.values()) == (count > 0)  # and nothing else
     if problem == SAME:
         assert accounts[split]["annotations_kept"] == len(contents[split]["annotations"]) - count
+
+
+def test_pictures_that_were_not_read_are_told_apart_by_their_paths():
+    """Those that a benchmark's preparation makes."""
+    splits = {}
+    for split, path in (("train", "a"), ("val", "b"), ("test", "a")):
+        entry = {"path": path, "file_name": path, "objects": {"id": [1], "ignore": [False]}}
+        splits[split] = Split([entry], {}, {"problems": {}}, ())
+    compare_splits(splits, {})
+    problems = {split: content.account["problems"] for split, content in splits.items()}
+    assert problems == {"train": {}, "val": {}, "test": {ALSO: ["a"]}}
 
 
 STRAYS = {  # label files beside those of the pictures, and which of them are told

@@ -106,12 +106,16 @@ def test_the_folder_is_looked_through_once_and_only_where_a_name_is_missing(tmp_
 
 
 def test_links_that_lead_back_or_to_themselves_end(tmp_path):
-    draw(tmp_path / "images/a.png")
+    draw(tmp_path / "images/a.png", tmp_path / "more/c.png")
     for name, target in (("back", tmp_path), ("again", tmp_path / "images"), ("self", tmp_path / "self")):
         (tmp_path / "images" / name).symlink_to(target)
+        (tmp_path / "more" / name).symlink_to(target)
     (tmp_path / "self").symlink_to(tmp_path / "self")
-    split = coco(tmp_path, "/lost/a.png", "images/self/b.png", "self", "images/self")
-    assert split.account["problems"] == {FOUND: ["/lost/a.png"], MISSING: ["images/self/b.png", "self", "images/self"]}
+    split = coco(tmp_path, "/lost/a.png", "/lost/c.png", "images/self/b.png", "self", "images/self")
+    assert split.account["problems"] == {
+        FOUND: ["/lost/a.png", "/lost/c.png"],
+        MISSING: ["images/self/b.png", "self", "images/self"],
+    }
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 6), (4, 6)])

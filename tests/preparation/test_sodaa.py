@@ -189,9 +189,10 @@ def dota(tmp_path) -> Path:
 
 
 def test_label_files_of_dota(dota, capsys):
-    cv2.imwrite(str(dota / "train" / "images" / "P2.png"), draw(100, 120))
+    for name in ("P3", "P2"):
+        cv2.imwrite(str(dota / "train" / "images" / f"{name}.png"), draw(100, 120))
     assert call(dota, name="dota") == 0
-    assert "train: 1 pictures without a label file are left out, P2 the first" in capsys.readouterr().out
+    assert "train: 2 pictures without a label file are left out, P2 the first" in capsys.readouterr().out
     prepared = open_split(dota, "train", "dota")
     assert (prepared.boxes, prepared.classes, prepared.category_ids) == (
         "oriented",

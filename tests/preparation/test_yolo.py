@@ -56,7 +56,7 @@ def test_boxes_and_classes(tmp_path):
     assert splits.keys() == {"train", "val"}
     assert splits["train"].categories == splits["val"].categories == {0: "plane", 1: "ship"}
     first, second = splits["train"].records
-    assert first["objects"]["label"] == [1, 0]
+    assert (first["objects"]["label"], first["objects"]["id"]) == ([1, 0], [1, 2])
     np.testing.assert_allclose(first["objects"]["bbox"], [(30, 10, 50, 30), (4, 15, 12, 25)])
     assert [first["file_name"], second["file_name"]] == ["images/train/a.png", "images/train/b.jpg"]
     assert Path(first["path"]) == tmp_path / "images/train/a.png"
