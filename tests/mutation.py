@@ -46,7 +46,7 @@ MIRRORS = {  # where the name does not say it
     "models/proposals/rotated_rpn": "models/test_oriented_rpn",
     "metrics/__main__": "metrics/test_main", "metrics/dota_files": "metrics/test_oriented",
     "metrics/json_files": "metrics/test_main", "metrics/detection_matching": "metrics/test_curves metrics/test_oriented",
-    "input/windows": "input/test_windows input/test_annotations",  # what is cut of polygons is tested with the objects
+    "input/windows": "input/test_windows input/test_annotations",  # cut polygons are tested with the objects
 }  # fmt: skip
 LONGEST = 300  # seconds for the tests of one mutant: a few times what they take without
 
