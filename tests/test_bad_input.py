@@ -197,10 +197,14 @@ class NotFinite:
 
 @pytest.mark.parametrize("reaction", ["stop", "skip"])
 def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped(monkeypatch, tiny_scenes, folder, quick, reaction):
+    made = []
     monkeypatch.setattr(training, "make_step", lambda *_: NotFinite())
+    monkeypatch.setattr(training, "train_batches", lambda *given: made.append(train_batches(*given)) or made[0])
     monkeypatch.setattr("cfinet_jax.evaluate.detect_split", lambda *_: (columns([]), None))
     arguments = (*tiny.arguments(tiny_scenes, folder), f"--config.training.on_nonfinite={reaction}")
     status, output, errors = ended = tiny.call_main(*arguments)
+    with pytest.raises(ValueError, match="closed"):  # its threads would fail while Python exits
+        next(made[0])
     settings = tiny.tiny_config().dataset
     settings.data_dir = str(tiny_scenes)
     split = dataset.open_dataset(settings, "train")
