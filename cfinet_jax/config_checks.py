@@ -71,7 +71,7 @@ def check_windows(settings: ConfigDict) -> None:
         return
     if settings.stored_size is None:
         raise UserError(
-            "dataset.window_overlap cuts pictures into windows of dataset.stored_size: give that too, as in "
+            "dataset.window_overlap cuts pictures into windows of dataset.stored_size: give it, as in "
             '--config.dataset.stored_size="(640, 640)".'
         )
     input_shape(settings)  # checks that stored_size is a size
