@@ -48,6 +48,7 @@ COMMANDS = {
     "--mode=tain": "train|evaluate|export|predict|analyse|rules|compile|profile|ablate",
     "--processes=2 --process=0": "--coordinator|--processes|--process",
     "--coordinator=host:1 --processes=2 --process=0": "host:1",
+    "--config.dataset.data_dir=TMP/precious.txt": "TMP/precious.txt/scenes.unfinished",
     "--config.dataset.name=mine": "'mine' is not prepared|--config.dataset.source=FOLDER",
     "--config.dataset.eval_split=dev": "'dev'|choose one of train, val, test",
     "--config.dataset.batch_size=0": "dataset.batch_size is 0",
@@ -287,7 +288,7 @@ PREPARATIONS = {  # arguments: words of the line
     "cocoa --data_dir=TMP": "'cocoa'",
     "coco --data_dir=TMP": "--source=FOLDER",
     "own --data_dir=TMP": "--source=FOLDER",
-    "yolo --data_dir=TMP": "--source=FOLDER|data.yaml",
+    "yolo --data_dir=TMP": "--source=FOLDER",
     "yolo --data_dir=TMP --source=TMP --annotations=train=a": "--annotations",
     "yolo --data_dir=TMP/prepared --source=TMP": "TMP/data.yaml",
     "own --data_dir=TMP/prepared --source=TMP": "data.yaml (YOLO)|COCO",
@@ -304,7 +305,7 @@ PREPARATIONS = {  # arguments: words of the line
     "coco --data_dir=TMP --source=TMP --annotations=a=b '--name=My data'": "'My data'|name a data set",
     "scenes --data_dir=TMP --source=TMP": "leave out --source",
     "scenes --data_dir=TMP/precious.txt": "choose another --data_dir",
-    "sodad --data_dir=TMP": "--source=FOLDER|Images|Annotations",
+    "sodad --data_dir=TMP": "--source=FOLDER",
     "sodad --data_dir=TMP --source=TMP --annotations=train=a": "--annotations",
     "sodad --data_dir=TMP/prepared --source=TMP --windows": "Annotations/SPLIT.json",
     "sodad --data_dir=TMP/prepared --source=TMP/absent": "TMP/absent|Annotations/SPLIT.json",
@@ -399,7 +400,7 @@ def test_a_prepared_data_set_that_lost_a_file_is_refused(tiny_scenes, folder):
     for file in (folder / "prepared").glob("scenes/*/*train*"):
         file.unlink()
     ended = tiny.call_main(*tiny.arguments(folder / "prepared", folder / "run"))
-    check_refusal(ended, "scenes-train.array_record-00000-of-00001", "delete")
+    check_refusal(ended, "scenes-train.array_record-00000-of-00001 is missing")
 
 
 def test_training_on_pictures_without_objects_has_finite_losses(pictures):
