@@ -37,7 +37,7 @@ from cfinet_jax.metrics.merging import Found, merge
 from cfinet_jax.metrics.results import Columns, columns, columns_of_image, entries, write_coco
 from cfinet_jax.report.overlays import write_overlays
 from cfinet_jax.restore import Trained, detection, open_trained
-from cfinet_jax.runtime.files import read_bytes, replace_text
+from cfinet_jax.runtime.files import read_bytes, replace_text, writing
 from cfinet_jax.runtime.interruption import requests
 from cfinet_jax.runtime.log import append
 from cfinet_jax.runtime.paths import absolute, user_path
@@ -174,10 +174,8 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
     images, output = absolute(images), absolute(output)
     overlays = output / "overlays"
     found = find_pictures(images)
-    try:
+    with writing(output, "--output"):
         overlays.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
     same = functools.cache(lambda folder: identity(folder) == identity(overlays))
     files = [file for file in found if not same(file.parent)]  # those are an earlier run's
     if not files:
@@ -187,10 +185,8 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
         config = with_sizes(config, grey_range=greys)
     model = Model(trained, config)
     names = [str(file.relative_to(images)) if file != images else file.name for file in files]
-    try:
+    with writing(output, "--output"):
         done = Done(output / "unfinished.jsonl", model)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
     broken: list[str] = []
     try:
         with requests():

@@ -25,28 +25,30 @@ from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
-    *(f"cfinet_jax/{name}.py" for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*")),
-    *(f"cfinet_jax/input/{name}.py" for name in ("windows", "annotations", "batches", "records")),
-    *(f"cfinet_jax/{name}.py" for name in ("config_values", "runtime/files", "runtime/json_values")),
     *(
-        f"cfinet_jax/preparation/{name}.py"
-        for name in ("coco_*", "label_files", "yolo", "dota", "published", "visdrone")
+        f"cfinet_jax/{name}.py"
+        for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*", "input/*", "preparation/*", "runtime/*")
     ),
-    *(f"cfinet_jax/preparation/{name}.py" for name in ("oddities", "places")),
+    "cfinet_jax/config_values.py",
 ]
 MIRRORS = {  # where the name does not say it
-    "preparation/coco_annotations": "preparation/test_coco", "preparation/coco_boxes": "preparation/test_coco",
+    **dict.fromkeys(("preparation/coco_annotations", "preparation/coco_boxes"), "preparation/test_coco"),
+    **dict.fromkeys(("preparation/own_builder", "preparation/record_files"), "preparation/test_builders"),
+    **dict.fromkeys(("preparation/soda_account", "preparation/sodad_windows"), "preparation/test_sodad"),
+    "preparation/checked_pictures": "preparation/test_journal preparation/test_coco",
     "preparation/coco_layout": "preparation/test_coco_layout preparation/test_places",
     "preparation/coco_values": "preparation/test_coco_values preparation/test_coco",
-    "preparation/label_files": "preparation/test_coco preparation/test_yolo",
     "preparation/dota": "preparation/test_sodaa", "preparation/visdrone": "preparation/test_published",
+    "preparation/label_files": "preparation/test_coco preparation/test_yolo",
+    "input/windows": "input/test_windows input/test_annotations",  # cut polygons are tested with the objects
+    **dict.fromkeys(("input/origin", "input/sizes"), "input/test_dataset"),
     "models/detector": "models/test_oriented_detectors models/test_detector",
     "models/feature_adaption": "models/test_guided_anchor_rpn",
     "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
     "models/proposals/rotated_rpn": "models/test_oriented_rpn",
     "metrics/__main__": "metrics/test_main", "metrics/dota_files": "metrics/test_oriented",
-    "metrics/json_files": "metrics/test_main", "metrics/detection_matching": "metrics/test_curves metrics/test_oriented",
-    "input/windows": "input/test_windows input/test_annotations",  # cut polygons are tested with the objects
+    "metrics/detection_matching": "metrics/test_curves metrics/test_oriented",
+    "metrics/json_files": "metrics/test_main", "metrics/overlaps": "metrics/test_oriented",
 }  # fmt: skip
 LONGEST = 300  # seconds for the tests of one mutant: a few times what they take without
 
