@@ -24,8 +24,8 @@ DESCRIBED = {
     "horizontal": "x1 y1 x2 y2 in pixels of the picture",
     "oriented": "`cx cy w h angle` in pixels of the picture and radians, clockwise on the screen from x to w",
 }
-GREYS = """Scale pictures with more than 8 bits per value linearly, {:g} to 0 and {:g} to 255, and clip: the detector was
-  trained on pictures scaled in this way."""
+GREYS = """Scale pictures with more than 8 bits per value linearly, {:g} to 0 and {:g} to 255, and clip: the detector
+  was trained on pictures scaled so."""
 EIGHT_BITS_ONLY = "The detector was trained on pictures with 8 bits per value."
 CARD = """# {name}
 
@@ -69,8 +69,8 @@ found = detector.call(weights, images, sizes)
 
 ## Licence
 
-The code that made this is under Apache-2.0. The parameters are subject to the licences of their training data and of the
-weights that training started from.
+The code that made this is under Apache-2.0. The parameters are subject to the licences of their training data and of
+the weights that training started from.
 
 ## Configuration
 
