@@ -6,6 +6,7 @@ import errno
 import gc
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from typing import Any, NoReturn
 
 from etils import epath
 
+# Errors without a number: those of gcsfs for lack of permission, and of a folder or link where a file belongs.
+NO_NUMBER = ("Forbidden", "Cannot overwrite", "Cannot call rmtree")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOPPED = "Stopped by {}. Rerun the same command to complete it."
@@ -47,6 +50,8 @@ def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
     75 (EX_TEMPFAIL): interrupted. 2: a mistake of the user's, or a file or device that cannot be used. 1: anything
     else; the line names a file with the traceback, which CFINET_JAX_TRACEBACK=1 shows instead.
     """
+    # A closed one (>&-) is None.
+    sys.stdout, sys.stderr = (each or epath.Path(os.devnull).open("w") for each in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names need not be text that a terminal, or a file, can hold
             stream.reconfigure(errors="backslashreplace")
@@ -76,7 +81,7 @@ def known(error: Exception) -> str | None:
         return "Nothing reads the output any more (broken pipe): write it to a file, then rerun the same command."
     if isinstance(error, ImportError) and "gcsfs" in reason:
         return f"A path on gs:// cannot be reached ({reason}): pip install gcsfs"
-    if isinstance(error, OSError) and (error.errno is not None or reason.startswith("Forbidden")):  # of gcsfs
+    if isinstance(error, OSError) and (error.errno is not None or reason.startswith(NO_NUMBER)):
         return (
             f"{error.filename or 'A file'} cannot be used ({error.strerror or reason}): fix its permissions, make room "
             "or choose another path; then rerun the same command."
@@ -122,5 +127,10 @@ def leave(number: int, _: FrameType | None) -> NoReturn:
 def end(status: int, line: str, name: str = "cfinet_jax: ") -> int:
     """Print why a command failed, on one line whatever a library says, and return the status."""
     with contextlib.suppress(OSError):  # a closed pipe
-        print(f"{name}{' '.join(line.split())}", file=sys.stderr, flush=True)
+        print(f"{name}{' '.join(without_password(line).split())}", file=sys.stderr, flush=True)
     return status
+
+
+def without_password(text: str) -> str:
+    """Remove user names and passwords from the addresses in a text."""
+    return re.sub(r"://[^/\s]*@", "://", text)

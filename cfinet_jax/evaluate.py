@@ -26,6 +26,7 @@ from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.report.write import write_report
 from cfinet_jax.restore import Detect, detection, trained_variables
 from cfinet_jax.runtime import mesh, processes
+from cfinet_jax.runtime.files import reading
 from cfinet_jax.runtime.paths import in_bucket
 from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.runtime.settings import has_learnt, read_settings, write_settings
@@ -151,7 +152,9 @@ def check_replaceable(workdir: epath.Path, now: dict[str, Any]) -> None:
         return
     before = {"data set": facts["config"]["dataset"]["name"], "split": facts["config"]["dataset"]["eval_split"]}
     if (workdir / EVALUATED).exists():
-        before = json.loads((workdir / EVALUATED).read_text())
+        with reading(workdir / EVALUATED, "move it and metrics.json elsewhere.") as path:
+            record = json.loads(path.read_text())
+            before = {key: record[key] for key in now}
     if any(before[key] != now[key] for key in before):
         held, new = (", ".join(f"{key} {each[key]}" for key in before) for each in (before, now))
         raise UserError(

@@ -1,5 +1,6 @@
 """Detect in pictures of any size: cut them into windows, detect in batches of one shape, merge."""
 
+import contextlib
 import csv
 import functools
 import io
@@ -37,8 +38,9 @@ from cfinet_jax.metrics.merging import in_image, merge
 from cfinet_jax.metrics.results import Found, columns_of_image, entries
 from cfinet_jax.report.overlays import write_overlays
 from cfinet_jax.restore import Trained, detection, open_trained
-from cfinet_jax.runtime.files import read_bytes, replace_text
+from cfinet_jax.runtime.files import read_bytes, read_text, replace_text
 from cfinet_jax.runtime.interruption import requests
+from cfinet_jax.runtime.json_values import shown
 from cfinet_jax.runtime.log import append
 from cfinet_jax.runtime.paths import absolute, user_path
 from cfinet_jax.runtime.progress import Progress
@@ -49,6 +51,8 @@ Given = np.ndarray | Image.Image | epath.PathLike  # a picture as `Model.predict
 SAMPLE = 256  # pictures that the range of grey values is taken from if the detector knows none
 LONGEST = 200  # bytes of an overlay's name; file systems allow 255
 UNFINISHED = "unfinished.jsonl"  # the pictures that are done, in the output folder while there are others
+ENTRY = {"file_name", "height", "width", "checksum", "found"}  # of a line of that file
+RESULTS = ("detections.json", "images.json", "counts.csv")
 
 
 class Prediction(NamedTuple):
@@ -99,9 +103,12 @@ class Model:
 
     def read(self, given: Given) -> Picture:
         """Return the pixels of a picture. Raises `UserError` if it cannot be read or is something else."""
-        if isinstance(given, str | os.PathLike):
-            return open_picture(epath.Path(given).expanduser(), self.grey_range)
-        return as_picture(given, self.grey_range)
+        try:
+            if isinstance(given, str | os.PathLike):
+                return open_picture(user_path(given), self.grey_range)
+            return as_picture(given, self.grey_range)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes only now
+            raise UserError(f"picture {shown(given)} cannot be read ({error}): replace it.") from error
 
     def windows_in(self, size: tuple[int, int]) -> Int[np.ndarray, "windows 2"]:
         """Return row and column of the windows that a picture of `size` (height, width) is cut into."""
@@ -193,14 +200,21 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
 def files_in(images: epath.Path, output: epath.Path) -> dict[str, epath.Path]:
     """Return the pictures to detect in by their names in `images`, without the overlays of an earlier run."""
     found, overlays = find_pictures(images), output / "overlays"
+
+    @functools.cache
+    def drawn(folder: epath.Path) -> bool:
+        earlier = folder.name == "overlays" and all((folder.parent / name).exists() for name in RESULTS)
+        return identity(folder) == identity(overlays) or (earlier and folder not in (images, images.parent))
+
     try:
         overlays.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
-    same = functools.cache(lambda folder: identity(folder) == identity(overlays))
-    files = [file for file in found if not same(file.parent)]
+    files = [file for file in found if not drawn(file.parent)]
     if not files:
-        raise UserError(f"{overlays} holds the pictures and would be overwritten: choose another --output.")
+        raise UserError(f"{found[0].parent} holds only overlays of a prediction: choose another --output or --images.")
+    if len(files) < len(found):
+        print(f"Left out: {len(found) - len(files):,} overlays of earlier predictions in {images}.", flush=True)
     return {str(file.relative_to(images)) if file != images else file.name: file for file in files}
 
 
@@ -219,17 +233,27 @@ def grey_range_of(files: Sequence[epath.Path]) -> Range | None:
 def resume(model: Model, output: epath.Path) -> dict[str, dict[str, Any]]:
     """Return what an interrupted run with the same detector and settings found, by picture.
 
-    It is a line of JSON per picture in a file, whose first line identifies detector and settings. A torn last line is
+    It is a line of JSON per picture in a file, whose first line identifies detector and settings. Damaged lines are
     dropped.
     """
     leaves = map(np.asarray, jax.tree.leaves(model.trained.variables))
     checksum = functools.reduce(lambda sum_, leaf: zlib.crc32(leaf.tobytes(), sum_), leaves, 0)
     first = json.dumps([checksum, json.loads(model.config.to_json())], sort_keys=True)
     file = output / UNFINISHED
-    head, *lines = file.read_text().split("\n")[:-1] if file.exists() else [""]
-    lines = lines if head == first else []
-    replace_text(file, "".join(f"{line}\n" for line in (first, *lines)))
-    return {entry["file_name"]: entry for entry in map(json.loads, lines)}
+    lines = read_text(file, "replace").split("\n") if file.exists() else []
+    entries = map(entry_of, lines[1:]) if lines[:1] == [first] else []
+    done = {entry["file_name"]: entry for entry in entries if entry is not None}
+    replace_text(file, "".join(f"{line}\n" for line in (first, *map(json.dumps, done.values()))))
+    return done
+
+
+def entry_of(line: str) -> dict[str, Any] | None:
+    """Return the entry in a line of `UNFINISHED`, None if the line is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        if line.isascii() and isinstance(entry, dict) and entry.keys() == ENTRY:
+            return entry
+    return None
 
 
 def detect_files(

@@ -138,6 +138,15 @@ def test_results_of_other_data_are_not_replaced_unasked(change, said, known, run
     check_replaceable(workdir, now | change)
 
 
+@pytest.mark.parametrize("content", ["", '{"data set": "sc', "[]", "null", '{"other": 1}', "[" * 100_000])
+def test_a_damaged_record_of_the_data_is_named(content, run):
+    workdir, config, prepared, scored = run
+    write_results(workdir, scored, prepared, config)
+    (workdir / "evaluated.json").write_text(content)
+    with pytest.raises(UserError, match="evaluated.json is missing or damaged .*: move it and metrics.json"):
+        check_replaceable(workdir, evaluated(prepared, config))
+
+
 def test_a_workdir_that_cannot_be_written_is_found_before_the_work(run, monkeypatch):
     workdir, config, prepared, _ = run
     (workdir / "checkpoints" / "7").mkdir(parents=True)

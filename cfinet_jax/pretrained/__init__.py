@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import UserError, without_password
 from cfinet_jax.models.resnet import DEPTHS, BasicBlock, Bottleneck
 from cfinet_jax.pretrained.names import MEAN, STD, Published, translate
 from cfinet_jax.pretrained.weight_files import read
@@ -68,6 +68,8 @@ def load(
         raise UserError(mismatch(published, {name: leaf.shape for name, leaf in leaves.items()}, source))
     if not fitting:
         raise UserError(f"{source} has no array that fits this model: choose another file.")
+    if broken := [name for name, array in fitting.items() if not np.isfinite(np.asarray(array)).all()]:
+        raise UserError(f"{source} holds NaN or infinity in {shorten(sorted(broken))}: choose another file.")
     at_random = frozenset(every.keys() - fitting)
     if not backbone_only:
         check_classes(published, source, classes)
@@ -113,8 +115,10 @@ def check_conventions(
     published: Published, source: str, stride_style: str, mean: Sequence[float], std: Sequence[float]
 ) -> None:
     """Refuse a file trained with another stride style, or on pictures normalised in another way."""
+    places = {"caffe": "the first 1x1 convolution", "pytorch": "the 3x3 convolution"}
+    if published.stride_style not in (None, *places):
+        raise UserError(f"{source} has an unknown stride_style, {published.stride_style!r}: export it again.")
     if published.stride_style not in (None, stride_style):
-        places = {"caffe": "the first 1x1 convolution", "pytorch": "the 3x3 convolution"}
         raise UserError(
             f"{source} holds {published.stride_style}-style weights (stride in {places[published.stride_style]}) and "
             f"the model is {stride_style}-style: set --config.detector.backbone.stride_style={published.stride_style}."
@@ -164,7 +168,7 @@ def shorten(names: Sequence[str], most: int = 3) -> str:
 
 def describe(published: Published, source: str, taken: Collection[str], at_random: Collection[str]) -> str:
     """Describe in lines what each part of the model took, what stayed as initialised, and what was not used."""
-    lines = [f"Weights of {source} ({published.kind} names):"]
+    lines = [f"Weights of {without_password(source)} ({published.kind} names):"]
     parts = by_part(taken)
     for part, names in parts.items():
         numbers = sum(published.arrays[name].size for name in names)

@@ -230,6 +230,22 @@ def test_misfits_are_listed_in_one_line(tmp_path, cfinet, row):
     assert "\n" not in str(error.value) and len(str(error.value)) < 700
 
 
+@pytest.mark.parametrize(
+    ("number", "style", "words"),
+    [
+        (np.nan, "pytorch", "NaN or infinity in params/neck/lateral2/bias"),
+        (-np.inf, "pytorch", "NaN or infinity in params/neck/lateral2/bias"),
+        (0.0, "foo", "unknown stride_style, 'foo'"),
+    ],
+)
+def test_weights_that_are_not_finite_or_of_no_known_style_are_refused(tmp_path, cfinet, number, style, words):
+    name = "params/neck/lateral2/bias"
+    changed = pretrained.replaced(cfinet, {name: jnp.full_like(pretrained.named(cfinet)[name], number)})
+    pretrained.save(epath.Path(tmp_path / "own.safetensors"), changed, {"stride_style": style})
+    with pytest.raises(UserError, match=words):
+        load(tmp_path / "own.safetensors", cfinet)
+
+
 def test_a_partial_fit_is_taken_on_request(tmp_path, cfinet):
     official = as_official(cfinet)
     del official["neck.lateral_convs.0.conv.bias"]
