@@ -1,4 +1,4 @@
-"""The command `cfinet_jax`: train, evaluate, predict and everything beside them, each with `--help`."""
+"""The command `cfinet_jax COMMAND`: a mode of `cfinet_jax.main`, or a command of its own such as `metrics`."""
 
 import ast
 import importlib
@@ -7,24 +7,30 @@ import sys
 from cfinet_jax.errors import UserError, exit_status
 from cfinet_jax.named_configs import configs_folder
 
-OTHERS = {
-    "prepare": ("preparation", "make a prepared data set; --config.dataset.source does so on first use"),
-    "metrics": ("metrics", "score detections of any detector"),
-    "pretrained": ("pretrained", "convert weights of others"),
+OTHERS = {  # packages with a command line of their own, which needs no JAX
+    "prepare": ("preparation", "prepare a data set; --config.dataset.source does so on first use"),
+    "metrics": ("metrics", "score the detections of any detector"),
+    "pretrained": ("pretrained", "convert published weights"),
 }
 
 
 def usage() -> None:
     """Print the commands and the configs that come with the package."""
-    main = importlib.import_module("cfinet_jax.main")
-    rows = {name: mode.help for name, mode in main.MODES.items()} | {name: help for name, (_, help) in OTHERS.items()}
+    modes = importlib.import_module("cfinet_jax.main").MODES
+    rows = [(name, mode.help) for name, mode in modes.items()] + [(name, help) for name, (_, help) in OTHERS.items()]
     print("cfinet_jax COMMAND [--config=NAME or FILE.py] [--workdir=DIR] [--config.KEY=VALUE ...]\n")
-    print("".join(f"  {name:<11} {help}\n" for name, help in rows.items()))
+    print("".join(f"  {name:<11} {help}\n" for name, help in rows))
+    print("  COMMAND --help shows the flags of a command.\n")
     print(f"Configs, in {configs_folder()}: give one by its name, or copy it and change the copy.\n")
     for path in sorted(configs_folder().iterdir()):
         if path.suffix == ".py":
             first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
             print(f"  {path.stem:<11} {first}")
+
+
+def refuse(name: str, commands: list[str]) -> None:
+    """Raise `UserError` for a command that does not exist."""
+    raise UserError(f"Unknown command {name!r}: choose one of {', '.join(commands)}.")
 
 
 def main() -> int:
@@ -35,15 +41,11 @@ def main() -> int:
     if name in OTHERS:
         del sys.argv[1]
         return importlib.import_module(f"cfinet_jax.{OTHERS[name][0]}.__main__").main()
-    main = importlib.import_module("cfinet_jax.main")  # imports JAX, which the others do not need
-    if name in main.MODES:
-        sys.argv[1] = f"--mode={name}"
-        return main.main()
-
-    def refuse() -> None:
-        raise UserError(f"Unknown command {name!r}: choose one of {', '.join([*main.MODES, *OTHERS])}.")
-
-    return exit_status(refuse)
+    main = importlib.import_module("cfinet_jax.main")  # imports JAX
+    if name not in main.MODES:
+        return exit_status(lambda: refuse(name, [*main.MODES, *OTHERS]))
+    sys.argv[1] = f"--mode={name}"
+    return main.main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Checkpoints: the whole train state and the position in the data (the only module that knows orbax)."""
+"""Checkpoints of the train state and the position in the data. The only module that knows Orbax."""
 
 import contextlib
+import gc
 import glob
 import json
 import logging
@@ -10,7 +11,6 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,29 +22,29 @@ from cfinet_jax.errors import Unwritable, UserError
 from cfinet_jax.runtime.paths import in_bucket
 from cfinet_jax.train_step import TrainState
 
-# Every device holds the whole state: one writes it. Otherwise each would write a slice of every array, small as it is.
+# Every device holds the whole state, and one writes it; by default each would write a slice of every array.
 ARRAYS = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
 )
 
 CHECKSUMS = "checksums.json"  # in the folder of a checkpoint
-# Everything else that Orbax raises while it reads, a bare Exception among it, comes from damaged files.
+# Orbax raises all kinds of errors, even a bare Exception, for damaged files; these alone mean something else.
 NO_DAMAGE = (UserError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 def check_workdir(workdir: epath.Path) -> None:
-    """Refuse a workdir in which Orbax, which takes its own path for a pattern, could not read what it has written."""
+    """Raise `UserError` for a path with `[`, `*` or `?`: Orbax treats it as a pattern and would find no checkpoints."""
     if not in_bucket(workdir) and glob.has_magic(str(workdir.resolve())):
-        raise UserError(f"{workdir.resolve()} has one of [ * ? in it: choose another --workdir, without them.")
+        raise UserError(f"{workdir.resolve()} contains one of [ * ?: choose another --workdir, without them.")
 
 
 def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) -> ocp.CheckpointManager:
-    """The checkpoints of a run, newest `keep` of them, each complete or absent; `create` makes their folder."""
+    """Open the checkpoints of a run, of which the newest `keep` are kept; `create` makes their folder."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=create,
-        cleanup_tmp_directories=create,  # what a killed run left half-written; nobody but a training owns the folder
-        enable_async_checkpointing=False,  # the next step takes over the very buffers that are being written
+        cleanup_tmp_directories=create,  # incomplete ones of a killed run; only a training may
+        enable_async_checkpointing=False,  # the next step donates the buffers being written
     )
     handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS), "data": ocp.JsonCheckpointHandler()}
     folder = workdir if in_bucket(workdir) else workdir.resolve()  # orbax refuses relative paths
@@ -52,67 +52,64 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) ->
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any) -> None:
-    """Saves the state of a step, where in the data the run stands, and the checksums of both.
+    """Save the state of a step, the position in the data, and the checksums of both.
 
     Raises:
-      Unwritable: the checkpoint before is still there.
+      Unwritable: it cannot be saved; the previous checkpoint is kept.
     """
-    step, encoded = int(state.step), encode(data_state)
-    # Only a damaged checkpoint, which `restore` skipped, can be of this step or a later one.
+    step, encoded, problem = int(state.step), encode(data_state), None
+    # A checkpoint of this step or a later one is a damaged one that `restore` has skipped.
     damaged = [each for each in checkpoints.all_steps() if each >= step]
     last = max((each for each in checkpoints.all_steps() if each < step), default=None)
     parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(encoded))
-    try:
-        check_room(checkpoints.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        with only_raised(), ThreadPoolExecutor(1) as thread:
-            for each in damaged:
-                checkpoints.delete(each)
-            sums = thread.submit(checksums, state, encoded)  # while Orbax writes, since it takes 6 % of that time
-            checkpoints.save(step, args=parts)
-            if jax.process_index() == 0:
-                (checkpoints.directory / str(step) / CHECKSUMS).write_text(json.dumps(sums.result()))
-    except (OSError, ValueError) as error:
+    with silence():
+        try:
+            check_room(checkpoints.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+            with ThreadPoolExecutor(1) as thread:
+                for each in damaged:
+                    checkpoints.delete(each)
+                sums = thread.submit(checksums, state, encoded)  # while Orbax writes
+                checkpoints.save(step, args=parts)
+                if jax.process_index() == 0:
+                    (checkpoints.directory / str(step) / CHECKSUMS).write_text(json.dumps(sums.result()))
+        except (OSError, ValueError) as error:
+            problem = first_line(error)
+        if problem is not None:
+            gc.collect()
+    if problem is not None:
         before = "the start" if last is None else f"checkpoint {last}"
         raise Unwritable(
-            f"Checkpoint {step} cannot be written to {checkpoints.directory} ({first_line(error)}): make room, or see "
-            f"to its rights; then the same command goes on from {before}."
-        ) from error
+            f"Checkpoint {step} cannot be written to {checkpoints.directory} ({problem}): make room or fix its "
+            f"permissions, then rerun the same command to resume from {before}."
+        )
 
 
 def check_room(folder: epath.Path, needed: int) -> None:
-    """There is room for so many bytes, as far as anybody can tell: of a bucket nobody can.
-
-    Raises:
-      OSError: there is not.
-    """
+    """Raise `OSError` unless the disk of `folder` has `needed` bytes free; a bucket cannot be asked."""
     if not in_bucket(folder) and (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(f"{free / 1e6:,.1f} MB are free, {needed / 1e6:,.1f} MB are needed")
 
 
 @contextlib.contextmanager
-def only_raised() -> Iterator[None]:
-    """What goes wrong is raised; orbax would log it as well, and its threads print that nobody listens any more."""
-    logger, hook = logging.getLogger("absl"), sys.unraisablehook
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    except BaseException:
-        # When its tasks are collected, Python tells what they raised too, and which never began.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+def silence() -> Iterator[None]:
+    """Silence Orbax, so that a failure surfaces once, as the exception.
+
+    Besides raising, Orbax logs a failure, and its unfinished tasks complain when they end or are garbage-collected: do
+    that inside the block, once the exception, which holds them, is gone.
+    """
+    levels = {name: logging.getLogger(name).level for name in ("absl", "asyncio")}
+    hook = sys.unraisablehook
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        hook = partial(drop_late, hook)
-        raise
-    finally:
-        logger.setLevel(level)
-        sys.unraisablehook = hook
-
-
-def drop_late(hook: Callable[[Any], None], unraisable: Any) -> None:
-    """Drop the complaints of reads that end after the one that failed; pass everything else to `hook`."""
-    if "Event loop is closed" not in str(unraisable.exc_value):
-        hook(unraisable)
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = lambda _: None
+        try:
+            yield
+        finally:
+            sys.unraisablehook = hook
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, Any] | None:
@@ -124,26 +121,36 @@ def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[T
       UserError: a checkpoint is of another model, or all of them are damaged.
     """
     damaged: list[str] = []
-    for step in sorted(checkpoints.all_steps(), reverse=True):
-        try:
-            with only_raised():
-                restored = read(checkpoints, step, template)
-        except NO_DAMAGE:
-            raise
-        except Exception as error:
-            damaged.append(f"Checkpoint {step} in {checkpoints.directory} is damaged ({first_line(error)})")
-            continue
+    restored = None
+    with silence():
+        for step in sorted(checkpoints.all_steps(), reverse=True):
+            try:
+                restored = step, *read(checkpoints, step, template)
+                break
+            except NO_DAMAGE:
+                raise
+            except Exception as error:
+                damaged.append(f"Checkpoint {step} in {checkpoints.directory} is damaged ({first_line(error)})")
         if damaged:
-            print(f"{'; '.join(damaged)}: using checkpoint {step} instead.", flush=True)
-        return restored
+            gc.collect()
+    if restored is None:
+        if damaged:
+            raise UserError(f"{'; '.join(damaged)}, and there is no other: choose another --workdir.")
+        return None
+    step, state, position = restored
     if damaged:
-        raise UserError(f"{'; '.join(damaged)}, and there is no other: choose another --workdir.")
-    return None
+        print(f"{'; '.join(damaged)}: using checkpoint {step} instead.", flush=True)
+    return state, position
 
 
 def read(checkpoints: ocp.CheckpointManager, step: int, template: TrainState) -> tuple[TrainState, Any]:
-    """Read one checkpoint and compare its checksums, which those of earlier revisions lack."""
-    # First, because orbax finds another model out while it reads, and complains on stderr of what it left unread.
+    """Read one checkpoint and compare its checksums, if it has any: older versions wrote none.
+
+    Raises:
+      UserError: it is of another model.
+      Exception: it is damaged.
+    """
+    # Before reading, since Orbax would notice another model only halfway and leave unfinished reads.
     saved, wanted = (by_path(tree, np.shape) for tree in (checkpoints.item_metadata(step).state.tree, template))
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
@@ -164,30 +171,30 @@ def read(checkpoints: ocp.CheckpointManager, step: int, template: TrainState) ->
 
 
 def checksums(state: TrainState, encoded: dict[str, str]) -> dict[str, int]:
-    """The CRC-32 of every array of a state by its path, and of the encoded position in the data."""
+    """Return the CRC-32 of every array of a state, by path, and of the encoded position in the data."""
     content = by_path(state, lambda leaf: np.asarray(leaf).reshape(-1).view(np.uint8))
     content["data"] = np.frombuffer(json.dumps(encoded, sort_keys=True).encode(), np.uint8)
     return {name: zlib.crc32(each) for name, each in content.items()}
 
 
 def first_line(error: Exception) -> str:
-    """Of what orbax says."""
+    """Return the first line of an error's message; Orbax's have many."""
     return str(error).strip().partition("\n")[0]
 
 
 def by_path(tree: Any, fact: Callable[[Any], Any]) -> dict[str, Any]:
-    """A fact about every leaf by its path."""
+    """Apply a function to every leaf of a tree; return the results by path, such as `params/backbone/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): fact(leaf) for path, leaf in leaves}
 
 
 def encode(data_state: Any) -> dict[str, str]:
-    """A data position as JSON; grain gives bytes or plain values."""
+    """Encode a position in the data, which grain gives as bytes or plain values, for JSON."""
     if isinstance(data_state, bytes):
         return {"bytes": data_state.decode()}
     return {"json": json.dumps(data_state)}
 
 
 def decode(data_state: dict[str, str]) -> Any:
-    """The inverse of `encode`."""
+    """Invert `encode`."""
     return data_state["bytes"].encode() if "bytes" in data_state else json.loads(data_state["json"])

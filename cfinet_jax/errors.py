@@ -1,4 +1,4 @@
-"""The end of a command: one line instead of a traceback, the exit status, and the signals that stop it."""
+"""How a command ends: one line instead of a traceback, its exit status, and the signals that stop it."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-# Errors without a number: those of gcsfs for lack of permission, and of a folder or link where a file belongs.
+# Errors without class or number: for missing permissions (gcsfs), and for a folder or link in the place of a file.
 NO_NUMBER = ("Forbidden", "Cannot overwrite", "Cannot call rmtree")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -30,15 +30,18 @@ class UserError(Exception):
 
 
 class Unwritable(UserError):
-    """A workdir that cannot be written, full or closed: what comes next would fail as well."""
+    """A file or folder that cannot be written (no space, no permission): any further run would fail as well."""
 
 
 class Interrupted(BaseException):
-    """A stop on request; the message is one line that says how to resume. No `Exception`: libraries swallow those."""
+    """A stop on request; the message is one line that says how to resume.
+
+    Not an `Exception`, since libraries such as JAX swallow those in places.
+    """
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments as the rest of the program does."""
+    """An argument parser that raises `UserError` for invalid arguments."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -47,18 +50,18 @@ class Parser(argparse.ArgumentParser):
 def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
     """Run `command` and return its exit status, printing one line, after `name`, on failure.
 
-    75 (EX_TEMPFAIL): interrupted. 2: a mistake of the user's, or a file or device that cannot be used. 1: anything
-    else; the line names a file with the traceback, which CFINET_JAX_TRACEBACK=1 shows instead.
+    The status is 75 (EX_TEMPFAIL) after an interruption, 2 for a user error or a file or device that cannot be used,
+    and 1 for anything else; the line then names a file with the traceback, or CFINET_JAX_TRACEBACK=1 shows it.
     """
     # A closed one (>&-) is None.
     sys.stdout, sys.stderr = (each or epath.Path(os.devnull).open("w") for each in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names need not be text that a terminal, or a file, can hold
+        if isinstance(stream, io.TextIOWrapper):  # file names may not be encodable
             stream.reconfigure(errors="backslashreplace")
     try:
         with handling(interrupt):
             command()
-            sys.stdout.flush()  # a closed pipe would otherwise be found when Python ends
+            sys.stdout.flush()  # or a closed pipe would only be noticed while Python exits
     except (Interrupted, UserError) as error:
         return end(75 if isinstance(error, Interrupted) else 2, str(error), name)
     except Exception as error:
@@ -74,31 +77,35 @@ def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
 
 
 def known(error: Exception) -> str | None:
-    """Return what to do about a failure of the system that can happen anywhere; None for any other failure."""
+    """Return what to do about a failure of the system that can happen anywhere, or None for any other failure."""
     reason = str(error)
+    cause = error.__cause__ or error
     if isinstance(error, BrokenPipeError):
-        sys.stdout = epath.Path(os.devnull).open("w")  # Python would flush the other when it ends
-        return "Nothing reads the output any more (broken pipe): write it to a file, then rerun the same command."
-    if isinstance(error, ImportError) and "gcsfs" in reason:
+        sys.stdout = epath.Path(os.devnull).open("w")  # Python would flush the broken one on exit
+        return "The output was closed (broken pipe): write it to a file instead, then rerun the same command."
+    if isinstance(cause, ImportError) and cause.name == "gcsfs":
         return f"A path on gs:// cannot be reached ({reason}): pip install gcsfs"
     if isinstance(error, OSError) and (error.errno is not None or reason.startswith(NO_NUMBER)):
         return (
             f"{error.filename or 'A file'} cannot be used ({error.strerror or reason}): fix its permissions, make room "
             "or choose another path; then rerun the same command."
         )
-    if traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):  # some have no message
+    # JAX raises errors of several types while it starts a device, some without a message: the place tells them.
+    if traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
-        return f"JAX cannot start a device with {asked} ({reason}): unset it, or name what is here, such as cpu."
+        return f"JAX cannot start a device with {asked} ({reason}): unset it, or choose another, such as cpu."
     return None
 
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle `SIGNALS` with `handler`, except ignored ones (as by `&` in a script); only the main thread can."""
+    """Handle `SIGNALS` with `handler`, except ignored ones (as `&` in a script does); only the main thread can."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        deaf = [getattr(callback, "__code__", None) for callback in gc.callbacks]  # JAX has one
-        if frame and (frame.f_code in deaf or frame.f_code.co_name == "__del__"):  # Python ignores what these raise
+        # Python ignores exceptions from callbacks of the garbage collector (JAX has one) and from `__del__`, so a
+        # handler that raises there would be lost: send the signal again a moment later.
+        deaf = [getattr(callback, "__code__", None) for callback in gc.callbacks]
+        if frame and (frame.f_code in deaf or frame.f_code.co_name == "__del__"):
             threading.Timer(0.05, signal.raise_signal, (number,)).start()
         else:
             handler(number, frame)
@@ -113,19 +120,19 @@ def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 
 
 def interrupt(number: int, _: FrameType | None) -> NoReturn:
-    """Signal handler: end the command, undoing what is unfinished; further signals do not disturb that."""
+    """Signal handler: end the command; ignore further signals while unfinished work is undone."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(STOPPED.format(signal.Signals(number).name))
 
 
 def leave(number: int, _: FrameType | None) -> NoReturn:
-    """Signal handler while modules are imported: end the process at once, since nothing has begun."""
+    """Signal handler while modules are imported: end the process at once, since no work has started."""
     os._exit(end(75, STOPPED.format(signal.Signals(number).name)))
 
 
 def end(status: int, line: str, name: str = "cfinet_jax: ") -> int:
-    """Print why a command failed, on one line whatever a library says, and return the status."""
+    """Print why a command failed, on one line however many a library uses, and return the status."""
     with contextlib.suppress(OSError):  # a closed pipe
         print(f"{name}{' '.join(without_password(line).split())}", file=sys.stderr, flush=True)
     return status

@@ -1,4 +1,4 @@
-"""SGD as the original runs it, its schedule counted in images so that the batch size can change."""
+"""SGD as in the released code, with a schedule in images, so that the batch size can change."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import optax
 
 
 def learning_rate(settings: Any, batch_size: int) -> Callable[[Any], Any]:
-    """The rate at a step: linear warm-up, then steps down; proportional to the batch size."""
+    """Return the function step -> learning rate: linear warm-up, then step decay, all scaled by the batch size."""
     base = settings.learning_rate * batch_size / settings.reference_batch
 
     def rate(step: Any) -> Any:
@@ -22,30 +22,28 @@ def learning_rate(settings: Any, batch_size: int) -> Callable[[Any], Any]:
     return rate
 
 
-def path_of(path: tuple[Any, ...]) -> str:
-    """`backbone/conv1/kernel`."""
-    return "/".join(entry.key for entry in path)
-
-
 def scale_by_part(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiplies the updates of parameters whose path starts with a key; 0 freezes them, decay included."""
+    """Multiply the updates of parameters whose path (`backbone/conv1/kernel`) starts with a key; the first that fits.
 
-    def scale(updates: Any, params: Any) -> Any:
-        def of_leaf(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-            factors = [factor for part, factor in multipliers.items() if path_of(path).startswith(part)]
-            return update * factors[0] if factors else update
+    Placed after weight decay and momentum, so that 0 freezes a parameter completely.
+    """
 
-        return jax.tree_util.tree_map_with_path(of_leaf, updates)
+    def scale(updates: Any, _: Any) -> Any:
+        def scale_leaf(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return update * next((factor for part, factor in multipliers.items() if name.startswith(part)), 1)
+
+        return jax.tree_util.tree_map_with_path(scale_leaf, updates)
 
     return optax.stateless(scale)
 
 
 def make_optimizer(settings: Any, batch_size: int, frozen: tuple[str, ...]) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay in torch's form; `frozen` are prefixes of parameters that never move."""
+    """Return SGD with momentum and weight decay as in PyTorch; `frozen` are path prefixes of fixed parameters."""
     multipliers = dict.fromkeys(frozen, 0.0) | settings.rate_multipliers.to_dict()
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(
-        clip,  # always a link of the chain, so that an interrupted run may go on with or without it
+        clip,  # always part of the chain, so that a run may resume with or without clipping
         optax.add_decayed_weights(settings.weight_decay),
         optax.trace(settings.momentum),
         scale_by_part(multipliers),

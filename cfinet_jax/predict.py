@@ -38,7 +38,7 @@ from cfinet_jax.metrics.merging import in_image, merge
 from cfinet_jax.metrics.results import Found, columns_of_image, entries
 from cfinet_jax.report.overlays import write_overlays
 from cfinet_jax.restore import Trained, detection, open_trained
-from cfinet_jax.runtime.files import read_bytes, read_text, replace_text
+from cfinet_jax.runtime.files import read_bytes, read_text, replace_text, writing
 from cfinet_jax.runtime.interruption import requests
 from cfinet_jax.runtime.json_values import shown
 from cfinet_jax.runtime.log import append
@@ -180,7 +180,8 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
     if config.dataset.get("grey_range") is None and (greys := grey_range_of(list(files.values()))):
         config = with_sizes(config, grey_range=greys)
     model = Model(trained, config)
-    done, unreadable = resume(model, output), []
+    with writing(output, "--output"):
+        done, unreadable = resume(model, output), []
     try:
         with requests():
             detect_files(model, files, output, done, unreadable)
@@ -200,16 +201,14 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
 def files_in(images: epath.Path, output: epath.Path) -> dict[str, epath.Path]:
     """Return the pictures to detect in by their names in `images`, without the overlays of an earlier run."""
     found, overlays = find_pictures(images), output / "overlays"
+    with writing(output, "--output"):
+        overlays.mkdir(parents=True, exist_ok=True)
 
     @functools.cache
     def drawn(folder: epath.Path) -> bool:
         earlier = folder.name == "overlays" and all((folder.parent / name).exists() for name in RESULTS)
         return identity(folder) == identity(overlays) or (earlier and folder not in (images, images.parent))
 
-    try:
-        overlays.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
     files = [file for file in found if not drawn(file.parent)]
     if not files:
         raise UserError(f"{found[0].parent} holds only overlays of a prediction: choose another --output or --images.")

@@ -1,4 +1,4 @@
-"""A trained detector without its training: from a workdir's newest checkpoint, or from a published file."""
+"""Load a trained detector from the newest checkpoint of a workdir, or from a file of published weights."""
 
 import dataclasses
 import json
@@ -13,17 +13,17 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import checkpoint, optimizer, pretrained, train_step
-from cfinet_jax.config_values import check_numbers
+from cfinet_jax.config_checks import check_numbers
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import OPEN, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.ops import preprocess
 from cfinet_jax.runtime import mesh
-from cfinet_jax.runtime.settings import check_same_classes, flatten, read_settings
+from cfinet_jax.runtime.settings import check_same_classes, flatten, read_settings, settings_of_model
 from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_step import TrainState
 
-# What a trained model may be asked anew.
+# Settings that may differ between training and inference.
 FREE = re.compile(
     r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|max_class_exemplars|\.test\.|\.train\."
 )
@@ -32,7 +32,7 @@ Detect = Callable[[Any, Batch], tuple[Detections, Proposals]]
 
 
 class Trained(NamedTuple):
-    """A detector and what it has learnt."""
+    """A detector with its trained variables and the classes it knows."""
 
     detector: Detector
     variables: dict[str, Any]  # params and batch_stats
@@ -41,7 +41,14 @@ class Trained(NamedTuple):
 
 
 def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple[Trained, ConfigDict]:
-    """The detector of a workdir and its config, or another one, with the sizes of the run; the data set is not needed.
+    """Load the detector of a workdir; the data set is not needed.
+
+    Args:
+      workdir: folder of a run.
+      config: None for the config of the run.
+
+    Returns:
+      The detector, and the config with the sizes of the run.
 
     Raises:
       UserError: there is no run in the workdir, or it cannot be used with this config.
@@ -52,14 +59,14 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
     check_numbers(used)
     seen, learnt = used.dataset.stored_size, recorded_sizes(facts)["stored_size"]
     if learnt is not None and any(side < before for side, before in zip(seen, learnt, strict=False)):
-        raise UserError(f"dataset.stored_size is {seen}, but {workdir} has learnt with {learnt}: make it no smaller.")
+        raise UserError(f"dataset.stored_size is {seen}, but {workdir} was trained with {learnt}: give at least that.")
     detector = build_detector(used.detector, len(classes))
     variables = trained_variables(used, detector, classes, workdir)
     return Trained(detector, variables, classes, category_ids), used
 
 
 def recorded(workdir: epath.Path) -> dict[str, Any]:
-    """The settings of the run in a workdir. Raises `UserError` where there is none."""
+    """Return the settings of the run in a workdir. Raises `UserError` if there is none."""
     facts = read_settings(workdir)
     if facts is None:
         raise UserError(f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir.")
@@ -67,17 +74,17 @@ def recorded(workdir: epath.Path) -> dict[str, Any]:
 
 
 def recorded_config(facts: dict[str, Any]) -> ConfigDict:
-    """The config of the run that wrote these settings."""
+    """Return the config in the settings of a run."""
     return ConfigDict(with_tuples(facts["config"]))
 
 
 def recorded_sizes(facts: dict[str, Any]) -> dict[str, Any]:
-    """What the run that wrote these settings used where a config may leave it open, or leave pictures whole."""
+    """Return the sizes, windows and grey range in the settings of a run, which another config may leave open."""
     return {key: with_tuples(facts["config"]["dataset"].get(key)) for key in (*OPEN, "window_overlap", "grey_range")}
 
 
 def with_tuples(tree: Any) -> Any:
-    """What JSON gives back, its lists as the tuples they were."""
+    """Turn the lists in a tree read from JSON back into the tuples that they were."""
     if isinstance(tree, dict):
         return {key: with_tuples(value) for key, value in tree.items()}
     return tuple(map(with_tuples, tree)) if isinstance(tree, list) else tree
@@ -86,7 +93,7 @@ def with_tuples(tree: Any) -> Any:
 def trained_variables(
     config: ConfigDict, detector: Detector, classes: Sequence[str], workdir: epath.Path
 ) -> dict[str, Any]:
-    """Of the newest checkpoint of a workdir; where there is none, of the published detector that the config names."""
+    """Load the variables of the newest checkpoint of a workdir, or else of the published detector in the config."""
     template = state_shapes(config, detector, mesh.make_mesh())
     with checkpoint.open_checkpoints(workdir, create=False) as checkpoints:
         restored = checkpoint.restore(checkpoints, template)
@@ -106,32 +113,28 @@ def trained_variables(
 
 
 def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
-    """A checkpoint is read as the model it was trained as; how many detections are kept, and of what, may change."""
-    facts = read_settings(workdir)
-    if facts is None:
-        path = workdir / "settings.json"
-        raise UserError(f"{path} is missing or damaged, so the model is unknown: choose another --workdir.")
-    settings = json.loads(config.to_json())
-    before, now = of_model(facts["config"]), of_model(settings)
+    """Raise `UserError` unless the checkpoint in a workdir was trained as the model of this config; see `FREE`."""
+    trained, settings = settings_of_model(workdir)["config"], json.loads(config.to_json())
+    before, now = of_model(trained), of_model(settings)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not FREE.search(key):
             raise UserError(
                 f"{workdir} was trained with {key} = {before.get(key)!r}, which is {now.get(key)!r} now: give the same "
                 "--config."
             )
-    scales = [each["dataset"]["image_size"] for each in (facts["config"], settings)]
-    if scales[0] != scales[1]:
-        print(f"Trained with dataset.image_size = {scales[0]}, which is {scales[1]} now.", flush=True)
+    scale, used = trained["dataset"]["image_size"], settings["dataset"]["image_size"]
+    if scale != used:
+        print(f"Trained with dataset.image_size = {scale}, which is {used} now.", flush=True)
 
 
 def of_model(settings: dict) -> dict[str, Any]:
-    """What makes a model, of the settings of a run."""
+    """Return the settings that define a model, by their dotted keys."""
     pictures = {key: settings["dataset"][key] for key in ("mean", "std")}
     return flatten({"dataset": pictures, "detector": settings["detector"]})
 
 
-def state_shapes(config: ConfigDict, detector: Detector, over: Any) -> TrainState:
-    """The state of a run as shapes, whole on every device."""
+def state_shapes(config: ConfigDict, detector: Detector, over: mesh.Mesh) -> TrainState:
+    """Return the shapes of a run's state, replicated on every device."""
     sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
     shape, most = input_shape(config.dataset), config.dataset.max_objects
     create = partial(train_step.create_state, detector=detector, optimizer=sgd, shape=shape, max_objects=most)
@@ -139,7 +142,7 @@ def state_shapes(config: ConfigDict, detector: Detector, over: Any) -> TrainStat
 
 
 def load_published(config: ConfigDict, variables: dict[str, Any], classes: Sequence[str]) -> pretrained.Loaded:
-    """The variables with the weights that the config names in their place; prints the account of them."""
+    """Put the weights that the config names into the variables, and print which were used."""
     loaded = pretrained.load(
         config.training.pretrained,
         variables,
@@ -154,9 +157,9 @@ def load_published(config: ConfigDict, variables: dict[str, Any], classes: Seque
 
 
 def detection(detector: Detector, settings: ConfigDict) -> Detect:
-    """The function (variables, batch as shipped) -> detections and proposals in stored pixels.
+    """Return the function (variables, batch of the host) -> detections and proposals in stored pixels.
 
-    `settings` is the section `dataset`.
+    `settings` is the section `dataset` of the config.
     """
     prepare = preparation(settings)
 

@@ -26,16 +26,18 @@ from cosmic_ray.mutating import mutate_code
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
     *(f"cfinet_jax/{name}.py" for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*")),
-    *(f"cfinet_jax/{name}.py" for name in ("slicing", "merging", "objects", "batches")),
-    *(f"data/{name}/*.py" for name in ("coco", "yolo", "dota", "published")),
+    *(f"cfinet_jax/input/{name}.py" for name in ("windows", "annotations", "batches")),
+    *(f"cfinet_jax/preparation/{name}.py" for name in ("coco_*", "yolo", "dota", "published", "visdrone")),
 ]
 MIRRORS = {  # where the name does not say it
-    "data/coco": "data/test_coco", "data/yolo": "data/test_yolo", "data/published": "data/test_published",
-    "data/dota": "data/test_sodaa", "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
+    "preparation/coco_annotations": "preparation/test_coco", "preparation/coco_boxes": "preparation/test_coco",
+    "preparation/dota": "preparation/test_sodaa", "preparation/visdrone": "preparation/test_published",
+    "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
     "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
-    "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
-    "metrics/matching": "metrics/test_curves", "metrics/files": "metrics/test_main",
-    "slicing": "test_slicing test_objects",  # what is cut of polygons is tested with the objects
+    "metrics/__main__": "metrics/test_main", "metrics/dota_files": "metrics/test_oriented",
+    "metrics/detection_matching": "metrics/test_curves", "metrics/json_files": "metrics/test_main",
+    "metrics/overlaps": "metrics/test_oriented",
+    "input/windows": "input/test_windows input/test_annotations",  # cut polygons are tested with the annotations
 }  # fmt: skip
 LONGEST = 120  # seconds for the tests of one mutant: a few times what they take without
 

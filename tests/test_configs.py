@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cfinet_jax import optimizer
-from cfinet_jax.build import check_batches, check_values
+from cfinet_jax.config_checks import check_batches, check_values
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import input_shape, with_sizes
 from cfinet_jax.models.detector import build_detector

@@ -1,4 +1,4 @@
-"""Whatever ends a training, what it had saved is kept, and the same command goes on from it bit by bit."""
+"""However a training ends, its checkpoints are kept, and the same command resumes from them bit by bit."""
 
 import contextlib
 import errno
@@ -21,10 +21,10 @@ from etils import epath
 
 from cfinet_jax import checkpoint, train_step, training
 from cfinet_jax.build import create_run
-from cfinet_jax.errors import Interrupted, UserError, exit_status
+from cfinet_jax.errors import Interrupted, exit_status
 from cfinet_jax.runtime.interruption import requests
 from cfinet_jax.runtime.lock import locked
-from cfinet_jax.runtime.log import RunLog, replace_text
+from cfinet_jax.runtime.log import RunLog
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ LONGER = (f"--config.training.images={8 * STEPS}", "--config.evaluation.every_im
 
 @pytest.fixture(scope="module")
 def template(tiny_scenes) -> Any:
-    """What a checkpoint of `tests.tiny` is restored as."""
+    """Return the template to restore a checkpoint of `tests.tiny` into."""
     config = tiny.tiny_config()
     config.dataset.data_dir = str(tiny_scenes)
     return create_run(config).state
@@ -42,7 +42,7 @@ def template(tiny_scenes) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_but_steps(template) -> Iterator[None]:
-    """Runs begin with a state that has been made and a step that has been compiled, and are not evaluated."""
+    """Let runs start from a copy of one state, share the compiled step, and skip evaluations."""
     compiled, compile_step = [], training.compile_step
 
     def compile_once(*arguments) -> Any:
@@ -60,12 +60,12 @@ def nothing_but_steps(template) -> Iterator[None]:
 
 
 def go(tiny_scenes, workdir: Path, *more: str) -> tuple[int, str, str]:
-    """A training to the end, if nothing happens to it."""
+    """Train to the end, if nothing happens."""
     return tiny.call_main(*tiny.arguments(tiny_scenes, workdir), *LONGER, *more)
 
 
 def end_of(workdir: Path, template: Any) -> tuple[list[np.ndarray], str]:
-    """Everything in the newest checkpoint, and the log."""
+    """Return everything in the newest checkpoint, and the log."""
     with checkpoint.open_checkpoints(epath.Path(workdir), create=False) as checkpoints:
         restored = checkpoint.restore(checkpoints, template)
     assert restored is not None
@@ -74,14 +74,14 @@ def end_of(workdir: Path, template: Any) -> tuple[list[np.ndarray], str]:
 
 @pytest.fixture(scope="module")
 def whole(tiny_scenes, template, tmp_path_factory) -> tuple[list[np.ndarray], str]:
-    """How a run ends that nothing has happened to."""
+    """Return the end of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
     assert go(tiny_scenes, workdir)[::2] == (0, "")
     return end_of(workdir, template)
 
 
 def check_resumed(tiny_scenes, workdir: Path, template: Any, whole: tuple[list[np.ndarray], str]) -> None:
-    """The same command goes on, and ends where the run ended that nothing happened to."""
+    """Check that the same command resumes, and ends like the uninterrupted run."""
     status, output, errors = go(tiny_scenes, workdir)
     assert (status, errors) == (0, "") and "steps 0 to" not in output
     found, log = end_of(workdir, template)
@@ -90,7 +90,7 @@ def check_resumed(tiny_scenes, workdir: Path, template: Any, whole: tuple[list[n
     assert log == whole[1]
 
 
-def test_a_signal_saves_and_ends(tiny_scenes, template, whole, tmp_path, monkeypatch):
+def test_a_signal_stops_after_the_step_being_taken_which_is_saved(tiny_scenes, template, whole, tmp_path, monkeypatch):
     follow = training.Monitor.follow
 
     def follow_and_signal(monitor, *arguments) -> None:
@@ -102,19 +102,17 @@ def test_a_signal_saves_and_ends(tiny_scenes, template, whole, tmp_path, monkeyp
     before = signal.getsignal(signal.SIGTERM)
     status, _, errors = go(tiny_scenes, tmp_path, "--config.training.checkpoint_every_images=1000000")
     assert status == 75 and signal.getsignal(signal.SIGTERM) == before
-    assert errors.startswith("cfinet_jax: Stopped by SIGTERM after step 3, which is saved. The same command")
-    assert len(errors.splitlines()) == 1
+    assert "SIGTERM after step 3, which is saved. Rerun the same command" in errors and len(errors.splitlines()) == 1
     monkeypatch.undo()
     check_resumed(tiny_scenes, tmp_path, template, whole)
 
 
 @pytest.mark.slow
-def test_a_killed_run_loses_nothing_that_was_saved(tiny_scenes, template, whole, tmp_path):
-    """It is killed while a checkpoint is being written."""
+def test_a_run_killed_while_it_saves_keeps_its_checkpoints(tiny_scenes, template, whole, tmp_path):
     program = "from cfinet_jax import main; main.main()"
     command = [sys.executable, "-c", program, *tiny.arguments(tiny_scenes, tmp_path), "--config.training.images=80000"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    folder, ended = tmp_path / "checkpoints", time.monotonic() + 120
+    folder, ended = tmp_path / "checkpoints", time.monotonic() + 400
     while process.poll() is None and time.monotonic() < ended:
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
         if any(name.isdigit() for name in names) and any("tmp" in name for name in names):
@@ -141,23 +139,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(at, tiny_scenes, 
     status, _, errors = go(tiny_scenes, tmp_path)
     assert status == 2 and len(errors.splitlines()) == 1
     assert "No space left on device" in errors and "make room" in errors and "same command" in errors
-    assert at == "log" or "goes on from checkpoint 3" in errors
+    assert at == "log" or "resume from checkpoint 3" in errors
     monkeypatch.undo()
     check_resumed(tiny_scenes, tmp_path, template, whole)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = epath.Path(tmp_path) / "settings.json"
-    replace_text(path, "before")
-
-    def cut_off(partial, text: str) -> None:
-        partial.write_bytes(text[:2].encode())
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(type(path), "write_text", cut_off)
-    with pytest.raises(OSError, match="No space left"):
-        replace_text(path, "after")
-    assert path.read_text() == "before" and [file.name for file in tmp_path.iterdir()] == ["settings.json"]
 
 
 def test_a_busy_workdir_is_refused(tiny_scenes, tmp_path):
@@ -165,13 +149,13 @@ def test_a_busy_workdir_is_refused(tiny_scenes, tmp_path):
     with locked(workdir):
         status, _, errors = go(tiny_scenes, tmp_path)
         assert status == 2 and len(errors.splitlines()) == 1
-        assert f"{tmp_path} is in use (process {os.getpid()} on " in errors
+        assert str(tmp_path) in errors and f"process {os.getpid()}" in errors
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
     with locked(workdir):
         pass
 
 
-def test_a_signal_ends_at_once_where_nothing_would_be_lost():
+def test_a_signal_ends_at_once_if_nothing_is_unsaved():
     def wait() -> None:
         with requests() as request:
             signal.raise_signal(signal.SIGTERM)
@@ -181,24 +165,15 @@ def test_a_signal_ends_at_once_where_nothing_would_be_lost():
     assert exit_status(wait) == 75
 
 
-@pytest.mark.parametrize("error", [UserError, OSError])
-def test_a_closed_bucket_is_one_line_however_many_it_says(capsys, error):
-    def forbidden() -> None:
-        raise error("Forbidden: gs://bucket/run\nno storage.objects.create access")
-
-    assert exit_status(forbidden) == 2
-    assert "Forbidden: gs://bucket/run no storage.objects.create access" in capsys.readouterr().err.rstrip("\n")
-
-
-def test_a_library_does_not_swallow_it():
-    """As JAX did, where it reads its cache of compiled programs: a study went on."""
+def test_an_interruption_passes_through_libraries_that_ignore_exceptions():
+    """JAX ignores them while it reads its cache of compiled programs."""
     with pytest.raises(Interrupted), requests() as request, contextlib.suppress(Exception):
         request.take(signal.SIGTERM, None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_not_lost_where_python_ignores_exceptions(number):
-    """As JAX's callback of the garbage collector did with Ctrl-C: the evaluation went on to its end."""
+    """JAX has a callback of the garbage collector, in which Ctrl-C was lost."""
 
     def callback(phase: str, _: dict) -> None:
         if phase == "start" and not sent:

@@ -24,6 +24,7 @@ from cfinet_jax.preparation.sodad import WINDOWS, read_sodad
 from cfinet_jax.preparation.visdrone import read_visdrone
 from cfinet_jax.preparation.yolo import read_yolo
 from cfinet_jax.runtime import processes
+from cfinet_jax.runtime.files import writing
 from cfinet_jax.runtime.lock import locked
 from cfinet_jax.runtime.paths import absolute, matching, user_path
 
@@ -135,11 +136,8 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
     unfinished = epath.Path(builder.data_dir).parents[1] / f"{builder.name}.unfinished"
     with locked(unfinished, "preparation", "--data_dir or --name"):
         try:
-            builder.download_and_prepare(file_format=record_files.FORMAT)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise UserError(f"{builder.data_path} cannot be written ({error}): choose another --data_dir") from error
+            with writing(builder.data_path, "--data_dir"):
+                builder.download_and_prepare(file_format=record_files.FORMAT)
         finally:
             if not (unfinished / JOURNAL).exists():
                 unfinished.rmtree(missing_ok=True)

@@ -22,6 +22,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.input.windows import CUT_OFF, boxes_in_window, cut_window, fill, training_windows
 from cfinet_jax.preparation.coco_annotations import ANY_CLASS, Split, Task, record
 from cfinet_jax.preparation.journal import Journal, state_of
+from cfinet_jax.runtime.files import writing
 
 WINDOW, OVERLAP = (800, 800), (150, 150)  # height, width in pixels
 JPEG_QUALITY = 95
@@ -104,10 +105,8 @@ def check_state(annotations: epath.Path, pile: Pile) -> None:
             f"{pile.file} holds windows of other annotations: delete {pile.file.parent}, or choose another --data_dir "
             "or --name"
         )
-    try:
+    with writing(file, "--data_dir"):
         file.write_text(digest)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}): choose another --data_dir") from error
 
 
 def boxes_of(image: dict[str, Any]) -> tuple[Float[np.ndarray, "objects 4"], Float[np.ndarray, "regions 4"]]:

@@ -1,7 +1,6 @@
-"""Read files that others wrote, and write ours whole.
+"""Read and write files so that a failure is one line and never leaves half a file.
 
-Only regular files are read, with or without a byte order mark; a file is written under another name first, and a
-damaged one is refused in one line.
+Only regular files are read, with or without a byte order mark. A file is written under another name, then renamed.
 """
 
 import codecs
@@ -15,16 +14,16 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from cfinet_jax.errors import UserError
+from cfinet_jax.errors import Unwritable, UserError
 from cfinet_jax.runtime.paths import in_bucket
 
 DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-DAMAGED += (zipfile.BadZipFile, zlib.error)  # what reading a file raises that is torn or holds something else
+DAMAGED += (zipfile.BadZipFile, zlib.error)  # raised by readers of a file that is cut short or of another format
 
 
 @contextlib.contextmanager
 def replacing(path: epath.Path) -> Iterator[epath.Path]:
-    """Yield a path to write to, which then replaces `path`; after a failure or a signal `path` is as it was."""
+    """Yield a temporary path that replaces `path` if the block succeeds; otherwise `path` stays as it is."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
@@ -36,14 +35,25 @@ def replacing(path: epath.Path) -> Iterator[epath.Path]:
 
 
 def replace_text(path: epath.Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file completely or not at all."""
     with replacing(path) as partial:
         partial.write_text(text)
 
 
 @contextlib.contextmanager
+def writing(path: epath.PathLike, option: str) -> Iterator[None]:
+    """Raise `Unwritable`, which names `path` and the option to change, if the block fails to write there."""
+    try:
+        yield
+    except BrokenPipeError:  # of the output, not of the file
+        raise
+    except OSError as error:
+        raise Unwritable(f"{path} cannot be written ({error.strerror or error}): choose another {option}.") from error
+
+
+@contextlib.contextmanager
 def reading(path: epath.Path, advice: str) -> Iterator[epath.Path]:
-    """Yield a path to read from; raise `UserError` that names the file and gives `advice` if the block fails."""
+    """Yield a path to read from; raise `UserError`, which names the file and gives `advice`, if the block fails."""
     try:
         yield path
     except DAMAGED as error:
@@ -52,7 +62,7 @@ def reading(path: epath.Path, advice: str) -> Iterator[epath.Path]:
 
 
 def length_and_time(path: epath.Path) -> tuple[int, int]:
-    """Return the bytes of a regular file and when it last changed; epath's `stat` fails where its owner has no name.
+    """Return the size in bytes and the modification time in seconds of a regular file.
 
     Raises:
       OSError: there is no such file, or it is a folder, a pipe or a device, which may never end.
@@ -60,21 +70,21 @@ def length_and_time(path: epath.Path) -> tuple[int, int]:
     if in_bucket(path):
         facts = path.stat()
         return facts.length, facts.mtime
-    found = os.stat(path)  # noqa: PTH116
+    found = os.stat(path)  # noqa: PTH116 - epath's `stat` fails if the owner of the file has no name
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device", str(path))
     return found.st_size, int(found.st_mtime)
 
 
 def exists(path: epath.Path) -> bool:
-    """Whether something is at a path. Raises `PermissionError` where a closed folder hides it."""
+    """Return whether there is anything at a path. Raises `PermissionError` if its folder cannot be searched."""
     if in_bucket(path):
         return path.exists()
     try:
         os.stat(path)  # noqa: PTH116
     except PermissionError:
         raise
-    except (OSError, ValueError):  # a ValueError: no file can have this name
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Values from JSON that others wrote: numbers as text, flags of any type, and how messages show them."""
+"""Values from JSON files of other tools, where numbers may be text and flags have any type."""
 
 import json
 import reprlib
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def number(value: Any) -> Any:
-    """Return the number that a text says, and a whole one where it is written as a float; anything else as it is."""
+    """Convert text to the number it holds, and whole floats to integers; return anything else unchanged."""
     if isinstance(value, str):
         try:
             value = json.loads(value.strip().lower())
@@ -16,10 +16,10 @@ def number(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message shows it: short, however large or deep it is."""
+    """Format a value for a message, in at most 80 characters."""
     return reprlib.repr(value)[:80]
 
 
 def is_flag(value: Any) -> bool:
-    """Whether a value can be taken for true or false: 0, 1, or none at all."""
+    """Return whether a value can mean true or false: 0, 1, a bool, or None for a missing one."""
     return value is None or (type(value) in (int, bool) and value in (0, 1))

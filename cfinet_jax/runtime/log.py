@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints: settings, versions, a line per event, TensorBoard, progress."""
+"""Logs of a run: one JSON line per event in `metrics.jsonl`, and TensorBoard."""
 
 import json
 import time
@@ -14,12 +14,11 @@ from tensorboardX.summary import scalar
 from cfinet_jax.runtime.files import replace_text
 from cfinet_jax.runtime.paths import in_bucket
 
-BUCKET_PAUSE = 60  # seconds; a bucket takes one version of a file in a second, and all of it each time
-PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+BUCKET_PAUSE = 60  # seconds between writes: a bucket takes a file once a second, and only as a whole
 
 
 def logged_by(line: str, step: int) -> bool:
-    """Whether a line of `metrics.jsonl` is whole and of no later step."""
+    """Return whether a line of `metrics.jsonl` is complete and belongs to no later step than `step`."""
     try:
         return json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):
@@ -27,7 +26,7 @@ def logged_by(line: str, step: int) -> bool:
 
 
 def append(path: epath.Path, lines: str) -> None:
-    """A bucket cannot append to a file, which is written anew there."""
+    """Append to a text file; in a bucket, which cannot append, rewrite it."""
     if in_bucket(path):
         path.write_text(path.read_text() + lines)
     else:
@@ -36,10 +35,10 @@ def append(path: epath.Path, lines: str) -> None:
 
 
 class RunLog:
-    """Appends events to `metrics.jsonl` and TensorBoard, from `step` on: what an earlier try logged later is undone.
+    """Append events to `metrics.jsonl` and TensorBoard, after removing what an interrupted run logged after `step`.
 
-    In a bucket both are written once a minute and when `flush` is called, before a checkpoint at the latest. Of several
-    processes only the first one writes.
+    In a bucket both are written once a minute and when `flush` is called, which has to happen before a checkpoint. In
+    multi-process runs only process 0 writes.
     """
 
     def __init__(self, workdir: epath.Path, step: int) -> None:
@@ -51,12 +50,13 @@ class RunLog:
         self.waiting, self.flushed, self.pause = "", time.monotonic(), BUCKET_PAUSE if in_bucket(workdir) else 0
         if self.writes:
             replace_text(self.path, "".join(f"{line}\n" for line in lines))
-            # Not `SummaryWriter`: a full disk ends its thread, and then the training waits for it for ever.
+            # tensorboardX's public `SummaryWriter` writes in a thread, which a full disk ends; the training would then
+            # wait for it forever. `EventsWriter`, its inner part, writes here and raises the error.
             directory_check(str(workdir / "tensorboard"))
             self.events = EventsWriter(str(workdir / "tensorboard" / "events"))
 
     def write(self, kind: str, step: int, images: int, values: dict[str, Any]) -> None:
-        """One event: `kind` is train or eval; what is not a number stays out of TensorBoard."""
+        """Log an event of `kind` train or eval; TensorBoard gets only the numbers among the values."""
         if not self.writes:
             return
         self.waiting += json.dumps({"kind": kind, "step": step, "images": images, **values}) + "\n"
@@ -68,7 +68,7 @@ class RunLog:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the events that wait: a run that goes on from a checkpoint misses none before it."""
+        """Write pending events, so that a run resumed from the next checkpoint misses none before it."""
         if self.waiting:
             lines, self.waiting = self.waiting, ""
             append(self.path, lines)
@@ -76,7 +76,7 @@ class RunLog:
             self.flushed = time.monotonic()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Write pending events and close the files."""
         if self.writes:
             self.flush()
             self.events.close()

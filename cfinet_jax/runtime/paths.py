@@ -1,4 +1,4 @@
-"""What tells a path in a store such as `gs://` from one on a disk, and what finds files in either."""
+"""Paths on disks and in buckets (`gs://`): expand those that users give, and find files."""
 
 import glob
 from collections.abc import Iterator
@@ -9,27 +9,27 @@ from cfinet_jax.errors import UserError
 
 
 def in_bucket(path: epath.PathLike) -> bool:
-    """Whether a path is in a store: without locks, disk space and files to append to."""
+    """Return whether a path is in a bucket, which has no locks, no disk space and no appending to files."""
     return "://" in str(path)
 
 
 def user_path(path: epath.PathLike) -> epath.Path:
-    """Return a path that the user has named, with `~` expanded; refuse addresses that are not `gs://`."""
+    """Return a path that a user gave, with `~` expanded. Raises `UserError` for addresses other than `gs://`."""
     if in_bucket(path) and not str(path).startswith("gs://"):
         raise UserError(f"{path} is an address that cannot be opened: give a path on a disk, or gs://BUCKET/FOLDER.")
     return epath.Path(path).expanduser()
 
 
 def matching(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
-    """Find the paths in a folder that fit a pattern; `[`, `*` and `?` in the folder's own path mean themselves."""
+    """Yield the paths in a folder that match a pattern; `[`, `*` and `?` in the folder's own path are literal."""
     return epath.Path(glob.escape(str(folder))).glob(pattern)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """A path that holds in every folder; one on `gs://` does already, and the package that reads it is there.
+    """Return a path that a user gave as an absolute one.
 
     Raises:
-      UserError: it is not, or it is another address.
+      UserError: it is an address other than `gs://`, or the package that reads `gs://` is missing.
     """
     path = user_path(path)
     if not in_bucket(path):

@@ -1,4 +1,4 @@
-"""How far long work is: rate and time left."""
+"""Progress of long work: share done, rate and time left."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Tells a person how far long work is: a line that moves on a terminal, a few plain lines elsewhere."""
+    """Print progress: one updating line on a terminal, a plain line every 10 s elsewhere."""
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "images") -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
@@ -17,11 +17,11 @@ class Progress:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Rates count from here: compilation and evaluation are not training."""
+        """Measure the rate from now on, which leaves out compilation and evaluation."""
         self.started, self.first, self.printed = time.perf_counter(), self.done, 0.0
 
     def advance(self, count: int, values: dict[str, float] | None = None) -> None:
-        """`count` more images (or another unit) are done."""
+        """Count `count` more units as done, and print if it is time to."""
         self.done += count
         now = time.perf_counter()
         if now - self.printed < (0.5 if self.terminal else 10) and self.done < self.total:
@@ -38,13 +38,13 @@ class Progress:
         print(("\r\033[K" if self.terminal else "") + "  ".join(parts), end="" if self.terminal else "\n", flush=True)
 
     def close(self) -> None:
-        """Ends the moving line."""
+        """End the updating line."""
         if self.terminal:
             print(flush=True)
 
 
 def track(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items, one by one, with progress shown."""
+    """Yield the items, printing progress."""
     progress = Progress(what, len(items))
     for item in items:
         yield item

@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints: settings, versions, a line per event, TensorBoard, progress."""
+"""`settings.json` of a workdir: the config, classes and versions of its run, compared before it is used again."""
 
 import importlib.metadata
 import json
@@ -11,47 +11,46 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax.errors import Unwritable, UserError
-from cfinet_jax.runtime.files import DAMAGED, replace_text
+from cfinet_jax.errors import UserError
+from cfinet_jax.runtime.files import DAMAGED, replace_text, writing
 from cfinet_jax.runtime.paths import in_bucket, matching
 
-BUCKET_PAUSE = 60  # seconds; a bucket takes one version of a file in a second, and all of it each time
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
 def write_settings(
     config: ConfigDict, workdir: epath.Path, classes: Sequence[str], category_ids: Sequence[int]
 ) -> None:
-    """Writes the resolved config, classes, package versions, machine and git revision as `settings.json`.
+    """Write the resolved config, classes, package versions, machine and git revision as `settings.json`.
 
-    Raises `UserError` where another model has learnt in the workdir, `Unwritable` where it cannot be written.
+    Raises:
+      UserError: the workdir holds a checkpoint of another run.
+      Unwritable: it cannot be written.
     """
-    path = workdir / "settings.json"
     settings = json.loads(config.to_json())
     facts = {"config": settings, "classes": list(classes), "category_ids": list(category_ids)}
     facts |= {"versions": versions(), "machine": machine(), "revision": git_revision()}
-    try:
+    with writing(workdir, "--workdir"):
         if has_learnt(workdir):
-            check_same_run(path, settings)
+            check_same_run(workdir, settings)
             check_same_classes(workdir, classes)
         workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(facts, indent=1, sort_keys=True))
-    except OSError as error:
-        raise Unwritable(f"{workdir} cannot be written ({error}): choose another --workdir.") from error
+        replace_text(workdir / "settings.json", json.dumps(facts, indent=1, sort_keys=True))
 
 
 def has_learnt(workdir: epath.Path) -> bool:
-    """Whether there is a checkpoint in the workdir; one that is half-written has a longer name, in a bucket no mark."""
+    """Return whether the workdir holds a complete checkpoint."""
     folder = workdir / "checkpoints"
-    if not folder.exists():  # to look into a bucket that is not there is an error
+    if not folder.exists():  # searching a bucket that does not exist is an error
         return False
+    # Orbax gives an incomplete checkpoint a longer name, or in a bucket, which cannot rename, no marker file.
     if in_bucket(workdir):
         return any(matching(folder, "[0-9]*/commit_success.txt"))
     return any(path.name.isdigit() for path in matching(folder, "[0-9]*"))
 
 
 def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
-    """What `write_settings` wrote; None where there is nothing, or not all of it."""
+    """Return the content of `settings.json`, or None if it is missing or damaged."""
     try:
         facts = json.loads((workdir / "settings.json").read_text())
         named = isinstance(facts["classes"], list) and {type(name) for name in facts["classes"]} == {str}
@@ -61,25 +60,30 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
         return None
 
 
-def check_same_run(path: epath.Path, settings: dict) -> None:
-    """The run that left `settings.json` had the same model, data, batch size and seed."""
-    facts = read_settings(path.parent)
+def settings_of_model(workdir: epath.Path) -> dict[str, Any]:
+    """Return the content of `settings.json`. Raises `UserError` if it is missing or damaged."""
+    facts = read_settings(workdir)
     if facts is None:
+        path = workdir / "settings.json"
         raise UserError(f"{path} is missing or damaged, so the model is unknown: choose another --workdir.")
-    before, now = identity(facts["config"]), identity(settings)
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{path.parent} belongs to another run ({key} was {before.get(key)!r}, is {now.get(key)!r}): "
-            "choose another --workdir."
-        )
+    return facts
+
+
+def check_same_run(workdir: epath.Path, settings: dict) -> None:
+    """Raise `UserError` unless the run in the workdir has the same model, data, batch size and seed."""
+    before, now = identity(settings_of_model(workdir)["config"]), identity(settings)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{workdir} belongs to another run ({key} was {before.get(key)!r}, is {now.get(key)!r}): "
+                "choose another --workdir."
+            )
 
 
 def check_same_classes(workdir: epath.Path, classes: Sequence[str]) -> None:
-    """Refuse data whose class names, or their order, differ from those that the run in the workdir has learnt.
+    """Raise `UserError` if the names or the order of classes differ from those that the run in the workdir learnt.
 
-    A detector knows its classes by their places: with others its detections would silently get wrong names.
+    A detector knows classes by position, so with other ones its detections would silently get wrong names.
     """
     facts = read_settings(workdir)
     learnt = facts["classes"] if facts else list(classes)
@@ -87,25 +91,25 @@ def check_same_classes(workdir: epath.Path, classes: Sequence[str]) -> None:
         return
     pairs = enumerate(zip(learnt, classes, strict=False), start=1)
     changed = (f"class {number} was {old!r}, is {new!r}" for number, (old, new) in pairs if old != new)
-    differs = next(changed, f"{len(learnt)} classes then, {len(classes)} now")
+    differs = next(changed, f"{len(learnt)} classes before, {len(classes)} now")
     raise UserError(
-        f"{workdir} has learnt other classes than the data have ({differs}): use data with the same classes in the "
-        "same order, or choose another --workdir."
+        f"{workdir} was trained with other classes than the data have ({differs}): use data with the same classes in "
+        "the same order, or choose another --workdir."
     )
 
 
 def identity(settings: dict) -> dict[str, Any]:
-    """What may not change between the parts of one run: a checkpoint counts its steps in batches of its data."""
+    """Return the settings that have to stay the same when a run resumes, by their dotted keys."""
     section = settings["dataset"]
     data = {key: section[key] for key in ("name", "train_split", "batch_size", "image_size", "mean", "std")}
     if section.get("window_overlap") is not None:
         data |= {key: section[key] for key in ("window_overlap", "paint_regions", "stored_size")}
-    data["grey_range"] = section.get("grey_range")  # older runs do not say it
+    data["grey_range"] = section.get("grey_range")  # missing in settings of older runs
     return flatten({"seed": settings["seed"], "dataset": data, "detector": settings["detector"]})
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    """Turn `{"a": {"b": 1}}` into `{"a.b": 1}`."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -113,7 +117,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on."""
+    """Return the installed versions of the packages that results depend on."""
 
     def version(package: str) -> str:
         try:
@@ -125,12 +129,12 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """The devices this process computes on."""
+    """Return the operating system and the devices of this process."""
     return {"platform": platform.platform(), "devices": [device.device_kind for device in jax.devices()]}
 
 
 def git_revision() -> str:
-    """The commit this package was run from, marked if files were changed; "unknown" outside a checkout."""
+    """Return the git commit of this package, with `-dirty` if files were changed, or "unknown" outside a checkout."""
     command = ["git", "-C", str(epath.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""What a run leaves to read: settings, events, progress."""
+"""Settings, logs and progress of a run."""
 
 import json
 from types import SimpleNamespace
@@ -49,8 +49,8 @@ def test_a_workdir_keeps_its_model(tmp_path):
         (["bus", "car", "Van"], "class 1 was 'car', is 'bus'"),
         (["car", "Van", "bus"], "class 2 was 'bus', is 'Van'"),
         (["car", "bus", "van"], "class 3 was 'Van', is 'van'"),
-        (["car", "bus"], "3 classes then, 2 now"),
-        (["car", "bus", "Van", "boat"], "3 classes then, 4 now"),
+        (["car", "bus"], "3 classes before, 2 now"),
+        (["car", "bus", "Van", "boat"], "3 classes before, 4 now"),
     ],
 )
 def test_a_workdir_keeps_its_classes(tmp_path, classes, differs):
@@ -58,7 +58,7 @@ def test_a_workdir_keeps_its_classes(tmp_path, classes, differs):
     write_settings(config, workdir, ["car", "bus", "Van"], [3, 5, 7])
     (workdir / "checkpoints" / "8").mkdir(parents=True)
     before = (workdir / "settings.json").read_text()
-    with pytest.raises(UserError, match=f"has learnt other classes than the data have \\({differs}\\)"):
+    with pytest.raises(UserError, match=f"other classes than the data have \\({differs}\\)"):
         write_settings(config, workdir, classes, list(range(len(classes))))
     assert (workdir / "settings.json").read_text() == before
     write_settings(config, workdir, ("car", "bus", "Van"), [3, 5, 7])

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 from cfinet_jax.errors import Interrupted, UserError
-from cfinet_jax.runtime.interruption import GO_ON, requests
+from cfinet_jax.runtime.interruption import RESUME, requests
 from cfinet_jax.runtime.paths import in_bucket
 from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.studies.ablate.runs import Run
@@ -89,7 +89,7 @@ def run_on(devices: list[str], runs: list[Run], workdir: epath.Path) -> None:
             if isinstance(error, Interrupted) and bad:
                 raise Interrupted(
                     f"Stopped by {request.signal}, but some work may be lost: {' and '.join(bad)}. "
-                    f"See {folder}. {GO_ON}"
+                    f"See {folder}. {RESUME}"
                 ) from error
             raise
     progress.close()

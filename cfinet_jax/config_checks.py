@@ -1,0 +1,105 @@
+"""Checks of a config before anything is computed from it, so that a mistake is one line now, not a failure later."""
+
+import re
+import sys
+
+import jax
+from ml_collections import ConfigDict
+
+from cfinet_jax.errors import UserError
+from cfinet_jax.input import dataset
+from cfinet_jax.input.sizes import input_shape
+from cfinet_jax.metrics.protocols import PROTOCOLS
+from cfinet_jax.models.detector import ROI_HEADS
+from cfinet_jax.structures import BOX_NUMBERS
+
+SMALLEST, LARGEST = sys.float_info.min, sys.float_info.max  # so that infinity and NaN are outside every range
+ANY = -LARGEST, LARGEST, "finite"
+NOT_NEGATIVE = 0, LARGEST, "at least 0"
+POSITIVE = SMALLEST, LARGEST, "more than 0"
+COUNT = 1, LARGEST, "at least 1"
+SHARE = 0, 1, "a number from 0 to 1"
+RANGES = {  # by pattern of the key; the first that matches applies
+    r"frozen_stages|assign_modes|dataset\.mean": ANY,
+    r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
+    r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size)": COUNT,
+    r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
+    r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective": SHARE,
+    r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
+    r"base_size|finest_scale|rescales": POSITIVE,
+    "": NOT_NEGATIVE,
+}
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raise `UserError` for values that are out of range or contradict each other."""
+    check_numbers(config)
+    check_windows(config.dataset)
+    boxes, protocol, head = config.dataset.boxes, config.evaluation.protocol, config.detector.roi_head.name
+    if boxes not in BOX_NUMBERS:
+        raise UserError(f"dataset.boxes is {boxes!r}: choose horizontal or oriented.")
+    protocols = sorted(name for name, each in PROTOCOLS.items() if each.boxes == boxes)
+    if protocol not in protocols:
+        raise UserError(
+            f"evaluation.protocol is {protocol!r}: choose one of {', '.join(protocols)}, which score {boxes} boxes."
+        )
+    heads = [name for name, each in ROI_HEADS.items() if each.numbers == BOX_NUMBERS[boxes]]
+    if head not in heads:
+        raise UserError(
+            f"detector.roi_head.name is {head!r} and dataset.boxes {boxes!r}: choose one of {', '.join(heads)}, or "
+            "another config, such as configs/sodad.py for horizontal or configs/sodaa.py for oriented boxes."
+        )
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raise `UserError` for the first number of a config that is out of its range, NaN or infinite."""
+    for key in ("mean", "std"):
+        value = config.dataset[key]
+        if len(value) != 3 or not all(isinstance(each, int | float) for each in value):
+            raise UserError(f"dataset.{key} is {value}: give three numbers, for red, green and blue.")
+    for path, value in jax.tree_util.tree_leaves_with_path(config.to_dict()):
+        key = jax.tree_util.keystr(path, simple=True, separator=".")
+        least, most, wanted = next(limits for pattern, limits in RANGES.items() if re.search(pattern, key))
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise UserError(f"{key} is {value}: make it {wanted}.")
+
+
+def check_windows(settings: ConfigDict) -> None:
+    """Raise `UserError` if windows are asked for (section `dataset`) that cannot be laid over a picture."""
+    overlap = settings.window_overlap
+    if overlap is None:
+        return
+    if settings.stored_size is None:
+        raise UserError(
+            "dataset.window_overlap cuts pictures into windows of dataset.stored_size: give that too, as in "
+            '--config.dataset.stored_size="(640, 640)".'
+        )
+    input_shape(settings)  # checks that stored_size is a size
+    if overlap >= min(settings.stored_size):
+        raise UserError(
+            f"dataset.window_overlap is {overlap}: make it less than dataset.stored_size, which is "
+            f"{settings.stored_size}."
+        )
+
+
+def check_boxes(settings: ConfigDict, prepared: dataset.Prepared) -> None:
+    """Raise `UserError` if a data set does not have the kind of boxes that the config (section `dataset`) is for."""
+    if prepared.boxes != settings.boxes:
+        raise UserError(
+            f"dataset.boxes is {settings.boxes}, but those of {settings.name} are {prepared.boxes}: choose another "
+            f"data set (--config.dataset.name), or a config for {prepared.boxes} boxes."
+        )
+
+
+def check_batches(config: ConfigDict, devices: int) -> None:
+    """Raise `UserError` unless every micro-batch has the same number of images for every device."""
+    parts = devices * config.training.micro_batches
+    if config.dataset.batch_size % parts:
+        raise UserError(
+            f"dataset.batch_size is {config.dataset.batch_size}: make it a multiple of {parts} "
+            f"({devices} devices x {config.training.micro_batches} micro-batches)."
+        )
+    if config.dataset.eval_batch_size % devices:
+        raise UserError(
+            f"dataset.eval_batch_size is {config.dataset.eval_batch_size}: make it a multiple of {devices}."
+        )
