@@ -19,7 +19,7 @@ from cfinet_jax.input.sizes import OPEN, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.ops import preprocess
 from cfinet_jax.runtime import mesh
-from cfinet_jax.runtime.settings import check_same_classes, flatten, read_settings, settings_of_model
+from cfinet_jax.runtime.settings import check_same_classes, flatten, settings_of_model
 from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_step import TrainState
 
@@ -67,10 +67,9 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
 
 def recorded(workdir: epath.Path) -> dict[str, Any]:
     """Return the settings of the run in a workdir. Raises `UserError` if there is none."""
-    facts = read_settings(workdir)
-    if facts is None:
+    if not (workdir / "settings.json").exists():
         raise UserError(f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir.")
-    return facts
+    return settings_of_model(workdir)
 
 
 def recorded_config(facts: dict[str, Any]) -> ConfigDict:
