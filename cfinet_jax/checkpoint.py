@@ -62,23 +62,24 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) ->
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any) -> None:
-    """Save the state of a step, the position in the data, and the checksums of both.
+    """Save the state of a step, the position in the data (plain values), and the checksums of both.
 
     Raises:
       Unwritable: it cannot be saved; the previous checkpoint is kept.
     """
-    step, encoded, problem = int(state.step), encode(data_state), None
+    step, problem = int(state.step), None
+    position = {"json": json.dumps(data_state)}
     # A checkpoint of this step or a later one is a damaged one that `restore` has skipped.
     damaged = [each for each in checkpoints.all_steps() if each >= step]
     last = max((each for each in checkpoints.all_steps() if each < step), default=None)
-    parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(encoded))
+    parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(position))
     with silence():
         try:
             check_room(checkpoints.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             with ThreadPoolExecutor(1) as thread:
                 for each in damaged:
                     checkpoints.delete(each)
-                sums = thread.submit(checksums, state, encoded)  # while Orbax writes
+                sums = thread.submit(checksums, state, position)  # while Orbax writes
                 checkpoints.save(step, args=parts)
                 if jax.process_index() == 0:
                     (checkpoints.directory / str(step) / CHECKSUMS).write_text(json.dumps(sums.result()))
@@ -182,13 +183,13 @@ def read(checkpoints: ocp.CheckpointManager, step: int, template: TrainState) ->
         if found != expected:
             changed = next((name for name in found if found[name] != expected.get(name)), CHECKSUMS)
             raise ValueError(f"the checksum of {changed} differs")
-    return restored.state, decode(restored.data)
+    return restored.state, json.loads(restored.data["json"])
 
 
-def checksums(state: TrainState, encoded: dict[str, str]) -> dict[str, int]:
-    """Return the CRC-32 of every array of a state, by path, and of the encoded position in the data."""
+def checksums(state: TrainState, position: dict[str, str]) -> dict[str, int]:
+    """Return the CRC-32 of every array of a state, by path, and of the position in the data."""
     content = by_path(state, lambda leaf: np.asarray(leaf).reshape(-1).view(np.uint8))
-    content["data"] = np.frombuffer(json.dumps(encoded, sort_keys=True).encode(), np.uint8)
+    content["data"] = np.frombuffer(json.dumps(position, sort_keys=True).encode(), np.uint8)
     return {name: zlib.crc32(each) for name, each in content.items()}
 
 
@@ -201,15 +202,3 @@ def by_path(tree: Any, fact: Callable[[Any], Any]) -> dict[str, Any]:
     """Apply a function to every leaf of a tree; return the results by path, such as `params/backbone/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): fact(leaf) for path, leaf in leaves}
-
-
-def encode(data_state: Any) -> dict[str, str]:
-    """Encode a position in the data, which grain gives as bytes or plain values, for JSON."""
-    if isinstance(data_state, bytes):
-        return {"bytes": data_state.decode()}
-    return {"json": json.dumps(data_state)}
-
-
-def decode(data_state: dict[str, str]) -> Any:
-    """Invert `encode`."""
-    return data_state["bytes"].encode() if "bytes" in data_state else json.loads(data_state["json"])

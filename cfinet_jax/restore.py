@@ -19,7 +19,7 @@ from cfinet_jax.input.sizes import OPEN, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.ops import preprocess
 from cfinet_jax.runtime import mesh
-from cfinet_jax.runtime.settings import check_same_classes, flatten, settings_of_model
+from cfinet_jax.runtime.settings import check_same_classes, flatten, recorded
 from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_step import TrainState
 
@@ -65,13 +65,6 @@ def open_trained(workdir: epath.Path, config: ConfigDict | None = None) -> tuple
     return Trained(detector, variables, classes, category_ids), used
 
 
-def recorded(workdir: epath.Path) -> dict[str, Any]:
-    """Return the settings of the run in a workdir. Raises `UserError` if there is none."""
-    if not (workdir / "settings.json").exists():
-        raise UserError(f"No run in {workdir}: train or evaluate first (--mode=train), or choose another --workdir.")
-    return settings_of_model(workdir)
-
-
 def recorded_config(facts: dict[str, Any]) -> ConfigDict:
     """Return the config in the settings of a run."""
     return ConfigDict(with_tuples(facts["config"]))
@@ -113,7 +106,7 @@ def trained_variables(
 
 def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
     """Raise `UserError` unless the checkpoint in a workdir was trained as the model of this config; see `FREE`."""
-    trained, settings = settings_of_model(workdir)["config"], json.loads(config.to_json())
+    trained, settings = recorded(workdir)["config"], json.loads(config.to_json())
     before, now = of_model(trained), of_model(settings)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not FREE.search(key):

@@ -48,8 +48,7 @@ COMMANDS = {
     "--mode=tain": "train|evaluate|export|predict|analyse|rules|compile|profile|ablate",
     "--processes=2 --process=0": "--coordinator|--processes|--process",
     "--coordinator=host:1 --processes=2 --process=0": "host:1",
-    "--config.dataset.data_dir=TMP": "python data/prepare.py scenes --data_dir=TMP",
-    "--config.dataset.name=mine": "python data/prepare.py own --name=mine --source=",
+    "--config.dataset.name=mine": "'mine' is not prepared|--config.dataset.source=FOLDER",
     "--config.dataset.eval_split=dev": "'dev'|choose one of train, val, test",
     "--config.dataset.batch_size=0": "dataset.batch_size is 0",
     "--config.dataset.batch_size=12": "multiple of 8|8 devices",
@@ -93,7 +92,7 @@ COMMANDS = {
     f"{OWN} '--config.dataset.name=My data'": "'My data'|name a data set",
     f"{OWN} --config.dataset.data_dir=TMP/precious.txt": "choose another --data_dir",
     "--config.dataset.source=TMP": "prepared|not from TMP|delete this folder",
-    "--mode=analyse --config.dataset.data_dir=TMP": "not prepared in TMP",
+    "--mode=analyse --config.dataset.name=mine": "'mine' is not prepared|--config.dataset.source=FOLDER",
 }
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint gives back the whole state and the place in the data, or says why it cannot."""
+"""A checkpoint restores the whole state and the position in the data, or ends in one line that says why not."""
 
 import errno
 import json
@@ -19,6 +19,8 @@ from cfinet_jax.errors import Unwritable, UserError
 from cfinet_jax.structures import ExemplarMemory
 from cfinet_jax.train_step import TrainState
 
+POSITION = {"next": 12, "window": [1, 2]}
+
 
 def make_state(step: int = 7, width: int = 3, parts: int = 1, remembers: bool = True) -> TrainState:
     """A small state in which no two arrays are alike."""
@@ -32,21 +34,20 @@ def make_state(step: int = 7, width: int = 3, parts: int = 1, remembers: bool = 
     return TrainState(jnp.array(step), params, statistics, momentum, memory)
 
 
-@pytest.mark.parametrize("position", [b'{"next": 12, "seed": [0, 1]}', {"next": 12, "window": [1, 2]}])
-def test_state_and_position_come_back(tmp_path, position):
+def test_state_and_position_are_restored(tmp_path):
     state = make_state()
     with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
-        checkpoint.save(checkpoints, state, position)
+        checkpoint.save(checkpoints, state, POSITION)
     with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
         restored = checkpoint.restore(checkpoints, jax.tree.map(jnp.zeros_like, state))
-    assert restored is not None and restored[1] == position
+    assert restored is not None and restored[1] == POSITION
     assert jax.tree.structure(restored[0]) == jax.tree.structure(state)
     for leaf, expected in zip(jax.tree.leaves(restored[0]), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(leaf, expected)
         assert leaf.dtype == expected.dtype
 
 
-def test_what_is_saved_is_what_was_given_even_if_the_next_step_takes_it_over(tmp_path):
+def test_a_checkpoint_is_complete_before_the_next_step_donates_its_buffers(tmp_path):
     state = make_state()
     expected = jax.device_get(state)
     with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
@@ -57,15 +58,15 @@ def test_what_is_saved_is_what_was_given_even_if_the_next_step_takes_it_over(tmp
     jax.tree.map(np.testing.assert_array_equal, restored[0], expected)
 
 
-def test_a_checkpoint_is_not_begun_without_room_for_it(tmp_path, monkeypatch):
+def test_a_checkpoint_is_not_started_without_room_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000))
     with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
-        with pytest.raises(Unwritable, match=r"Checkpoint 7 .* \(0.0 MB are free, 0.0 MB are needed\): make room"):
+        with pytest.raises(Unwritable, match=r"Checkpoint 7 .* 0.0 MB are free, .*make room"):
             checkpoint.save(checkpoints, make_state(), 0)
         assert checkpoints.latest_step() is None and not [*checkpoints.directory.iterdir()]
 
 
-def test_a_fresh_workdir_holds_none(tmp_path):
+def test_a_fresh_workdir_restores_nothing(tmp_path):
     with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
         assert checkpoint.restore(checkpoints, make_state()) is None
     with checkpoint.open_checkpoints(epath.Path(tmp_path) / "absent", create=False) as checkpoints:
@@ -73,7 +74,7 @@ def test_a_fresh_workdir_holds_none(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-def test_the_newest_are_kept(tmp_path):
+def test_the_newest_checkpoints_are_kept(tmp_path):
     with checkpoint.open_checkpoints(epath.Path(tmp_path), keep=2) as checkpoints:
         for step in (2, 4, 10):
             checkpoint.save(checkpoints, make_state(step), step)
@@ -103,12 +104,9 @@ def test_another_model_is_refused_in_one_line(saved, other, difference, capfd):
     with checkpoint.open_checkpoints(epath.Path(saved)) as checkpoints:
         with pytest.raises(UserError) as error:
             checkpoint.restore(checkpoints, make_state(**other))
-        assert f"is of another model ({difference}): choose another --workdir" in str(error.value)
+        assert difference in str(error.value) and "another model" in str(error.value)
         assert checkpoint.restore(checkpoints, make_state()) is not None
     assert capfd.readouterr().err == ""
-
-
-POSITION = {"next": 12, "window": [1, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +120,7 @@ def two(tmp_path_factory) -> Path:
 
 
 def restored_step(workdir: Path) -> int:
-    """The step that is restored, after its numbers have been compared with those that were saved."""
+    """Restore a checkpoint, compare its numbers with those that were saved, and return its step."""
     with checkpoint.open_checkpoints(epath.Path(workdir), create=False) as checkpoints:
         restored = checkpoint.restore(checkpoints, make_state(step=1))
     assert restored is not None
@@ -133,7 +131,7 @@ def restored_step(workdir: Path) -> int:
 
 
 def flip(path: Path, bit: int) -> None:
-    """Flips one bit of a file."""
+    """Flip one bit of a file."""
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
@@ -185,7 +183,7 @@ def test_no_flipped_bit_changes_a_number(two, tmp_path, capsys, rng):
 
 
 def change(path: Path, old: str, new: str) -> None:
-    """Replaces text in a file, which still parses."""
+    """Replace text in a file, which still parses."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
@@ -252,13 +250,13 @@ def test_a_checkpoint_without_checksums_opens(two, tmp_path):
 
 
 def put_file(folder: Path) -> None:
-    """Puts a file where a folder was."""
+    """Put a file where a folder was."""
     shutil.rmtree(folder)
     folder.write_text("in the way")
 
 
 def read_only(*_, **__) -> None:
-    """Refuses to write."""
+    """Fail to write."""
     raise OSError(errno.EROFS, "Read-only file system")
 
 
@@ -273,7 +271,7 @@ CHANGES = {  # of the workdir under a run
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_workdir_that_changes_under_a_run_ends_it_in_one_line(change, two, tmp_path, monkeypatch):
+def test_a_workdir_that_changes_during_a_run_ends_it_in_one_line(change, two, tmp_path, monkeypatch):
     workdir = Path(shutil.copytree(two, tmp_path / "run"))
     with checkpoint.open_checkpoints(epath.Path(workdir)) as checkpoints:
         checkpoint.restore(checkpoints, make_state())

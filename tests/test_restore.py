@@ -1,4 +1,4 @@
-"""A workdir is read as the model it was trained as."""
+"""A trained detector is used as the model that it was trained as."""
 
 import json
 
@@ -27,14 +27,14 @@ def workdir(tmp_path) -> epath.Path:
         ("dataset.mean", (0.0, 0.0, 0.0)),
     ],
 )
-def test_what_has_no_shape_is_compared(workdir, key, value):
+def test_another_model_of_the_same_shapes_is_refused(workdir, key, value):
     config = tiny.tiny_config()
     config.update_from_flattened_dict({key: value})
-    with pytest.raises(UserError, match=f"was trained with {key} = .* now: give the same --config"):
+    with pytest.raises(UserError, match=f"trained with {key} = .* give the same --config"):
         check_same_model(workdir, config)
 
 
-def test_what_may_be_asked_anew_is_not(workdir):
+def test_settings_of_inference_may_change(workdir):
     config = tiny.tiny_config()
     config.detector.precision, config.detector.roi_head.max_detections = "bfloat16", 7
     config.detector.proposal_network.coarse_to_fine.proposals.test.candidates = 9
@@ -43,7 +43,7 @@ def test_what_may_be_asked_anew_is_not(workdir):
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
-def test_without_settings_the_model_is_unknown(workdir, content):
+def test_a_workdir_without_settings_is_refused(workdir, content):
     (workdir / "settings.json").unlink()
     if content is not None:
         (workdir / "settings.json").write_text(content)
@@ -56,8 +56,8 @@ def test_settings_survive_json():
     assert with_tuples(json.loads(json.dumps(settings))) == settings
 
 
-def test_another_scale_is_said(workdir, capsys):
+def test_another_scale_is_printed(workdir, capsys):
     config = tiny.tiny_config()
     config.dataset.image_size = (96, 96)
     check_same_model(workdir, config)
-    assert "Trained with dataset.image_size = [64, 64], which is [96, 96] now." in capsys.readouterr().out
+    assert "dataset.image_size = [64, 64], which is [96, 96] now" in capsys.readouterr().out

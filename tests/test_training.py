@@ -1,26 +1,17 @@
-"""The run as a whole: it learns, and an interruption changes nothing."""
+"""A whole run learns."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import cv2
-import jax
-import numpy as np
 import pytest
 from etils import epath
 
 import cfinet_jax
-from cfinet_jax import checkpoint
-from cfinet_jax.build import create_run
 from cfinet_jax.evaluate import evaluate
 from cfinet_jax.preparation.coco_layout import read_named
 from cfinet_jax.preparation.own_builder import Builder
 from cfinet_jax.preparation.scenes.render import render_scene
-from cfinet_jax.training import train
 from configs import scenes
 
 SIDE = 96  # pixels of the corner of a scene
@@ -28,13 +19,13 @@ SIDE = 96  # pixels of the corner of a scene
 
 @pytest.fixture(scope="module")
 def corners(tmp_path_factory) -> str:
-    """Four corners of scenes as a COCO data set whose two splits are the same; the folder it is prepared in."""
+    """Prepare four corners of scenes as COCO data with two equal splits; return the folder."""
     folder = tmp_path_factory.mktemp("corners")
     images, annotations = [], []
     for index in range(200):
         scene = render_scene("train", index)
         inside = (scene.boxes < SIDE - 2).all(1)
-        cut = (scene.boxes[:, :2] < SIDE).all(1) & ~inside  # would be an object without a box
+        cut = (scene.boxes[:, :2] < SIDE).all(1) & ~inside  # would be visible without a box
         if inside.sum() < 2 or cut.any() or scene.ignore.any():
             continue
         name = f"{index}.png"
@@ -87,7 +78,7 @@ SMALL = {
 
 
 @pytest.mark.slow
-def test_four_images_are_overfitted(corners, tmp_path, capsys):
+def test_a_run_overfits_four_images(corners, tmp_path, capsys):
     config = scenes.get_config()
     config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners, "training.images": 1000})
     metrics = cfinet_jax.train(config, str(tmp_path))
@@ -102,36 +93,5 @@ def test_four_images_are_overfitted(corners, tmp_path, capsys):
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
     capsys.readouterr()
-    assert evaluate(config, epath.Path(tmp_path)) == metrics  # of the checkpoint that it finds
+    assert evaluate(config, epath.Path(tmp_path)) == metrics  # from its checkpoint
     assert "boxes" in capsys.readouterr().out
-
-
-def run_in_new_process(workdir: Path, data_dir: str, images: int) -> None:
-    """Trains to `images` with the command line, in a process of its own."""
-    overrides = SMALL | {"dataset.data_dir": data_dir, "training.images": images}
-    settings = [f"--config.{key}={value}" for key, value in overrides.items()]
-    root = Path(__file__).parents[1]
-    where = ["--config=configs/scenes.py", f"--workdir={os.path.relpath(workdir, root)}"]  # relative, as people do
-    command = [sys.executable, "-m", "cfinet_jax.main", *where, *settings]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(corners, tmp_path):
-    config = scenes.get_config()
-    config.update_from_flattened_dict(SMALL | {"dataset.data_dir": corners})
-    for name, images in (("whole", 160), ("parts", 80)):
-        config.training.images = images
-        train(config, tmp_path / name)
-    run_in_new_process(tmp_path / "parts", corners, images=160)
-
-    template = create_run(config).state
-    ends = []
-    for name in ("whole", "parts"):
-        with checkpoint.open_checkpoints(epath.Path(tmp_path / name)) as checkpoints:
-            ends.append(checkpoint.restore(checkpoints, template))
-    (whole, whole_position), (parts, parts_position) = ends
-    assert int(whole.step) == int(parts.step) == 20 and whole_position == parts_position
-    for first, second in zip(*(jax.tree.leaves(each) for each in (whole, parts)), strict=True):
-        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))

@@ -62,18 +62,20 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
         return None
 
 
-def settings_of_model(workdir: epath.Path) -> dict[str, Any]:
+def recorded(workdir: epath.Path) -> dict[str, Any]:
     """Return the content of `settings.json`. Raises `UserError` if it is missing or damaged."""
     facts = read_settings(workdir)
     if facts is None:
-        path = workdir / "settings.json"
-        raise UserError(f"{path} is missing or damaged, so the model is unknown: choose another --workdir.")
+        raise UserError(
+            f"No run in {workdir} (settings.json is missing or damaged): choose another --workdir, or train first "
+            "(--mode=train)."
+        )
     return facts
 
 
 def check_same_run(workdir: epath.Path, settings: dict) -> None:
     """Raise `UserError` unless the run in the workdir has the same model, data, batch size and seed."""
-    before, now = identity(settings_of_model(workdir)["config"]), identity(settings)
+    before, now = identity(recorded(workdir)["config"]), identity(settings)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise UserError(

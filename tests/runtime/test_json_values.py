@@ -1,4 +1,4 @@
-"""What values of JSON say, whatever type they have been written as."""
+"""Values from JSON keep their meaning, whatever type they have."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from cfinet_jax.runtime import json_values
         ("[" * 10**5, "[" * 10**5, False), ("001", "001", False), ("nan", "nan", False),
     ],
 )  # fmt: skip
-def test_numbers_and_flags_are_what_their_text_says(value, number, flag):
+def test_numbers_and_flags_are_read_from_text(value, number, flag):
     found = json_values.number(value)
     assert found == number and type(found) is type(number)
     assert json_values.is_flag(found) == flag

@@ -1,4 +1,4 @@
-"""Paths that users name: patterns, home folders, buckets, and addresses that nobody can open."""
+"""Paths from users: patterns, home folders, buckets, and addresses that cannot be opened."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_addresses_that_cannot_be_opened_are_one_line(address, tmp_path, monkeyp
         lambda: load(address),
         lambda: training.train(config, address),
     ):
-        with pytest.raises(UserError, match="is an address that cannot be opened: give a path on a disk, or gs://"):
+        with pytest.raises(UserError, match="address that cannot be opened.*gs://"):
             fail()
     for more in (
         [f"--workdir={address}"],
@@ -75,12 +75,12 @@ NAMES = ["[2026] lab", "a*b?", "x[!a]", "[[]", "**", "what?", "[a-z]"]
 ROOT = Path(__file__).parents[2]
 
 
-def test_stores_are_told_from_disks():
+def test_buckets_are_told_from_disks():
     assert in_bucket("gs://bucket/run") and not in_bucket(epath.Path("/runs/gs"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_is_searched_under_its_own_name(name, tmp_path):
+def test_a_pattern_in_the_name_of_a_folder_is_literal(name, tmp_path):
     folder, decoy = epath.Path(tmp_path, name, "run"), epath.Path(tmp_path, "a", "run")
     for each, file in ((folder, "1.txt"), (decoy, "2.txt")):
         (each / "checkpoints" / "7").mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_a_folder_is_searched_under_its_own_name(name, tmp_path):
     assert [path.name for path in (folder / "dota").iterdir()] == ["Task1_car.txt"]
 
 
-def test_data_in_such_a_folder_are_prepared_and_opened(tmp_path):
+def test_data_in_a_folder_with_a_pattern_in_its_name_are_prepared_and_opened(tmp_path):
     folder = tmp_path / "[2026] lab *"
     (folder / "annotations").mkdir(parents=True)
     cv2.imwrite(str(folder / "1.png"), np.zeros((40, 60, 3), np.uint8))
@@ -112,7 +112,7 @@ def test_data_in_such_a_folder_are_prepared_and_opened(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_training_writes_what_cannot_be_read_again(name, tmp_path, monkeypatch):
+def test_a_workdir_that_orbax_could_not_read_again_is_refused(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     for workdir in (epath.Path(tmp_path, name, "run"), epath.Path("run")):  # the second is in the first
