@@ -29,7 +29,7 @@ def entries(draw, count: int, images: list[int], side, **fields) -> list[dict]:
 
 @st.composite
 def cases(draw) -> tuple[dict, list[dict]]:
-    """Draw from few places, sizes and scores, so that overlaps and scores tie, areas lie on bounds and boxes are empty."""
+    """Draw few places, sizes and scores, so that overlaps and scores tie, areas lie on bounds and boxes are empty."""
     images = draw(st.lists(st.integers(1, 99), min_size=1, max_size=3, unique=True))
     side = st.sampled_from([0, 2, 4, 6, 8, 12, 16, 32])
     flags = dict.fromkeys(FLAGS, st.sampled_from([0, 0, 0, 0, 1]))

@@ -14,6 +14,8 @@ from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Return a function that runs the command and returns its status, output and errors."""
