@@ -36,6 +36,15 @@ def check_workdir(workdir: epath.Path) -> None:
     """Raise `UserError` for a path with `[`, `*` or `?`: Orbax treats it as a pattern and would find no checkpoints."""
     if not in_bucket(workdir) and glob.has_magic(str(workdir.resolve())):
         raise UserError(f"{workdir.resolve()} contains one of [ * ?: choose another --workdir, without them.")
+    resolved(workdir)
+
+
+def resolved(workdir: epath.Path) -> epath.Path:
+    """Return the absolute path, as Orbax needs it. Raises `UserError` for a path that Orbax cannot encode."""
+    path = workdir if in_bucket(workdir) else workdir.resolve()
+    if str(path).encode(errors="ignore").decode() != str(path):
+        raise UserError(f"{path} is not valid in UTF-8, or in this locale (LANG): choose another --workdir.")
+    return path
 
 
 def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) -> ocp.CheckpointManager:
@@ -47,8 +56,9 @@ def open_checkpoints(workdir: epath.Path, keep: int = 2, create: bool = True) ->
         enable_async_checkpointing=False,  # the next step donates the buffers being written
     )
     handlers = {"state": ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAYS), "data": ocp.JsonCheckpointHandler()}
-    folder = workdir if in_bucket(workdir) else workdir.resolve()  # orbax refuses relative paths
-    return ocp.CheckpointManager(folder / "checkpoints", options=options, item_handlers=handlers)
+    checkpoints = ocp.CheckpointManager(resolved(workdir) / "checkpoints", options=options, item_handlers=handlers)
+    checkpoints._maybe_await_cleanup_tmp_directory()  # its thread would fail, with a traceback, while Python exits
+    return checkpoints
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any) -> None:
@@ -113,10 +123,13 @@ def silence() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, Any] | None:
+def restore(
+    checkpoints: ocp.CheckpointManager, template: TrainState, seek: Callable[[Any], None] = lambda _: None
+) -> tuple[TrainState, Any] | None:
     """Restore the newest undamaged checkpoint: the state, placed as `template` is, and its position in the data.
 
-    Returns None in a fresh workdir. Prints which checkpoints are damaged and were skipped.
+    Returns None in a fresh workdir. Prints which checkpoints are damaged and were skipped. `seek` is called with the
+    position; a checkpoint whose position it fails for is damaged.
 
     Raises:
       UserError: a checkpoint is of another model, or all of them are damaged.
@@ -126,7 +139,9 @@ def restore(checkpoints: ocp.CheckpointManager, template: TrainState) -> tuple[T
     with silence():
         for step in sorted(checkpoints.all_steps(), reverse=True):
             try:
-                restored = step, *read(checkpoints, step, template)
+                state, position = read(checkpoints, step, template)
+                seek(position)
+                restored = step, state, position
                 break
             except NO_DAMAGE:
                 raise

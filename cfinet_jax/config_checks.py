@@ -3,7 +3,6 @@
 import re
 import sys
 
-import jax
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
@@ -11,6 +10,7 @@ from cfinet_jax.input import dataset
 from cfinet_jax.input.sizes import input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import ROI_HEADS
+from cfinet_jax.runtime.settings import flatten
 from cfinet_jax.structures import BOX_NUMBERS
 
 SMALLEST, LARGEST = sys.float_info.min, sys.float_info.max  # so that infinity and NaN are outside every range
@@ -22,12 +22,19 @@ SHARE = 0, 1, "a number from 0 to 1"
 RANGES = {  # by pattern of the key; the first that matches applies
     r"frozen_stages|assign_modes|coarse_thresholds|dataset\.mean": ANY,
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
-    r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size)": COUNT,
+    r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
     r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
-    r"base_size|finest_scale|rescales": POSITIVE,
+    r"base_size|finest_scale|rescales|anchors_per_positive": POSITIVE,
     "": NOT_NEGATIVE,
+}
+SECTIONS = frozenset({"dataset", "detector", "optimizer", "training", "evaluation", "prediction"})
+LENGTHS = {  # of lists that have one, by pattern of the key; the first that matches applies
+    r"shape_stds|positive_fractions": 2,
+    r"quality_weights": 3,
+    r"oriented_rpn\.stds": 6,
+    r"proposal_network\..*stds": 4,
 }
 
 
@@ -52,16 +59,33 @@ def check_values(config: ConfigDict) -> None:
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Raise `UserError` for the first number of a config that is out of its range, NaN or infinite."""
+    """Raise `UserError` for the first number of a config that is out of its range, NaN, infinite or of another type.
+
+    Lists hold only numbers, and as many as are used; so does every key that `RANGES` names.
+    """
+    if missing := SECTIONS.difference(config):
+        raise UserError(f"The config lacks {', '.join(sorted(missing))}: set them, as configs/sodad.py does.")
     for key in ("mean", "std"):
         value = config.dataset[key]
         if len(value) != 3 or not all(isinstance(each, int | float) for each in value):
             raise UserError(f"dataset.{key} is {value}: give three numbers, for red, green and blue.")
-    for path, value in jax.tree_util.tree_leaves_with_path(config.to_dict()):
-        key = jax.tree_util.keystr(path, simple=True, separator=".")
-        least, most, wanted = next(limits for pattern, limits in RANGES.items() if re.search(pattern, key))
-        if isinstance(value, int | float) and not least <= value <= most:
-            raise UserError(f"{key} is {value}: make it {wanted}.")
+    head = ROI_HEADS.get(config.detector.get("roi_head", {}).get("name"))
+    lengths = LENGTHS | {r"roi_head\.stds": head and head.numbers}
+    for key, value in flatten(config.to_dict()).items():
+        listed = isinstance(value, tuple | list)
+        length = next((length for pattern, length in lengths.items() if re.search(pattern, key)), None)
+        if length and not (listed and len(value) == length):
+            raise UserError(f"{key} is {value!r}: give {length} numbers.")
+        found = ((re.search(pattern, key), limits) for pattern, limits in RANGES.items())
+        match, (least, most, wanted) = next((match, limits) for match, limits in found if match)
+        numeric = match.end() > max(key.rfind("."), 0)  # the key itself is named, not its section
+        for place, each in enumerate(value) if listed else [("", value)]:
+            name = f"{key}.{place}".rstrip(".")
+            number = isinstance(each, int | float) and not isinstance(each, bool)
+            if number and not least <= each <= most:
+                raise UserError(f"{name} is {each}: make it {wanted}.")
+            if not number and (listed or (numeric and each is not None)):
+                raise UserError(f"{name} is {each!r}: make it a number.")
 
 
 def check_windows(settings: ConfigDict) -> None:

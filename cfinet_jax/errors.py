@@ -6,6 +6,7 @@ import errno
 import gc
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -17,6 +18,8 @@ from typing import Any, NoReturn
 
 from etils import epath
 
+# Errors without class or number: for missing permissions (gcsfs), and for a folder or link in the place of a file.
+NO_NUMBER = ("Forbidden", "Cannot overwrite", "Cannot call rmtree")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOPPED = "Stopped by {}. Rerun the same command to complete it."
@@ -50,6 +53,8 @@ def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
     The status is 75 (EX_TEMPFAIL) after an interruption, 2 for a user error or a file or device that cannot be used,
     and 1 for anything else; the line then names a file with the traceback, or CFINET_JAX_TRACEBACK=1 shows it.
     """
+    # A closed one (>&-) is None.
+    sys.stdout, sys.stderr = (each or epath.Path(os.devnull).open("w") for each in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may not be encodable
             stream.reconfigure(errors="backslashreplace")
@@ -80,8 +85,7 @@ def known(error: Exception) -> str | None:
         return "The output was closed (broken pipe): write it to a file instead, then rerun the same command."
     if isinstance(cause, ImportError) and cause.name == "gcsfs":
         return f"A path on gs:// cannot be reached ({reason}): pip install gcsfs"
-    # gcsfs has no error class or number for missing permissions, only this word.
-    if isinstance(error, OSError) and (error.errno is not None or reason.startswith("Forbidden")):
+    if isinstance(error, OSError) and (error.errno is not None or reason.startswith(NO_NUMBER)):
         return (
             f"{error.filename or 'A file'} cannot be used ({error.strerror or reason}): fix its permissions, make room "
             "or choose another path; then rerun the same command."
@@ -130,5 +134,10 @@ def leave(number: int, _: FrameType | None) -> NoReturn:
 def end(status: int, line: str, name: str = "cfinet_jax: ") -> int:
     """Print why a command failed, on one line however many a library uses, and return the status."""
     with contextlib.suppress(OSError):  # a closed pipe
-        print(f"{name}{' '.join(line.split())}", file=sys.stderr, flush=True)
+        print(f"{name}{' '.join(without_password(line).split())}", file=sys.stderr, flush=True)
     return status
+
+
+def without_password(text: str) -> str:
+    """Remove user names and passwords from the addresses in a text."""
+    return re.sub(r"://[^/\s]*@", "://", text)

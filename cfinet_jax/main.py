@@ -93,7 +93,7 @@ def own_flags(name: str) -> dict[str, Any]:
                 raise UserError(f"--{flag} belongs to --mode={other}.")
     values = {flag: flags.FLAGS[flag].value for flag in MODES[name].flags}
     for flag, value in values.items():
-        if value is None and flag not in OPTIONAL:
+        if value in (None, "") and flag not in OPTIONAL:
             raise UserError(f"--{flag} is missing: --mode={name} needs it.")
     return values
 

@@ -88,17 +88,15 @@ def prepare(config: ConfigDict, workdir: epath.Path, opened: contextlib.ExitStac
     def claim() -> None:
         checkpoint.check_workdir(workdir)
         opened.enter_context(locked(workdir))
+        evaluate.check_replaceable(workdir, evaluate.evaluated(run.evaluation, config))
         write_settings(config, workdir, run.training.classes, run.training.category_ids)
 
     processes.by_the_first(claim)
 
     # The newest checkpoint, if there is one.
     checkpoints = opened.enter_context(checkpoint.open_checkpoints(workdir, config.training.keep_checkpoints))
-    if (restored := checkpoint.restore(checkpoints, run.state)) is None:
-        state = first_state(config, run)
-    else:
-        state, position = restored
-        batches.set_state(position)
+    restored = checkpoint.restore(checkpoints, run.state, batches.set_state)
+    state = first_state(config, run) if restored is None else restored[0]
     log = opened.enter_context(contextlib.closing(RunLog(workdir, int(state.step))))
     images = f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images"
     cut = "" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; "

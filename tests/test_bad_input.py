@@ -41,7 +41,7 @@ COMMANDS = {
     "--config.training.images=1.5": "--config.training.images=1.5",
     "--config.detector.backbone=3": "--config.detector.backbone=3",
     "--config.dataset.stored_size=512": "height and width",
-    "--config.dataset.image_size=(a,b)": "height and width",
+    '--config.dataset.image_size="(a,b)"': "dataset.image_size.0 is|make it a number",
     "--config.training.images": "Missing value|--config.training.images",
     "--workdri=x": "workdir",
     "seed=3": "'seed=3'|--config.key=value",
@@ -74,6 +74,7 @@ COMMANDS = {
     "--mode=evaluate --workdir=TMP/absent": "No checkpoint in TMP/absent|train first",
     PREDICT: "--images is missing|--mode=predict",
     "--mode=predict --images=TMP": "--output is missing|--mode=predict",
+    f"{PREDICT} --images=": "--images is missing|--mode=predict",
     "--images=TMP": "--images belongs to --mode=predict",
     "--mode=analyse --images=TMP": "--images belongs to --mode=predict",
     f"{PREDICT} --images=TMP": "No pictures at TMP",
@@ -156,6 +157,13 @@ def test_a_workdir_of_another_model_is_refused_for_training(trained, tiny_scenes
     before = snapshot(trained[0])
     ended = tiny.call_main(*tiny.arguments(tiny_scenes, trained[0]), f"--config.{key}=5")
     check_refusal(ended, "another run", key, "is 5", "--workdir")
+    assert snapshot(trained[0]) == before
+
+
+def test_results_of_other_data_are_not_replaced_by_training(trained, tiny_scenes, quick):
+    before = snapshot(trained[0])
+    ended = tiny.call_main(*tiny.arguments(tiny_scenes, trained[0]), "--config.dataset.eval_split=train")
+    check_refusal(ended, "holds results of other data", "split test, images 8; now", "split train, images 16")
     assert snapshot(trained[0]) == before
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +135,39 @@ def flip(path: Path, bit: int) -> None:
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
+
+
+def test_a_position_that_the_data_cannot_take_is_damage(two, capsys):
+    taken = []
+
+    def seek(position: dict) -> None:
+        taken.append(position["step"])
+        if position["step"] > newest:
+            raise IndexError("out of range")
+
+    with checkpoint.open_checkpoints(epath.Path(two), create=False) as checkpoints:
+        newest = 6
+        restored = checkpoint.restore(checkpoints, make_state(step=1), seek)
+        assert restored is not None and int(restored[0].step) == 5 and taken == [7, 5]
+        assert "7 in" in (said := capsys.readouterr().out) and "(out of range): using checkpoint 5 instead" in said
+        newest = 4
+        with pytest.raises(UserError, match="and there is no other"):
+            checkpoint.restore(checkpoints, make_state(step=1), seek)
+
+
+def test_opening_waits_for_the_thread_that_removes_leftovers(tmp_path):
+    (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir(parents=True)
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        assert not [*checkpoints.directory.iterdir()] and checkpoints._cleanup_tmp_directory_future is None
+
+
+@pytest.mark.parametrize("name", [b"lat\xff", b"\xff/run"])
+def test_a_workdir_that_orbax_cannot_encode_is_refused(name, tmp_path):
+    workdir = epath.Path(tmp_path, os.fsdecode(name))
+    for door in (checkpoint.check_workdir, checkpoint.open_checkpoints):
+        with pytest.raises(UserError, match="not valid in UTF-8.*: choose another --workdir"):
+            door(workdir)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_no_flipped_bit_changes_a_number(two, tmp_path, capsys, rng):

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax.build import discover_sizes
-from cfinet_jax.config_checks import RANGES, check_numbers
+from cfinet_jax.config_checks import RANGES, SECTIONS, check_numbers
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import with_sizes
 from cfinet_jax.restore import open_trained
@@ -40,6 +40,18 @@ REFUSED = {
     ("detector.imitation.temperature", 0.0): "more than 0",
     ("detector.proposal_network.coarse_to_fine.proposals.test.candidates", 0): "at least 1",
     ("seed", -1): "seed is -1: make it at least 0",
+    ("dataset.grey_range", ("a", "b")): "dataset.grey_range.0 is 'a': make it a number",
+    ("dataset.eval_batch_size", "8"): "dataset.eval_batch_size is '8': make it a number",
+    ("optimizer.decay_images", ("a",)): "optimizer.decay_images.0 is 'a': make it a number",
+    ("detector.imitation.shifts", (0.3, None)): "detector.imitation.shifts.1 is None: make it a number",
+    ("detector.imitation.rescales", (True,)): "detector.imitation.rescales.0 is True: make it a number",
+    ("detector.imitation.quality_weights", (1.0,)): "give 3 numbers",
+    ("detector.imitation.positive_fractions", ()): "give 2 numbers",
+    ("detector.roi_head.stds", (1.5,)): "detector.roi_head.stds is (1.5,): give 4 numbers",
+    ("detector.proposal_network.coarse_to_fine.fine_stds", (0.1,) * 5): "give 4 numbers",
+    ("detector.proposal_network.guided_anchor.shape_stds", (1.5,)): "give 2 numbers",
+    ("detector.proposal_network.coarse_to_fine.dilation", 0): "at least 1",
+    ("detector.proposal_network.coarse_to_fine.anchors_per_positive", 0.0): "more than 0",
 }
 
 
@@ -52,11 +64,21 @@ def test_no_mode_computes_with_a_number_out_of_range(key, value, tmp_path):
     changed = config
     for each in sections:
         changed = changed[each]
-    changed[name] = value
+    with changed.ignore_type():
+        changed[name] = value
     for door in (lambda: discover_sizes(config, epath.Path(tmp_path)), lambda: open_trained(tmp_path, config)):
         with pytest.raises(UserError) as error:
             door()
         assert REFUSED[key, value] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_missing_section_is_named(section):
+    config = tiny.tiny_config()
+    with config.unlocked():
+        del config[section]
+    with pytest.raises(UserError, match=f"The config lacks {section}: set them"):
+        check_numbers(config)
 
 
 @pytest.mark.parametrize("name", ["coco", "oriented", "scenes", "sodaa", "sodad"])

@@ -41,6 +41,9 @@ NO_GCSFS = ModuleNotFoundError("No module named 'gcsfs'", name="gcsfs")
     ("error", "status", "parts"),
     [
         (UserError("Change\nthis."), 2, ("cfinet_jax: Change this.",)),
+        (UserError("No http://me:secret@host/a.npz"), 2, ("No http://host/a.npz",)),
+        (IsADirectoryError("Cannot overwrite: /run/report.html is a directory"), 2, ("/run/report.html", "choose")),
+        (OSError("Cannot call rmtree on a symbolic link"), 2, ("symbolic link", "choose another path")),
         (Interrupted("Stopped. Go on."), 75, ("Stopped. Go on.",)),
         (PermissionError(errno.EACCES, "Permission denied", "/closed/x"), 2, ("/closed/x", "Permission denied")),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone"), 2, ("/gone", "rerun")),
@@ -71,6 +74,16 @@ def test_every_error_ends_in_one_line(error, status, parts, capsys, tmp_path, mo
     assert all(part in line for part in parts if part != "LOG")
     for log in logs:
         assert str(log) in line and "Traceback" in log.read_text() and "raise error" in log.read_text()
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_closed_output_is_no_failure(closed, monkeypatch):
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert exit_status(lambda: print(sys.stdout.isatty(), sys.stderr.isatty())) == 0
+    assert exit_status(raising(UserError("Change this."))) == 2
+    for name in closed:
+        getattr(sys, name).close()
 
 
 def test_the_missing_package_is_named_if_another_library_reports_it(capsys):

@@ -250,6 +250,16 @@ def test_an_interruption_keeps_what_is_done_and_the_same_command_resumes(
     assert not list((tmp_path / "out").glob("*unfinished*")) and not list((tmp_path / "out").glob("*.partial"))
 
 
+@pytest.mark.parametrize("line", [b'{"file_name": "0.p', b'{"other": 1}', b"[0]", b"[" * 100_000, b'{"a": "\xff"}'])
+def test_damaged_lines_of_an_interrupted_prediction_are_dropped(model, tmp_path, line):
+    assert predict_mode.resume(model, epath.Path(tmp_path)) == {}
+    entry = {"file_name": "1.png", "height": 1, "width": 2, "checksum": 3, "found": []}
+    with (tmp_path / "unfinished.jsonl").open("ab") as file:
+        file.write(line + b"\n" + json.dumps(entry).encode() + b"\n" + line)
+    for _ in range(2):
+        assert predict_mode.resume(model, epath.Path(tmp_path)) == {"1.png": entry}
+
+
 def test_other_settings_do_not_resume(trained, four, tmp_path):
     known = call(trained, four, tmp_path / "out", "--config.prediction.min_score=0.9")
     assert known[0] == 0
@@ -269,6 +279,22 @@ def test_the_output_may_be_where_the_pictures_are(trained, four, place):
     for images in (overlays, overlays / "0.png.png"):
         status, _, errors = call(trained, images, output)
         assert status == 2 and "choose another --output" in errors and len(errors.splitlines()) == 1
+
+
+def test_overlays_of_earlier_predictions_are_no_pictures_unless_they_are_named(four, tmp_path, capsys):
+    (four / "out" / "overlays").mkdir(parents=True)
+    shutil.copy(four / "0.png", four / "out" / "overlays")
+    names = {f"{number}.png" for number in range(4)}
+    images, other = epath.Path(four), epath.Path(tmp_path / "other")
+    assert predict_mode.files_in(images, other).keys() == names | {"out/overlays/0.png"}  # anybody's folder
+    for name in predict_mode.RESULTS:
+        (four / "out" / name).touch()
+    assert predict_mode.files_in(images, other).keys() == names
+    assert "Left out: 1 overlays" in capsys.readouterr().out
+    with pytest.raises(UserError, match="choose another --output or --images"):
+        predict_mode.files_in(images / "out", other)
+    for named in (images / "out" / "overlays", images / "out" / "overlays" / "0.png"):
+        assert predict_mode.files_in(named, other).keys() == {"0.png"}
 
 
 def test_names_that_are_long_alike_or_not_utf8_have_overlays_of_their_own(trained, large, tmp_path):
@@ -334,6 +360,15 @@ def test_other_kinds_of_pictures_are_detected_in(model, large, tmp_path, kind):
 def test_what_is_no_picture_is_refused(model, given):
     with pytest.raises(UserError, match="picture is"):
         model.predict(given)
+
+
+def test_a_picture_that_cannot_be_read_is_refused(model, large, tmp_path):
+    Image.fromarray(large).save(tmp_path / "a.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:3000])
+    with Image.open(tmp_path / "cut.jpg") as cut:
+        for given, words in (cut, "truncated"), ("http://x/y.png", "cannot be opened"), ("a\0b", "null byte"):
+            with pytest.raises(UserError, match=words):
+                model.predict(given)
 
 
 def test_where_nothing_can_be_read_it_says_so(trained, tmp_path):

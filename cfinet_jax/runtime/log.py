@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import directory_check
 from tensorboardX.summary import scalar
 
-from cfinet_jax.runtime.files import replace_text
+from cfinet_jax.runtime.files import read_text, replace_text
 from cfinet_jax.runtime.paths import in_bucket
 
 BUCKET_PAUSE = 60  # seconds between writes: a bucket takes a file once a second, and only as a whole
@@ -43,7 +43,7 @@ class RunLog:
 
     def __init__(self, workdir: epath.Path, step: int) -> None:
         self.path = workdir / "metrics.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        lines = read_text(self.path, "replace").splitlines() if self.path.exists() else []
         lines = [line for line in lines if logged_by(line, step)]
         self.evaluated = {entry["step"] for entry in map(json.loads, lines) if entry.get("kind") == "eval"}
         self.writes = jax.process_index() == 0

@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.runtime.files import DAMAGED, replace_text, writing
+from cfinet_jax.runtime.files import DAMAGED, read_text, replace_text, writing
 from cfinet_jax.runtime.paths import in_bucket, matching
 
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -52,10 +52,12 @@ def has_learnt(workdir: epath.Path) -> bool:
 def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
     """Return the content of `settings.json`, or None if it is missing or damaged."""
     try:
-        facts = json.loads((workdir / "settings.json").read_text())
-        named = isinstance(facts["classes"], list) and {type(name) for name in facts["classes"]} == {str}
-        numbered = [type(number) for number in facts["category_ids"]] == [int] * len(facts["classes"])
-        return facts if identity(facts["config"]) and named and numbered else None
+        facts = json.loads(read_text(workdir / "settings.json"))
+        classes, numbers = facts["classes"], facts["category_ids"]
+        named = isinstance(classes, list) and {type(name) for name in classes} == {str}
+        numbered = [type(number) for number in numbers] == [int] * len(classes)
+        once = len(set(classes)) == len(classes) == len(set(numbers))
+        return facts if identity(facts["config"]) and named and numbered and once else None
     except DAMAGED:
         return None
 

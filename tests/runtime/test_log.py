@@ -68,7 +68,17 @@ def test_a_workdir_of_other_classes_is_refused(tmp_path, classes, differs):
 
 @pytest.mark.parametrize(
     ("classes", "category_ids"),
-    [(None, None), ([], []), (["car", None], [1, 2]), ("c", [1]), (["car"], []), (["car"], ["1"]), ({"car": 1}, [1])],
+    [
+        (None, None),
+        ([], []),
+        (["car", None], [1, 2]),
+        ("c", [1]),
+        (["car"], []),
+        (["car"], ["1"]),
+        ({"car": 1}, [1]),
+        (["car", "car"], [1, 2]),
+        (["car", "bus"], [1, 1]),
+    ],
 )
 def test_settings_without_valid_classes_are_damaged(tmp_path, classes, category_ids):
     workdir = epath.Path(tmp_path)
@@ -77,6 +87,14 @@ def test_settings_without_valid_classes_are_damaged(tmp_path, classes, category_
     facts |= {"classes": classes, "category_ids": category_ids}
     (workdir / "settings.json").write_text(json.dumps(facts))
     assert read_settings(workdir) is None
+
+
+def test_settings_may_have_a_byte_order_mark(tmp_path):
+    write_settings(tiny.tiny_config(), epath.Path(tmp_path), ["car"], [1])
+    facts, content = read_settings(epath.Path(tmp_path)), (tmp_path / "settings.json").read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "settings.json").write_text(content, encoding)
+        assert facts is not None and read_settings(epath.Path(tmp_path)) == facts
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"config": {}}'])
@@ -99,8 +117,8 @@ def test_a_resumed_run_appends_its_events_and_a_new_run_starts_a_new_log(tmp_pat
         {"kind": "eval", "step": 1, "images": 8, "AP": None, "AP50": 0.25},
     ]
     assert list((tmp_path / "tensorboard").glob("events*"))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 7}\n{"kind": "tra')  # beyond the checkpoint, and cut off by a kill
+    with (tmp_path / "metrics.jsonl").open("ab") as file:  # beyond the checkpoint, not text, and cut off by a kill
+        file.write(b'{"kind": "train", "step": 7}\n\xff\x80\n{"kind": "tra')
     RunLog(epath.Path(tmp_path), step=4).close()
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 1]
     RunLog(epath.Path(tmp_path), step=0).close()
