@@ -156,14 +156,14 @@ def load(path: str | epath.Path) -> Model:
 
 def grey_range_of(files: Sequence[epath.Path]) -> Range | None:
     """Find the range of grey values of files from the same sample of them at every call; None if all have 8 bits."""
-    found = []
-    for file in random.Random(0).sample(files, min(SAMPLE, len(files))):
+    found, sample = [], random.Random(0).sample(files, min(SAMPLE, len(files)))
+    for file in sample:
         try:
             values = deep_values(read_bytes(file), str(file))
         except (OSError, UserError):  # it is named later
             continue
         found += [] if values is None else [extremes(values)]
-    return common_range(found)
+    return common_range(found, len(sample))
 
 
 def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, output: epath.PathLike) -> None:

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.origin import check_origin
 from cfinet_jax.input.pictures import Range, check_range, decode_image
-from cfinet_jax.input.records import Records, open_folder, read_account
+from cfinet_jax.input.records import Records, damaged, open_folder, read_account
 from cfinet_jax.runtime.files import read_bytes
 from cfinet_jax.runtime.paths import matching, user_path
 
-VERSION = re.compile(r"\d+\.\d+\.\d+")  # the name of a version's folder
+VERSION = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}")  # the name of a version's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +105,14 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, greys: Range | None) ->
     folder = epath.Path(builder.data_path)
     if split not in builder.info.splits:
         raise UserError(f"data set {folder} has no split '{split}': choose one of {', '.join(builder.info.splits)}")
+    records, account = Records(builder, split), read_account(folder, split)
+    if len(records) != account.get("images_kept", len(records)):
+        raise damaged(folder / "account.json", f"'{split}' has {len(records)} records")
     return Prepared(
-        source=Records(builder, split),
+        source=records,
         classes=tuple(builder.info.metadata["classes"]),
         category_ids=tuple(builder.info.metadata["category_ids"]),
-        account=read_account(folder, split),
+        account=account,
         boxes=builder.info.metadata.get("boxes", "horizontal"),  # older ones do not say it
         grey_range=greys,
     )

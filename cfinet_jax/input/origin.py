@@ -1,5 +1,6 @@
 """The folder and annotation files that a prepared data set was made from: recorded, and compared when it is opened."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.input.pictures import identity
 from cfinet_jax.runtime.files import length_and_time
 from cfinet_jax.runtime.paths import absolute
 
@@ -43,6 +45,13 @@ def unchanged(files: Iterable[str], before: list[int | str]) -> bool:
     return now[3:] == before[3:] if before[3:] else now[:3] == before
 
 
+def same_folder(first: str, second: str) -> bool:
+    """Whether two paths lead to one folder, perhaps through links."""
+    with contextlib.suppress(OSError, ValueError):  # there is none, or no file can have this name
+        return identity(epath.Path(first)) == identity(epath.Path(second))
+    return False
+
+
 def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
     """What was prepared in `folder` comes from the source and the annotations that the settings name, as they are now.
 
@@ -58,7 +67,7 @@ def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epat
     wanted = {"source": str(source), "annotations": " ".join(split_entries(settings.annotations))}
     for key, value in wanted.items():
         before = metadata.get(key, "")
-        if before != value:
+        if before != value and not (key == "source" and before and same_folder(before, value)):
             raise UserError(
                 f"{folder} was prepared from {before or UNNAMED[key]}, not from {value or UNNAMED[key]}: "
                 "delete this folder to prepare it again, or choose another --config.dataset.name"

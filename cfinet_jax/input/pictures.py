@@ -29,6 +29,7 @@ ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its value
 PLANAR = 0x011C  # the tag of a TIFF
 # Beginnings of files that may have more than 8 bits a value: TIFF, PNM, AVIF and JPEG 2000, HDR.
 DEEP = (b"II", b"MM", b"P", b"\0\0\0", b"\xff\x4f", b"#?")
+UNKNOWN = 1e30  # of a value; those from here on, as GDAL's -3.4e38, stand for none
 Range = tuple[float, float]  # the values that become 0 and 255
 say_once = functools.cache(functools.partial(print, flush=True))
 # Formats of which Pillow's header says the size that OpenCV decodes; it ignores the orientation of an AVIF, for one.
@@ -59,14 +60,14 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
 
 
 def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterator[epath.Path]:
-    """List every file in a folder and its folders, by name; links back to a folder that they lie in are passed over.
+    """List every file in a folder and its folders, by name; hidden ones and links back to a folder are passed over.
 
     Raises:
       UserError: a folder cannot be listed.
     """
     try:
         above = (above or frozenset(map(identity, folder.resolve().parents))) | {identity(folder)}
-        paths = sorted(folder.iterdir())
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"folder {folder} cannot be read ({error.strerror}): make it readable or move it") from error
     for path in paths:
@@ -113,7 +114,7 @@ def upright_size(file: epath.Path) -> tuple[int, int] | None:
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         pass  # Pillow refuses huge pictures, and does not know every format
     try:
-        return decode_image(read_bytes(file), str(file)).shape[:2]
+        return open_picture(file, (0, 1)).shape[:2]
     except (OSError, ValueError, UserError):
         return None
 
@@ -174,7 +175,7 @@ def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
     values = values[..., ::-1] if values.ndim == 3 else values
     if values.dtype == np.uint16:
         return values
-    known = np.isfinite(values)
+    known = np.isfinite(values) & (np.abs(values) < UNKNOWN)
     return np.where(known, values, values[known].min() if known.any() else 0).astype(np.float32)
 
 
@@ -253,8 +254,8 @@ def extremes(values: np.ndarray) -> Range:
     return low, high
 
 
-def common_range(found: Sequence[Range]) -> Range | None:
-    """Find the range of grey values of a whole data set, and say it; None if all of its pictures have 8 bits.
+def common_range(found: Sequence[Range], pictures: int) -> Range | None:
+    """Find the range of grey values of a data set of `pictures`, and say it; None if all of them have 8 bits.
 
     `found` are the `extremes` of the others, of which one in a hundred may be darker, and one brighter.
     """
@@ -264,7 +265,8 @@ def common_range(found: Sequence[Range]) -> Range | None:
     high = high if high > low else low + 1
     faint = sum(darkest + (high - low) / 10 > brightest for darkest, brightest in found)
     print(
-        f"Grey values of pictures with more than 8 bits: {low:g} becomes black and {high:g} white (dataset.grey_range)."
+        f"Grey values of the {len(found)} of {pictures} pictures with more than 8 bits: {low:g} becomes black and "
+        f"{high:g} white (dataset.grey_range)."
         + (f" {faint} of {len(found)} such pictures use less than a tenth of it: keep them apart." if faint else ""),
         flush=True,
     )
@@ -273,7 +275,11 @@ def common_range(found: Sequence[Range]) -> Range | None:
 
 def check_range(given: Any) -> Range | None:
     """The range of grey values that settings or metadata name, checked."""
-    if given is None or (len(given) == 2 and -np.inf < given[0] < given[1] < np.inf):
-        return given and (given[0], given[1])
+    if given is None:
+        return None
+    with contextlib.suppress(TypeError, ValueError):  # it is something else
+        low, high = given
+        if -np.inf < low < high < np.inf:
+            return low, high
     hint = 'give the values of black and white, such as --config.dataset.grey_range="(0, 4095)".'
     raise UserError(f"dataset.grey_range is {given}: {hint}")

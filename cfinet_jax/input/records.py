@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core import read_only_builder
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.runtime.files import length_and_time, read_text, reading
 
 OBJECTS: dict[str, type] = {  # columns with a row an object, and their types
     "bbox": np.float32,  # x1 y1 x2 y2 in pixels; of an oriented box those that enclose it
@@ -83,8 +84,9 @@ def open_folder(folder: epath.Path) -> tfds.core.DatasetBuilder:
     if boxes not in (None, *COLUMNS):
         raise damaged(folder / "metadata.json", f"boxes are {boxes!r}")
     try:
+        length_and_time(folder / "dataset_info.json")
         return Reader(folder, boxes or "horizontal")  # data prepared earlier do not say it
-    except DAMAGED as error:
+    except (OSError, *DAMAGED) as error:
         raise damaged(folder / "dataset_info.json", error) from error
 
 
@@ -94,9 +96,17 @@ def read_account(folder: epath.Path, split: str) -> dict[str, Any]:
     if not file.exists():
         return {}
     account = read_json(file, ACCOUNT).get(split)
-    if account is None or len(account.get("largest_picture", (1, 1))) != 2:
+    if account is None or not plausible(account):
         raise damaged(file, f"it does not describe '{split}'")
     return account
+
+
+def plausible(account: dict[str, Any]) -> bool:
+    """Whether the numbers of an account can be true together; older ones lack some."""
+    sides, images = account.get("largest_picture", (1, 1)), account.get("images_kept", 1)
+    kept = account.get("annotations_kept", 0)
+    most = account.get("most_objects", kept)
+    return len(sides) == 2 and min(sides) > 0 and images > 0 and images * most >= kept >= most >= 0
 
 
 class Records(Sequence[dict[str, Any]]):
@@ -107,8 +117,8 @@ class Records(Sequence[dict[str, Any]]):
         self.classes = len(builder.info.metadata["classes"])
         try:
             for file in builder.info.splits[split].filepaths:
-                if not epath.Path(file).exists():
-                    raise UserError(f"{file} is missing: delete {self.folder} and prepare the data set again")
+                with reading(epath.Path(file), f"delete {self.folder} and prepare it again") as path:
+                    length_and_time(path)
             self.source = builder.as_data_source(split)
         except DAMAGED as error:
             raise damaged(self.folder / "dataset_info.json", error) from error
@@ -122,9 +132,14 @@ class Records(Sequence[dict[str, Any]]):
     def __getitem__(self, position: Any) -> Any:
         try:
             record = self.source[position]
-            incomplete = any(value is None for value in (record | record["objects"]).values())
-            if incomplete or record["objects"]["label"].max(initial=-1) >= self.classes:
-                raise ValueError("a value is missing, or its class is not in metadata.json")
+            objects = record["objects"]
+            if any(value is None for value in (record | objects).values()) or len({*map(len, objects.values())}) > 1:
+                raise ValueError("a value is missing")
+            low, high = np.split(objects["bbox"], 2, axis=1)
+            finite = all(np.isfinite(column).all() for column in objects.values())
+            if not (finite and (low <= high).all() and np.isin(objects["label"], range(-1, self.classes)).all()):
+                raise ValueError("a box is no box, or its class is not in metadata.json")
+            _ = record["path"].decode(), record["file_name"].decode()
             return record
         except DAMAGED as error:
             raise damaged(self.folder, f"record {position} of '{self.split}': {error}") from error
@@ -136,10 +151,10 @@ class Records(Sequence[dict[str, Any]]):
 def read_json(file: epath.Path, form: Any) -> Any:
     """Read a JSON file of a prepared folder, whose content must have a form (see `fits`)."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_text(file))
     except FileNotFoundError as error:
         raise damaged(file, "it is missing") from error
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(file, error) from error
     if not fits(content, form):
         raise damaged(file, "its values are of other types than preparation writes")

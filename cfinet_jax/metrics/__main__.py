@@ -7,7 +7,7 @@ import sys
 
 from etils import epath
 
-from cfinet_jax.errors import Parser, exit_status
+from cfinet_jax.errors import Parser, UserError, exit_status
 from cfinet_jax.metrics.json_files import read_detections, read_ground_truth
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
@@ -31,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
 
 def score_files(protocol: str, annotations: str, detections: str, output: str | None) -> None:
     """Prints the table of scores, and writes them if `output` says where."""
+    if output and epath.Path(output).is_dir():
+        raise UserError(f"--output={output} is a folder: name a file")
     rules = PROTOCOLS[protocol]
     ground_truth = read_ground_truth(annotations, rules.boxes)
     metrics = score(ground_truth, read_detections(detections, ground_truth, rules.boxes), rules)

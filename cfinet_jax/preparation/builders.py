@@ -129,6 +129,8 @@ NAMED = {"scenes", "sodad", *PUBLISHED}  # names of data sets that say of which 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Build a data set unless it is there already; a build that breaks off leaves nothing behind."""
     if builder.data_path.exists():
+        if not (builder.data_path / "dataset_info.json").exists():
+            raise UserError(f"{builder.data_path} holds no prepared data set: delete it, then prepare again")
         print(f"{builder.name} is already prepared in {builder.data_path}: delete this folder to prepare it again")
         return
     tfds.disable_progress_bar()  # the builders show their own, with the time left

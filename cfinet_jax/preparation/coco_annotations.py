@@ -228,8 +228,10 @@ def image_problem(image: dict[str, Any], journal: Journal, tasks: Mapping[int, T
         if picture is not None:
             size, deep = picture.shape[:2], picture.dtype != np.uint8
             made = {"greys": extremes(picture)} if deep else None
-            if task and size == stated:  # what is made of a picture is made of 8 bits
-                made = task(decode_bgr(encoded, "") if deep else picture)
+            if task and size == stated:
+                if deep:
+                    raise UserError(f"{path} has more than 8 bits a value, and windows have 8: leave out --windows")
+                made = task(picture)
         journal.note(state, size, made, trait_of(encoded))
     if journal.sizes[state] is None:
         return "image broken or cut short, skipped"

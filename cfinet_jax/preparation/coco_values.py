@@ -10,6 +10,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.runtime import files, json_values
 
 NUMBERS = ("id", "image_id", "category_id", "height", "width", "area")
+BOXES = ("bbox", "rbox", "poly")
 FLAGS = ("ignore", "iscrowd")
 
 
@@ -29,9 +30,9 @@ def convert(path: epath.Path, entry: dict[str, Any], flags: Sequence[str] = FLAG
     Raises:
       UserError: a flag is neither 0 nor 1.
     """
-    for key in (*NUMBERS, *flags):
+    for key in (*NUMBERS, *BOXES, *flags):
         value = entry.get(key)
-        if type(value) in (str, float):
+        if type(value) in (str, float) or (key in BOXES and value is not None):
             entry[key] = value = json_values.number(value)
         if key in flags and not json_values.is_flag(value):
             raise UserError(f"annotation file {path}: '{key}' is {json_values.shown(value)}, which must be 0 or 1")

@@ -14,10 +14,11 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.pictures import ENDINGS
+from cfinet_jax.metrics.units import MIN_BOXES
 from cfinet_jax.preparation.coco_annotations import Split, check_split, read_splits
 from cfinet_jax.preparation.coco_layout import SPLITS
 from cfinet_jax.preparation.journal import Journal
-from cfinet_jax.preparation.label_files import coco_of, number, read_lines
+from cfinet_jax.preparation.label_files import by_label_file, coco_of, number, read_lines
 from cfinet_jax.runtime.paths import matching
 
 HEADERS = ("imagesource:", "gsd:")  # beginnings of lines that are of no object
@@ -47,9 +48,15 @@ def read_dota(source: epath.Path, journal: Journal) -> dict[str, Split]:
 
 
 def class_names(labels: itertools.chain[epath.Path]) -> list[str]:
-    """Every class that a sound line of the label files names, by name."""
+    """Every class that a sound line of the label files names, by name; lines that begin with the class are refused."""
     lines = (parse(text) for path in labels for _, text in read_lines(path))
-    return sorted({line.name for line in lines if line and len(line.polygon) == CORNERS and line.name})
+    found = {(line.name, line.polygon[0]) for line in lines if line and len(line.polygon) == CORNERS and line.name}
+    names = {name for name, _ in found}
+    numeric = [name for name in names if math.isfinite(number(name))]
+    # Where the class comes first, there are fewer first numbers than last corners.
+    if len({first for _, first in found}) < len(numeric) >= max(MIN_BOXES, len(names) / 2):
+        raise UserError(f"labelTxt names {len(numeric)} classes such as {numeric[0]}: give the class after the corners")
+    return sorted(names)
 
 
 def read_folder(
@@ -57,11 +64,12 @@ def read_folder(
 ) -> Split:
     """A split: every label file describes the image of its name in `images`; how many have none is printed."""
     images = folder / "images"
-    pictures = {path.stem: path for path in matching(images, "*") if path.suffix.lower() in ENDINGS}
-    unlabelled = sorted(pictures.keys() - {path.stem for path in labels})
+    found = (path for path in matching(images, "*") if path.suffix.lower() in ENDINGS)
+    pictures = by_label_file(found, lambda path: folder / "labelTxt" / f"{path.stem}.txt")
+    unlabelled = sorted(path.stem for path in pictures.keys() - set(labels))
     if unlabelled:
         print(f"{split}: {len(unlabelled)} pictures without a label file are left out, {unlabelled[0]} the first")
-    files = [(pictures.get(path.stem, images / f"{path.stem}.png"), path) for path in labels]
+    files = [(pictures.get(path, images / f"{path.stem}.png"), path) for path in labels]
     names = {place: name for name, place in ids.items()}
     coco = coco_of(files, names, images, partial(read_label, ids=ids))
     return check_split(split, coco, folder / "labelTxt", images, journal, labels, boxes="oriented")

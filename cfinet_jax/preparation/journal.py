@@ -4,6 +4,7 @@ It lies in `DATA_DIR/NAME.unfinished` with whatever else is not to be made twice
 whole.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -72,11 +73,15 @@ class Journal:
 def read_lines(file: epath.Path) -> Iterator[tuple[State, tuple[Size, Trait, Any]]]:
     """The whole lines of a journal's file."""
     for line in file.read_bytes().splitlines():
-        try:
-            state, size, trait, made = json.loads(line)
-        except ValueError:
-            continue
-        yield tuple(state), (size and tuple(size), tuple(trait), made)
+        with contextlib.suppress(ValueError, RecursionError):
+            match json.loads(line):
+                case [
+                    [str(path), int(length), int(time)],
+                    None | [int(), int()] as size,
+                    [str(digest), int(orientation)],
+                    None | [*_] | {"greys": [float(), float()]} as made,
+                ]:
+                    yield (path, length, time), ((size[0], size[1]) if size else None, (digest, orientation), made)
 
 
 def state_of(picture: epath.Path) -> State:

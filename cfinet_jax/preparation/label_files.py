@@ -36,6 +36,18 @@ def coco_of(
     return {"images": described, "annotations": annotations, "categories": categories}
 
 
+def by_label_file(
+    pictures: Iterable[epath.Path], label_file: Callable[[epath.Path], epath.Path]
+) -> dict[epath.Path, epath.Path]:
+    """Return pictures by their label files; refuse two that share one, as a picture and its mask may."""
+    found: dict[epath.Path, epath.Path] = {}
+    for picture in pictures:
+        labels = label_file(picture)
+        if found.setdefault(labels, picture) != picture and files.exists(labels):
+            raise UserError(f"{found[labels]} and {picture} share the label file {labels}: move one of them elsewhere")
+    return found
+
+
 def read_lines(path: epath.Path) -> list[tuple[int, str]]:
     """The lines of a label file that say something, with their numbers from 1; none where there is no file."""
     try:

@@ -10,11 +10,12 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.origin import LABELS
 from cfinet_jax.metrics.protocols import is_regions
-from cfinet_jax.metrics.units import MIN_BOXES, suspect_units
-from cfinet_jax.preparation.coco_boxes import are_numbers
+from cfinet_jax.metrics.units import MIN_BOXES, suspect_units, tell_areas
+from cfinet_jax.preparation.coco_boxes import are_numbers, is_number
 
 MOST = 0.5  # share of the boxes; in no sound file so many are cut, skipped or below a pixel
 BOX_PROBLEMS = ("box", "oriented box", "polygon is not")  # beginnings of what is noted of a single box
+CLIPPED = "clipped"  # the end of what is noted of one that was cut, as tiles cut many
 TURNED = "image with an EXIF orientation, turned upright: check that its boxes are drawn on the upright image"
 Groups = Mapping[int, Sequence[dict[str, Any]]]  # annotations by the id of their image
 
@@ -38,14 +39,16 @@ def check_content(
             f"{listed[repeated[0]]} times): make them one entry each, which all annotations of the image refer to"
         )
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
-    pairs = ((entry.get("bbox"), sizes[key]) for key, group in groups.items() for entry in group)
-    upright = [pair for pair in pairs if boxes == "horizontal" and are_numbers(pair[0], 4)]
-    suspicion = suspect_boxes(upright)
-    bad = [(problem, name) for problem, names in problems.items() if problem.startswith(BOX_PROBLEMS) for name in names]
+    pairs = ((entry, sizes[key]) for key, group in groups.items() for entry in group)
+    upright = [pair for pair in pairs if boxes == "horizontal" and are_numbers(pair[0].get("bbox"), 4)]
+    suspicion = suspect_boxes([(entry["bbox"], size) for entry, size in upright])
+    kinds = (each for each in problems if each.startswith(BOX_PROBLEMS) and not each.endswith(CLIPPED))
+    bad = [(problem, name) for problem in kinds for name in problems[problem]]
     if suspicion is None and len(bad) >= max(MIN_BOXES, MOST * len(used)):
         suspicion = f"those of other images ({len(bad)} of {len(used)}, for example {bad[0][1]}: {bad[0][0]})"
     if suspicion:
         raise UserError(f"the boxes of {path} look like {suspicion}: convert them, or correct the image sizes")
+    tell_areas(path, [entry for entry, _ in upright if is_number(entry.get("area")) and entry["area"] > 0])
 
 
 def check_classes(path: epath.Path, names: Mapping[int, str], numbers: set[int]) -> None:
@@ -90,9 +93,10 @@ def compare_splits(splits: Mapping[str, Any], seen: Mapping[str, tuple[str, int]
             problems["split without an object to score"] = [split]
         for record in content.records:
             content_hash, orientation = seen.get(record["path"], (record["path"], 1))
-            owner = owners.setdefault(content_hash, split)
-            if owner != split:
-                problems.setdefault(f"image that is also in '{owner}', kept", []).append(record["file_name"])
+            if owner := owners.get(content_hash):
+                problem = "image given twice, kept" if owner == split else f"image that is also in '{owner}', kept"
+                problems.setdefault(problem, []).append(record["file_name"])
+            owners.setdefault(content_hash, split)
             if orientation != 1 and record["objects"]["id"]:
                 problems.setdefault(TURNED, []).append(record["file_name"])
         for folder in sorted({file.parent for file in content.labels}):

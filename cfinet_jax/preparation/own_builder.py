@@ -15,7 +15,7 @@ from cfinet_jax.input.pictures import common_range
 from cfinet_jax.input.records import features
 from cfinet_jax.preparation.coco_annotations import Split, read_splits, summary
 from cfinet_jax.preparation.features import columns
-from cfinet_jax.preparation.journal import Journal
+from cfinet_jax.preparation.journal import Journal, state_of
 from cfinet_jax.preparation.oddities import compare_splits
 from cfinet_jax.runtime.paths import matching
 
@@ -68,9 +68,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, list[Callable[[], Iterator]]]:
         splits, record = self._read_recorded()
-        first = next((split for split in splits if split != "test"), "test")
-        categories = splits[first].categories
-        splits = read_splits(splits, partial(check_same_categories, first, categories))
+        categories = next(iter(splits.values())).categories
         named = {"classes": list(categories.values()), "category_ids": list(categories), "boxes": self.boxes}
         self.info.metadata.update(self.origin, **record, **named)
         accounts = {split: content.account for split, content in splits.items()}
@@ -87,10 +85,15 @@ class Builder(tfds.core.ShardBasedBuilder):
         try:
             with Journal(self.unfinished) as journal:
                 splits = self.read(journal)
+                first = next((split for split in splits if split != "test"), "test")
+                splits = read_splits(splits, partial(check_same_categories, first, splits[first].categories))
                 compare_splits(splits, journal.seen)
             files = sorted({str(file) for content in splits.values() for file in content.files})
-            greys = [made["greys"] for made in journal.made.values() if isinstance(made, dict)]
-            return splits, {"files": files, "state": state(files), "grey_range": common_range(greys)}
+            # The journal may know pictures that are used no more.
+            kept = {each["path"] for content in splits.values() if not content.pictures for each in content.records}
+            made = [journal.made.get(state_of(epath.Path(path))) for path in kept]
+            greys = [each["greys"] for each in made if isinstance(each, dict)]
+            return splits, {"files": files, "state": state(files), "grey_range": common_range(greys, len(kept))}
         except OSError as error:  # `data/prepare.py` takes others for a failure to write
             reason = " ".join(str(error.strerror or error).split())
             raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error

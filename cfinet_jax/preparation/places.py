@@ -65,6 +65,7 @@ class Places:
                 folders.clear()
                 continue
             seen.add(real)
+            folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 files[spelling(name)[0]].append(epath.Path(folder) / name)
         return files

@@ -11,6 +11,7 @@ from cfinet_jax.preparation.coco_annotations import Split, check_split, summary
 from cfinet_jax.preparation.coco_layout import SPLITS
 from cfinet_jax.preparation.coco_values import convert, load_json
 from cfinet_jax.preparation.journal import Journal
+from cfinet_jax.preparation.label_files import by_label_file
 from cfinet_jax.preparation.sodad import strays
 from cfinet_jax.preparation.sodad_account import compare, count_objects, histogram, table
 from cfinet_jax.runtime.paths import matching
@@ -50,14 +51,15 @@ def read_sodaa(source: epath.Path, journal: Journal) -> dict[str, Split]:
 
 def coco_of(files: list[epath.Path], folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
     """The content of a COCO file, from those of images that lie in a folder, perhaps in folders of it."""
-    pictures = {path.stem: path for path in files_in(folder) if path.suffix.lower() in ENDINGS}
+    found = (path for path in files_in(folder) if path.suffix.lower() in ENDINGS)
+    pictures = by_label_file(found, lambda path: files[0].parent / f"{path.stem}.json")
     described, annotations, names = [], [], {}
     for image_id, file in enumerate(files, start=1):
         content = read_file(file)
         for category in content.get("categories", ()):
             if names.setdefault(category["id"], category["name"]) != category["name"]:
                 raise UserError(f"{file} calls the category {category['id']} otherwise than the files before it")
-        picture = pictures.get(file.stem, folder / f"{file.stem}.jpg")
+        picture = pictures.get(file, folder / f"{file.stem}.jpg")
         height, width = upright_size(picture) or (0, 0)  # the check names one that cannot be read, and drops it
         name = str(picture.relative_to(folder))
         described.append({"id": image_id, "file_name": name, "height": height, "width": width})

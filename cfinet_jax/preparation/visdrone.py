@@ -55,8 +55,9 @@ def read_folder(split: str, folder: epath.Path, source: epath.Path, journal: Jou
 def read_label(line: str, height: int, width: int) -> dict[str, Any]:
     """A line `x,y,w,h,score,category,truncation,occlusion`, in pixels, perhaps with a comma at its end."""
     values = [number(word) for word in line.strip().rstrip(",").split(",")]
+    category = whole(values[5]) if len(values) > 5 else None
     return {
-        "category_id": whole(values[5]) if len(values) > 5 else None,
+        "category_id": category if category in NAMES else None,
         "bbox": values[:4] if len(values) == 8 else None,
         "ignore": len(values) > 4 and values[4] == 0,  # a score of 0: not to be considered
     }

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -9,12 +10,15 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.pictures import find_pictures
+from cfinet_jax.metrics.units import MIN_BOXES
 from cfinet_jax.preparation.coco_annotations import Split, check_split, read_splits
 from cfinet_jax.preparation.coco_layout import SPLITS
 from cfinet_jax.preparation.journal import Journal
-from cfinet_jax.preparation.label_files import coco_of, number, whole
+from cfinet_jax.preparation.label_files import by_label_file, coco_of, number, whole
 from cfinet_jax.preparation.places import OUTSIDE, Places
 from cfinet_jax.runtime import files, json_values
+
+LIKE_SPLITS = ("train", "val", "test", "dev", "eval", "<<")  # beginnings of keys
 
 
 def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
@@ -31,8 +35,11 @@ def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
     found_in = find_splits(description, root, path, places)
 
     def read(split: str, found: list[epath.Path]) -> Split:
+        by_label_file(found, label_file)
         labels = [label_file(image) for image in found]
         coco = coco_of(zip(found, labels, strict=True), names, root, read_label)
+        if len(coco["annotations"]) >= MIN_BOXES and all(each.pop("flagged") for each in coco["annotations"]):
+            raise UserError(f"every line of {labels[0]} and so on is a box and two more numbers: remove these")
         content = check_split(split, coco, path, root, journal, labels, places=places)
         lists = [place for place in found_in[split] if not place.is_dir()]
         return content._replace(files=(*content.files, *lists))
@@ -42,11 +49,20 @@ def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
     return read_splits(images, read)
 
 
+class Loader(yaml.BaseLoader):
+    """Makes nothing but text, lists and dictionaries: a class called `no` is not False. No key may stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        repeated = [key for key, count in Counter(str(key.value) for key, _ in node.value).items() if count > 1]
+        if repeated:
+            raise yaml.YAMLError(f"the key {repeated[0]} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def load_description(path: epath.Path) -> dict[str, Any]:
     """The content of `data.yaml`, every number and word as text."""
     try:
-        # The base loader makes nothing but text, lists and dictionaries: a class called `no` is not False.
-        description = yaml.load(files.read_text(path), yaml.BaseLoader)
+        description = yaml.load(files.read_text(path), Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): --source is the folder of data.yaml") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -93,16 +109,13 @@ def find_splits(
     description: dict[str, Any], root: epath.Path, path: epath.Path, within: Places
 ) -> dict[str, list[epath.Path]]:
     """The places of every split; `test` may be absent beside others: Roboflow always names it."""
-    places: dict[str, list[epath.Path]] = {}
-    for split in SPLITS:
-        entries = description.get(split)
-        if split == "test" and places and isinstance(entries, str) and find_place(within, root, entries) is None:
-            print(f"test: {' '.join(str(root / entries).split())} is no folder and no .txt, skipped")
-        elif entries:
-            places[split] = find_places(entries, root, f"'{split}' of {path}", within)
-    if not places:
+    strange = [key for key in description if key not in SPLITS and str(key).startswith(LIKE_SPLITS)]
+    if strange:
+        print(f"{path}: {json_values.shown(strange)} is passed over, since splits are called {', '.join(SPLITS)}")
+    named = {split: entries for split in SPLITS if (entries := description.get(split))}
+    if not named:
         raise UserError(f"{path} names no images: add 'train' and 'val', each a folder, a list of folders or a .txt")
-    return places
+    return read_splits(named, lambda split, entries: find_places(entries, root, f"'{split}' of {path}", within))
 
 
 def find_places(entries: Any, root: epath.Path, where: str, within: Places) -> list[epath.Path]:
@@ -174,5 +187,6 @@ def read_label(line: str, height: int, width: int) -> dict[str, Any]:
             box = (min(x), min(y), max(x) - min(x), max(y) - min(y))
     return {
         "category_id": whole(category),
+        "flagged": len(values) == 6 and values[4].is_integer() and values[5].is_integer(),
         "bbox": box and [share * side for share, side in zip(box, (width, height, width, height), strict=True)],
     }

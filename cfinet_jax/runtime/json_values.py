@@ -6,7 +6,12 @@ from typing import Any
 
 
 def number(value: Any) -> Any:
-    """Return the number that a text says, and a whole one where it is written as a float; anything else as it is."""
+    """Return the number that a text says, and a whole one where it is written as a float; anything else as it is.
+
+    Of a list, the texts become numbers.
+    """
+    if isinstance(value, list):
+        return [number(each) if isinstance(each, str) else each for each in value]
     if isinstance(value, str):
         try:
             value = json.loads(value.strip().lower())
