@@ -64,7 +64,9 @@ def test_ground_truth_in_coco_format(prepared):
     assert sum(entry["category_id"] == len(CLASSES) + 1 for entry in truth["annotations"]) == regions
 
 
-@pytest.mark.parametrize("leftover", ["incomplete.AB12_1.0.0", "1.0.0_old", "1.0", "copy of 1.0.0", "v1.0.0"])
+@pytest.mark.parametrize(
+    "leftover", ["incomplete.AB12_1.0.0", "1.0.0_old", "1.0", "copy of 1.0.0", "v1.0.0", "01.0.0", "1.00.0", "1.0.00"]
+)
 def test_leftovers_beside_a_version_are_passed_over(tmp_path, leftover):
     settings = ConfigDict({"data_dir": str(tmp_path), "name": "mine"})
     for version in ("1.0.0", leftover):

@@ -1,6 +1,7 @@
 """A prepared folder of somebody else: it runs no code, and damage ends in one line."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -92,6 +93,11 @@ ONE_FILE: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("metadata.json", "oriented boxes", edited(lambda kept: kept | {"boxes": "oriented"})),
     ("metadata.json", "source as a number", edited(lambda kept: kept | {"source": 3})),
     ("metadata.json", "files as text", edited(lambda kept: kept | {"files": "abc"})),
+    ("account.json", "no objects", edited(lambda kept: kept | {"train": kept["train"] | {"most_objects": 0}})),
+    ("account.json", "fewer than none", edited(lambda kept: kept | {"train": kept["train"] | {"most_objects": -3}})),
+    ("account.json", "too many", edited(lambda kept: kept | {"train": kept["train"] | {"most_objects": 10**9}})),
+    ("account.json", "no pixel", edited(lambda kept: kept | {"train": kept["train"] | {"largest_picture": [0, 30]}})),
+    ("account.json", "more images", edited(lambda kept: kept | {"train": kept["train"] | {"images_kept": 99}})),
     ("account.json", "without train", edited(lambda kept: {"val": kept["val"]})),
     ("account.json", "train as a list", edited(lambda kept: kept | {"train": []})),
     ("account.json", "size as text", edited(lambda kept: kept | {"train": {"largest_picture": ["20", "30"]}})),
@@ -103,6 +109,8 @@ ONE_FILE: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("dataset_info.json", "unknown key", edited(lambda kept: kept | {"colour": "red"})),
     ("dataset_info.json", "splits as text", edited(lambda kept: kept | {"splits": "train"})),
     ("dataset_info.json", "more records than there are", edited(partial(info, shardLengths=["31"]))),
+    ("dataset_info.json", "half of the records", edited(partial(info, shardLengths=["15"]))),
+    ("dataset_info.json", "a record fewer", edited(partial(info, shardLengths=["29"]))),
     ("dataset_info.json", "no record", edited(partial(info, shardLengths=["0"]))),
     ("dataset_info.json", "no shard", edited(partial(info, shardLengths=[]))),
     ("dataset_info.json", "another template", edited(partial(info, filepathTemplate="{NOTHING}"))),
@@ -121,6 +129,53 @@ def test_damage_is_said_in_one_line(copied, file, name, change):
     with pytest.raises(UserError, match=r"delete .* and prepare it again|is missing: delete") as error:
         open_all(copied)
     assert "\n" not in str(error.value) and str(copied) in str(error.value)
+
+
+@pytest.mark.parametrize("file", [*FILES, RECORDS])
+def test_a_pipe_is_no_file(copied, file):
+    (copied / file).unlink()
+    os.mkfifo(copied / file)
+    with pytest.raises(UserError, match=f"{file}.* is .*damaged .*delete .* and prepare it again"):
+        open_all(copied)
+
+
+@pytest.mark.parametrize("given", [["0", "4095"], 7, {"low": 0}, [[0, 1], 2], "09", [5, 5]])
+def test_a_range_of_something_else_is_refused(copied, given):
+    metadata = json.loads((copied / "metadata.json").read_text())
+    (copied / "metadata.json").write_text(json.dumps(metadata | {"grey_range": given}))
+    with pytest.raises(UserError, match="dataset.grey_range is .*: give the values"):
+        open_all(copied)
+
+
+WRONG: dict[str, dict[str, Any]] = {  # what a record of one object may not hold
+    "NaN": {"bbox": [[np.nan, 3, 9, 8]]},
+    "infinite": {"bbox": [[2, 3, np.inf, 8]]},
+    "reversed": {"bbox": [[9, 3, 2, 8]]},
+    "an area of NaN": {"area": [np.nan]},
+    "a class below all": {"label": [-2]},
+    "a class beyond all": {"label": [2]},
+    "a column more": {"label": [0, 1]},
+    "a column fewer": {"ignore": []},
+    "a path of other bytes": {"path": b"caf\xe9.png"},
+    "a name of other bytes": {"file_name": b"\xff"},
+}
+
+
+@pytest.mark.parametrize("row", WRONG)
+def test_a_record_that_cannot_be_is_said_in_one_line(whole, row):
+    records = open_all(whole / "mine" / "1.0.0")["train"].source
+    record = records[1]
+    for key, value in WRONG[row].items():
+        if isinstance(value, bytes):
+            record = record | {key: value}
+        else:
+            column = np.array(value, records[1]["objects"][key].dtype).reshape(
+                -1, *records[1]["objects"][key].shape[1:]
+            )
+            record = record | {"objects": record["objects"] | {key: column}}
+    records.source = [record]
+    with pytest.raises(UserError, match=r"record 0 of 'train': .*: delete .* and prepare it again"):
+        records[0]
 
 
 def test_missing_metadata_are_said_in_one_line(copied):

@@ -71,7 +71,7 @@ BAD = {  # ground truth, detections and what is said of them
     "image without id": ({**TRUTH, "images": [{}]}, [], "truth.json, 'images': entry 1 needs id"),
     "annotation without box": ({**TRUTH, "annotations": [{"image_id": 1}]}, [], "'annotations': entry 1 needs bbox"),
     "area of another type": (
-        {**TRUTH, "annotations": [OBJECT | {"area": None}]},
+        {**TRUTH, "annotations": [OBJECT | {"area": "wide"}]},
         [],
         "area of entry 1 must be a finite",
     ),
@@ -84,6 +84,14 @@ BAD = {  # ground truth, detections and what is said of them
     "score NaN": (TRUTH, [FOUND | {"score": float("nan")}], "score of entry 1 must be a finite number, not 'nan'"),
     "score infinite": (TRUTH, [FOUND | {"score": float("inf")}], "score of entry 1 must be a finite number"),
     "box NaN": (TRUTH, [FOUND | {"bbox": [0, 0, 1, float("nan")]}], "bbox of entry 1 must be four finite numbers"),
+    "a negative side": (TRUTH, [FOUND | {"bbox": [0, 0, 1, -1]}], "bbox of entry 1 must be four finite numbers"),
+    "corners the wrong way round": (TRUTH, [FOUND, FOUND | {"bbox": [9, 9, -3, -3]}], "no side negative"),
+    "a negative side in the ground truth": (
+        {**TRUTH, "annotations": [OBJECT, OBJECT | {"bbox": [9, 9, -1e-3, 4]}]},
+        [],
+        "bbox of entry 2 must be",
+    ),
+    "a box of words": (TRUTH, [FOUND | {"bbox": ["0", "0", "1", "wide"]}], "bbox of entry 1 must be four finite"),
     "box of three": (TRUTH, [FOUND | {"bbox": [0, 0, 1]}], "bbox of entry 1 must be four finite numbers"),
     "number beyond all floats": (TRUTH, [FOUND | {"score": 10**400}], "score of entry 1 must be a finite number"),
     "corners": (TRUTH, [FOUND | {"bbox": CORNERS}] * 8 + [FOUND] * 4, "found.json seems to have corners (x1 y1 x2 y2)"),
@@ -148,6 +156,12 @@ READ = {  # ground truth and detections that stand for those of `TRUTH`, a regio
     ),
     "ids as floats": ([OBJECT | {"image_id": 1.0}, REGION | {"category_id": 5.0}], [FOUND | {"image_id": 1.0}]),
     "ids as text": ([OBJECT | {"image_id": "1"}, REGION], [FOUND | {"category_id": "5", "image_id": " 1.0 "}]),
+    "boxes as text": ([OBJECT | {"bbox": ["60", "50", "20.0", 20]}, REGION], [FOUND | {"bbox": "[60, 50, 20, 20]"}]),
+    "an area of null": ([OBJECT | {"area": None}, REGION | {"area": None}], [FOUND]),
+    "everything optional null": (
+        [OBJECT | {"area": None, "ignore": None, "uncertain": None}, REGION | {"ignore": None}],
+        [FOUND],
+    ),
     "scores and areas as text": ([OBJECT | {"area": "400"}, REGION], [FOUND | {"score": "5e-1"}]),
 }
 
@@ -226,6 +240,23 @@ def test_an_output_that_cannot_be_written(call, tmp_path):
     output = f"--output={tmp_path / 'absent' / 'metrics.json'}"
     status, _, errors = call("--protocol=coco", f"--annotations={files[0]}", f"--detections={files[1]}", output)
     assert status == 2 and "choose another path" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("output", ["folder", ".", "folder/"])
+def test_an_output_that_is_a_folder_is_refused_before_the_work(call, tmp_path, output):
+    (tmp_path / "folder").mkdir()
+    status, printed, errors = call(
+        "--protocol=coco", "--annotations=none", "--detections=none", f"--output={tmp_path}/{output}"
+    )
+    assert (status, printed) == (2, "") and "is a folder: name a file" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [{"width": None}, {"height": None}, {"width": None, "height": None}])
+def test_a_size_of_null_is_none(call, tmp_path, size):
+    ground_truth = {**TRUTH, "images": [image | size for image in IMAGES], "annotations": [OBJECT | {"area": 9e4}] * 12}
+    files = write(tmp_path, "truth.json", ground_truth), write(tmp_path, "found.json", [FOUND])
+    status, printed, errors = call("--protocol=coco", f"--annotations={files[0]}", f"--detections={files[1]}")
+    assert (status, errors) == (0, "") and "12 of 12 areas do not fit their boxes" in printed
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

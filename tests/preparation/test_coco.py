@@ -93,7 +93,7 @@ def test_regions_have_several_names(folder, name):
         ([math.nan, 5, 4, 4], "box is not four finite numbers, skipped", None),
         ([5, 5, math.inf, 4], "box is not four finite numbers, skipped", None),
         ([5, 5, 4], "box is not four finite numbers, skipped", None),
-        (["5", 5, 4, 4], "box is not four finite numbers, skipped", None),
+        (["5 px", 5, 4, 4], "box is not four finite numbers, skipped", None),
         ([-2, 30, 10, 20], "box partly outside the image, clipped", (0, 30, 8, 40)),
     ],
 )

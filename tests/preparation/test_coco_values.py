@@ -73,6 +73,19 @@ def test_whole_numbers_may_be_text_or_floats(tmp_path, image, entry):
     assert all(type(value) is int for value in (*content["images"][0].values(),) if not isinstance(value, str))
 
 
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(
+    ("key", "given", "expected"),
+    [
+        ("bbox", ["1", "1.5", 2, "2e0"], [1, 1.5, 2, 2]), ("bbox", "[1, 1, 2, 2]", [1, 1, 2, 2]),
+        ("rbox", ["3", "3", "2", "2", "0.5"], [3, 3, 2, 2, 0.5]), ("poly", ["1"] * 8, [1] * 8),
+        ("bbox", ["1", "x", 2, 2], [1, "x", 2, 2]), ("bbox", None, None), ("bbox", {"x": "1"}, {"x": "1"}),
+    ],
+)  # fmt: skip
+def test_the_numbers_of_a_box_may_be_text(tmp_path, read, key, given, expected):
+    assert read(write(tmp_path, entry={key: given}))["annotations"][0][key] == expected
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [

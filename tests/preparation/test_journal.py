@@ -26,8 +26,8 @@ def source(tmp_path) -> Path:
     """Pictures, one of them no picture, that train.json and val.json name."""
     folder = tmp_path / "source"
     folder.mkdir()
-    for name in NAMES:
-        cv2.imwrite(str(folder / name), np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    for seed, name in enumerate(NAMES):
+        cv2.imwrite(str(folder / name), np.random.default_rng(seed).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     (folder / BROKEN).write_text("no image")
     images = [{"id": number, "file_name": name, "height": 40, "width": 60} for number, name in enumerate(NAMES)]
     annotations = [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}]
@@ -100,7 +100,7 @@ def test_what_was_checked_before_a_kill_is_not_decoded_again(killed, capsys):
 def test_what_has_changed_is_checked_again(killed):
     (killed / BROKEN).write_bytes((killed / NAMES[0]).read_bytes())  # of another length
     os.utime(killed / NAMES[2], (0, 0))
-    assert prepare_counted(killed) == (0, 4, {})
+    assert prepare_counted(killed) == (0, 4, {"image given twice, kept": [BROKEN]})
 
 
 def test_a_size_that_is_stated_anew_is_believed(killed):
@@ -122,6 +122,54 @@ def test_a_half_written_line_is_passed_over(killed, length):
     ):
         prepare.main()
     assert prepare_counted(killed)[:2] == (0, 0)
+
+
+STATE, TRAIT = ["a.png", 9, 9], ["hash", 1]
+LINES = {  # of a journal, and whether they are known
+    "sound": ([STATE, [40, 60], TRAIT, None], True),
+    "broken picture": ([STATE, None, TRAIT, None], True),
+    "grey values": ([STATE, [40, 60], TRAIT, {"greys": [0.0, 9.0]}], True),
+    "windows": ([STATE, [40, 60], TRAIT, [0, 7, 9]], True),
+    "nothing": (None, False),
+    "a number": (5, False),
+    "a state that cannot be a key": ([[[], {}, 3], [40, 60], TRAIT, None], False),
+    "a size of text": ([STATE, ["40", "60"], TRAIT, None], False),
+    "three grey values": ([STATE, [40, 60], TRAIT, {"greys": [0.0, 1.0, 2.0]}], False),
+    "no trait": ([STATE, [40, 60], None, None], False),
+    "as before there were traits": ([STATE, [40, 60], None], False),
+}
+
+
+@pytest.mark.parametrize("row", LINES)
+def test_lines_of_another_form_are_passed_over(tmp_path, row):
+    line, known = LINES[row]
+    (tmp_path / "checked.jsonl").write_text(json.dumps(line))
+    with Journal(epath.Path(tmp_path)) as journal:
+        assert len(journal.sizes) == known
+
+
+STALE = {  # what happens to a picture of bright values before the preparation resumes
+    "replaced": lambda source: cv2.imwrite(str(source / NAMES[2]), np.full((40, 60), 90, np.uint16)),
+    "removed": lambda source: (source / NAMES[2]).unlink(),
+    "of 8 bits": lambda source: cv2.imwrite(str(source / NAMES[2]), np.full((40, 60), 90, np.uint8)),
+    "of another size": lambda source: cv2.imwrite(str(source / NAMES[2]), np.full((41, 60), 60_000, np.uint16)),
+}
+
+
+@pytest.mark.parametrize("row", STALE)
+def test_grey_values_are_those_of_pictures_that_are_kept(source, row):
+    for name, value in zip(NAMES, (100, 100, 60_000, 100, 100), strict=True):
+        cv2.imwrite(str(source / name), np.full((40, 60), value, np.uint16) + np.arange(60, dtype=np.uint16))
+    with (
+        mock.patch("cfinet_jax.preparation.own_builder.check_same_categories", side_effect=KeyboardInterrupt),
+        mock.patch.object(sys, "argv", arguments(source)),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        prepare.main()
+    STALE[row](source)
+    prepare_counted(source)
+    (metadata,) = source.parent.glob("prepared/mine/*/metadata.json")
+    assert max(json.loads(metadata.read_text())["grey_range"]) < 200
 
 
 def test_a_journal_that_cannot_be_written_is_said_in_one_line(source, capsys):

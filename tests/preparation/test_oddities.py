@@ -164,7 +164,26 @@ def turned(name: str, orientation: int) -> Callable[[Path, Content], None]:
     return change
 
 
+def beyond(convert: Callable) -> Callable[[Path, Content], None]:
+    return lambda _, contents: boxes_as(convert)(contents)
+
+
+def copied_within(*names: str) -> Callable[[Path, Content], None]:
+    def change(folder: Path, contents: Content) -> None:
+        for name in names:
+            (folder / name).write_bytes((folder / "train0.jpg").read_bytes())
+
+    return change
+
+
+def named_otherwise(folder: Path, contents: Content) -> None:
+    (folder / "x").mkdir()
+    images = contents["train"]["images"]
+    images.append(images[1] | {"id": 9, "file_name": "x/../train1.jpg"})
+
+
 SAME = "annotation given twice, one kept"
+CLIPPED, TWICE = "box partly outside the image, clipped", "image given twice, kept"
 ALSO = "image that is also in 'train', kept"
 TOLD = {
     "all annotations twice": (lambda _, contents: twice(contents), "train", SAME, 20, "annotation 100 of train0.jpg"),
@@ -176,6 +195,24 @@ TOLD = {
     "an image in two splits": (shared, "val", ALSO, 1, "train2.jpg"),
     "a copy in two splits": (copied, "val", ALSO, 1, "val1.jpg"),
     "no image in two splits": (lambda *_: None, "val", ALSO, 0, ""),
+    "a copy in its own split": (copied_within("train2.jpg"), "train", TWICE, 1, "train2.jpg"),
+    "two copies in one split": (copied_within("train1.jpg", "train3.jpg"), "train", TWICE, 2, "train1.jpg"),
+    "an image by another path": (named_otherwise, "train", TWICE, 1, "x/../train1.jpg"),
+    "cut on three sides": (
+        beyond(lambda x, y, w, h: (-x, -y, WIDTH + 2 * x, y + h + x / 9)),
+        "train",
+        CLIPPED,
+        20,
+        "annotation 0",
+    ),
+    "mostly cut off at the right": (
+        beyond(lambda x, y, w, h: (WIDTH - 2, y, 4 * w, h)),
+        "train",
+        CLIPPED,
+        20,
+        "annotation 0",
+    ),
+    "cut at the top": (beyond(lambda x, y, w, h: (x, -h / 2, w, h)), "train", CLIPPED, 20, "annotation 0"),
     "a split without annotations": (without_objects, "val", "split without an object to score", 1, "val"),
     "a split of regions": (regions_only, "val", "split without an object to score", 1, "val"),
     "upside down": (turned("train1.jpg", 3), "train", TURNED, 1, "train1.jpg"),
@@ -196,6 +233,16 @@ def test_what_is_odd_is_told(tmp_path, capsys, row):
     assert sum(len(account["problems"]) for account in accounts.values()) == (count > 0)  # and nothing else
     if problem == SAME:
         assert accounts[split]["annotations_kept"] == len(contents[split]["annotations"]) - count
+
+
+def test_areas_of_another_scale_are_looked_for(tmp_path, capsys):
+    contents = coco(tmp_path)
+    for entry in contents["train"]["annotations"]:
+        entry["area"] = "900"
+    write(tmp_path, contents)
+    with mock.patch("cfinet_jax.preparation.oddities.tell_areas") as tell:
+        assert run(tmp_path, capsys)[0] == 0
+    assert [len(call.args[1]) for call in tell.call_args_list] == [20, 0]
 
 
 STRAYS = {  # label files beside those of the pictures, and which of them are told

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from cfinet_jax.errors import UserError
 from cfinet_jax.input import origin
 from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation import record_files
@@ -173,6 +175,41 @@ def test_home_and_spaces_in_arguments(source, monkeypatch):
     wanted = " ".join(entry.removeprefix("--annotations=") for entry in entries)
     settings = ConfigDict({"source": "~/my source", "annotations": f" {wanted.replace(' val=', '  val=')} "})
     origin.check_origin(json.loads(metadata.read_text()), settings, metadata.parent)
+
+
+def replace_by_file(version: Path) -> None:
+    shutil.rmtree(version)
+    version.write_text("")
+
+
+LEFT = {
+    "an empty folder": lambda version: [path.unlink() for path in version.iterdir()],
+    "without its description": lambda version: (version / "dataset_info.json").unlink(),
+    "a file": replace_by_file,
+}
+
+
+@pytest.mark.parametrize("row", LEFT)
+def test_a_version_that_holds_nothing_prepared_is_said(source, capfd, row):
+    assert run(source) == 0 and run(source) == 0 and "is already prepared" in capfd.readouterr().out
+    LEFT[row](source.parent / "prepared" / "mine" / "1.0.0")
+    assert run(source) == 2
+    said = capfd.readouterr()
+    assert "holds no prepared data set: delete it" in said.err and "already prepared" not in said.out
+
+
+@pytest.mark.parametrize("link", ["link", "deep/link", "link/."])
+def test_a_link_to_the_source_is_the_same_source(source, link):
+    place = source.parent / link.removesuffix("/.")
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(source, target_is_directory=True)
+    assert run(source) == 0
+    (metadata,) = source.parent.glob("prepared/mine/*/metadata.json")
+    content, settings = json.loads(metadata.read_text()), {"annotations": None}
+    origin.check_origin(content, ConfigDict(settings | {"source": str(source.parent / link)}), metadata.parent)
+    for other in (source.parent, source.parent / "none", "a\0b"):
+        with pytest.raises(UserError, match="was prepared from"):
+            origin.check_origin(content, ConfigDict(settings | {"source": str(other)}), metadata.parent)
 
 
 @pytest.mark.parametrize(

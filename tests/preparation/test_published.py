@@ -168,6 +168,13 @@ def test_visdrone_has_regions_and_objects_that_do_not_count(tmp_path):
     assert train.files[0] == epath.Path(tmp_path / "VisDrone2019-DET-train/annotations")
 
 
+@pytest.mark.parametrize("categories", [(4, 11), (5, 9, 11, 0), (11, 10), (2, 10, 11)])
+def test_visdrone_need_not_have_its_first_class(tmp_path, categories):
+    lines = [f"1,{4 * k},10,8,1,{category},0,1" for k, category in enumerate(categories)]
+    visdrone(tmp_path, "\n".join(lines))
+    assert read("visdrone", tmp_path)["train"].account["annotations_kept"] == len(categories) - 1
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -64,7 +64,8 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
                 assert area == pytest.approx(rbox[2] * rbox[3], rel=1e-5)
     problems = open_split(source, "train").account["problems"]
     assert problems == {
-        "oriented box with a side of less than 2 pixels, skipped": ["annotation 6 of the labels of 00001.jpg"]
+        "oriented box with a side of less than 2 pixels, skipped": ["annotation 6 of the labels of 00001.jpg"],
+        "image given twice, kept": ["00003.jpg"],
     }
     truth = open_split(source, "train").coco["annotations"][0]
     np.testing.assert_allclose(truth["rbox"], [100, 120, 30, 12, math.radians(30)], rtol=1e-5)
@@ -214,6 +215,42 @@ def test_label_files_of_dota(dota, capsys):
 )
 def test_a_line_of_dota(rest, name, difficult):
     assert parse(f"1 2 3 4 5 6 7 8 {rest}") == ([1, 2, 3, 4, 5, 6, 7, 8], name, difficult)
+
+
+@pytest.mark.parametrize("name", ["P1.bmp", "P1.PNG", "P1.tiff"])
+def test_two_pictures_of_one_label_file_are_refused(raw, dota, name, capsys):
+    for source, folder, kind in ((dota, dota / "val" / "images", "dota"), (raw, raw / "Images", "sodaa")):
+        name = name.replace("P1", "00001") if kind == "sodaa" else name
+        cv2.imwrite(str(folder / name.lower()), draw(100, 120))
+        (folder / name.lower()).rename(folder / name)
+        assert call(source, name=kind) == 2
+        error = capsys.readouterr().err
+        assert name in error and "share the label file" in error and error.count("\n") == 1
+
+
+CORNERS_OF = [
+    f"{10 + n} {10 + n / 2} {40 + n} {10 + n / 2} {40 + n} {20 + n / 3:.1f} {10 + n} {20 + n / 3:.1f}"
+    for n in range(24)
+]
+ORDERS = {  # lines, and whether the class stands before the corners
+    "a class": ([f"0 {corners}" for corners in CORNERS_OF], True),
+    "classes and difficulties": ([f"{n % 3} {corners} {n % 2}" for n, corners in enumerate(CORNERS_OF)], True),
+    "some in the right order": (
+        [f"1 {each}" for each in CORNERS_OF[:18]] + [f"{each} 1" for each in CORNERS_OF[18:]],
+        True,
+    ),
+    "classes of numbers": ([f"{corners} {n % 15} 0" for n, corners in enumerate(CORNERS_OF)], False),
+    "classes of names": ([f"{corners} ship 0" for corners in CORNERS_OF], False),
+    "few lines": ([f"0 {corners}" for corners in CORNERS_OF[:9]], False),
+}
+
+
+@pytest.mark.parametrize("row", ORDERS)
+def test_classes_before_the_corners_are_refused(dota, row, capsys):
+    lines, refused = ORDERS[row]
+    (dota / "train" / "labelTxt" / "P1.txt").write_text("\n".join(lines))
+    assert call(dota, name="dota") == (2 if refused else 0)
+    assert ("give the class after the corners" in capsys.readouterr().err) == refused
 
 
 def test_a_folder_that_is_not_dotas_is_refused(tmp_path, capsys):

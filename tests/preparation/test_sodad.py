@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation import sodad_windows
 from configs import sodad
 from tests.soda import IGNORE, IMAGES, draw, make, make_cut
+
+TWICE = "image given twice, kept"  # those of one size are drawn alike
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
         prepared = open_split(source, split)
         records = {record["file_name"].decode(): record for record in prepared.source}
         assert records.keys() == expected.keys()
-        assert prepared.account["problems"].keys() <= {"image that is also in 'train', kept"}  # drawn alike
+        assert prepared.account["problems"].keys() <= {"image that is also in 'train', kept", TWICE}  # drawn alike
         for name, (size, entries) in expected.items():
             record = records[name]
             assert record["path"].decode() == str(source / images.format(split=split) / name) and not record["image"]
@@ -259,6 +262,16 @@ def test_a_file_of_two_images_is_refused(raw, capsys):
     assert "Images/a.jpg for 2 images: make them one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.float64])
+def test_windows_of_more_than_8_bits_are_refused(raw, kind, capsys):
+    path = raw / "Images" / "a.jpg"
+    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(kind)
+    path.write_bytes(cv2.imencode(".tiff", picture)[1].tobytes())
+    assert call(raw, "--windows") == 2
+    assert re.search("a.jpg has more than 8 bits .*: leave out --windows\n$", capsys.readouterr().err)
+    assert call(raw) == 0
+
+
 def test_windows_of_other_annotations_are_not_mixed(raw, monkeypatch, capsys):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(
@@ -302,6 +315,7 @@ def test_what_is_broken_is_named_and_skipped(raw, capsys):
     assert open_split(raw, "train").account["problems"] == {
         "image broken or cut short, skipped": ["a.jpg"],
         "image missing, skipped": ["region.jpg"],
+        TWICE: ["small.front.jpg"],
     }
     assert [record["file_name"] for record in open_split(raw, "train_windows").source] == [b"small_0.jpg"]
     assert "1 x image in no annotation file, skipped: c.jpg" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from unittest import mock
@@ -76,6 +77,9 @@ def test_boxes_and_classes(tmp_path):
         "train: [images/train, images/train]\nval: [images/val]\n" + NAMES,
         "train: train.txt\nval: images/val\ntest:\nnc: 2\n" + NAMES,
         "train: ../images/train\nval: ../images/val\ntest: ../test/images\n" + NAMES,  # which need not be there
+        SPLITS + "test: [images/test]\n" + NAMES,
+        SPLITS + "test: {a: b}\n" + NAMES,
+        SPLITS + "test: [[images/val], 3]\n" + NAMES,
         "path: own\n" + SPLITS + NAMES,  # as Ultralytics writes, beside whose other data sets the folder lies
         "path: /nowhere\n" + SPLITS + NAMES,
     ],
@@ -188,6 +192,9 @@ FOLDERS = {  # data.yaml, or None, and a part of the refusal
     "list of nothing": ("train: list.txt\n" + NAMES, "no image of"),
     "list of what is missing": ("train: lost.txt\n" + NAMES, "1 x image missing, skipped: none.png"),
     "impossible name": ('train: "a\\0b"\n' + NAMES, "is no folder and no .txt"),
+    "an index twice": (SPLITS + "names: {0: plane, 1: ship, 1: truck}", "the key 1 is given twice"),
+    "an index twice, line by line": (SPLITS + "names:\n  0: plane\n  0: ship\n", "the key 0 is given twice"),
+    "a split twice": (SPLITS + NAMES + "train: images/val\n", "the key train is given twice"),
     "key points": (SPLITS + NAMES + "kpt_shape: [17, 3]", "only boxes and polygons"),
 }
 
@@ -219,7 +226,62 @@ def test_what_is_not_there_is_said(tmp_path, capsys):
     read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
     output = capsys.readouterr().out
     assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is taken\n" in output
-    assert f"test: {tmp_path}/test/images is no folder and no .txt, skipped\n" in output
+    assert re.search(f"'test' cannot be used .*{tmp_path}/test/images is no folder and no .txt", output)
+
+
+@pytest.mark.parametrize("key", ["valid: images/val", "validation: [images/val]", "<<: {val: images/val}", "dev: x"])
+def test_keys_that_are_no_splits_are_told(tmp_path, capsys, key):
+    assert read(make(tmp_path, f"train: images/train\n{key}\n{NAMES}")).keys() == {"train"}
+    assert re.search(
+        f"{key.split(':')[0]}.* is passed over, since splits are called train, val", capsys.readouterr().out
+    )
+
+
+SHARED = {  # a picture beside images/train/a.png, and what stands in the label file of both
+    "a mask": ("a.jpg", "0 0.5 0.5 0.1 0.1", True),
+    "another case": ("a.PNG", "0 0.5 0.5 0.1 0.1", True),
+    "without objects": ("a.tif", "", True),
+    "no label file": ("b.png", None, False),
+    "another name": ("a_mask.png", None, False),
+}
+
+
+@pytest.mark.parametrize("row", SHARED)
+def test_pictures_that_share_a_label_file_are_refused(tmp_path, row):
+    name, labels, refused = SHARED[row]
+    make(tmp_path, labels=BOX if labels is None else {"train/a": labels, "train/b": "0 0.5 0.5 0.1 0.1"})
+    if labels is None:
+        (tmp_path / "labels/train/b.txt").unlink(missing_ok=True)
+    (tmp_path / "images/train" / name).write_bytes((tmp_path / "images/train/b.jpg").read_bytes())
+    if refused:
+        with pytest.raises(UserError, match=f"a.png and .*{name}|{name} and .*a.png") as error:
+            read(tmp_path)
+        assert "share the label file" in str(error.value) and "\n" not in str(error.value)
+    else:
+        assert read(tmp_path)["train"].account["images"] == 3
+
+
+TAILS = {  # what follows `class cx cy w h` in lines, and whether it can be no corner
+    "zeros": (["0 0"] * 12, True),
+    "truncated and occluded": (["0 1", "1 0", "0 0", "0 2"] * 3, True),
+    "ones as floats": (["1.0 1.0"] * 10, True),
+    "triangles": ([f"0.{70 + n} 0.{90 - n}" for n in range(12)], False),
+    "one triangle": (["0 0"] * 11 + ["0.6 0.9"], False),
+    "one box": (["0 0"] * 11 + [""], False),
+    "few": (["0 0"] * 9, False),
+}
+
+
+@pytest.mark.parametrize("row", TAILS)
+def test_boxes_with_two_more_numbers_are_no_triangles(tmp_path, row):
+    tails, refused = TAILS[row]
+    lines = "\n".join(f"0 {0.3 + n / 50} 0.4 0.2 0.3 {tail}" for n, tail in enumerate(tails))
+    make(tmp_path, labels={"train/a": lines, "train/b": ""})
+    if refused:
+        with pytest.raises(UserError, match=r"labels/train/a.txt and so on is a box and two more numbers"):
+            read(tmp_path)
+    else:
+        assert read(tmp_path)["train"].account["annotations_kept"] == len(tails)
 
 
 def test_every_split_is_found_before_a_picture_is_read(tmp_path):
