@@ -33,6 +33,7 @@ COLUMNS: dict[str, dict[str, type]] = {  # by what the boxes of a data set are
         "poly": np.float32,  # x1 y1 .. x4 y4 in pixels: the corners as annotated, around which `rbox` lies
     },
 }
+FLOATS = {key for key, kind in COLUMNS["oriented"].items() if kind is np.float32}
 NUMBERS = {"bbox": (4,), "rbox": (5,), "poly": (8,)}  # the shape of a row where it is not one number
 ANY = ""  # stands for every key of a JSON object
 METADATA = {"classes": [str], "category_ids": [int], "boxes": str, "source": str, "annotations": str, "files": [str]}
@@ -135,9 +136,9 @@ class Records(Sequence[dict[str, Any]]):
             objects = record["objects"]
             if any(value is None for value in (record | objects).values()) or len({*map(len, objects.values())}) > 1:
                 raise ValueError("a value is missing")
-            low, high = np.split(objects["bbox"], 2, axis=1)
-            finite = all(np.isfinite(column).all() for column in objects.values())
-            if not (finite and (low <= high).all() and np.isin(objects["label"], range(-1, self.classes)).all()):
+            known = objects["label"].min(initial=0) >= -1 and objects["label"].max(initial=-1) < self.classes
+            ordered = (objects["bbox"][:, :2] <= objects["bbox"][:, 2:]).all()
+            if not (known and ordered and all(np.isfinite(objects[key]).all() for key in FLOATS & objects.keys())):
                 raise ValueError("a box is no box, or its class is not in metadata.json")
             _ = record["path"].decode(), record["file_name"].decode()
             return record
