@@ -454,7 +454,7 @@ def test_a_prepared_data_set_that_lost_a_file(tiny_scenes, folder):
     for file in (folder / "prepared").glob("scenes/*/*train*"):
         file.unlink()
     ended = tiny.call_main(*tiny.arguments(folder / "prepared", folder / "run"))
-    check_refusal(ended, "scenes-train.array_record-00000-of-00001 is missing: delete")
+    check_refusal(ended, "scenes-train.array_record-00000-of-00001 is missing")
 
 
 def test_pictures_without_objects(pictures):
