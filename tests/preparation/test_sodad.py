@@ -215,7 +215,7 @@ def test_a_picture_is_decoded_once_to_check_and_cut_it(raw, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError):
         patched.setattr("cfinet_jax.preparation.threads.MOST", 1)
-        patched.setattr(windows, "encode", stop_at_the_last)
+        patched.setattr(sodad_windows, "encode", stop_at_the_last)
         call(raw, "--windows")
     assert decoding.call_count == 4  # all of train, whose last picture has the last window
     assert call(raw, "--windows") == 0
