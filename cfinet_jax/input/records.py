@@ -5,7 +5,7 @@ differs from what `data/prepare.py` writes ends in one line.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,12 @@ def features(boxes: str) -> tfds.features.FeaturesDict:
             },
         }
     )
+
+
+def columns(objects: Mapping[str, Any], boxes: str = "horizontal") -> dict[str, np.ndarray]:
+    """Convert the objects of a record to arrays, of the right shape also where there is none."""
+    described = COLUMNS[boxes].items()
+    return {key: np.array(objects[key], dtype).reshape(-1, *NUMBERS.get(key, ())) for key, dtype in described}
 
 
 class Reader(read_only_builder.ReadOnlyBuilder, skip_registration=True):  # pyright: ignore

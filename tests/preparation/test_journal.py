@@ -14,7 +14,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax.preparation import __main__ as prepare
-from cfinet_jax.preparation.coco_annotations import image_problem
+from cfinet_jax.preparation.checked_pictures import image_problem
 from cfinet_jax.preparation.journal import Journal
 
 NAMES = [f"{number}.png" for number in range(5)]
@@ -63,7 +63,7 @@ import cv2
 from etils import epath
 
 from cfinet_jax.preparation import __main__ as prepare
-from cfinet_jax.preparation.coco_annotations import image_problem
+from cfinet_jax.preparation.checked_pictures import image_problem
 from cfinet_jax.preparation.journal import Journal
 
 decode, decoded = cv2.imdecode, []
@@ -72,7 +72,8 @@ def die_at_the_fourth(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     decoded.append(arguments)
     return decode(*arguments)
-with mock.patch("cv2.imdecode", die_at_the_fourth), mock.patch("cfinet_jax.preparation.threads.MOST", 1):
+one_thread = mock.patch("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
+with mock.patch("cv2.imdecode", die_at_the_fourth), one_thread:
     prepare.main()
 """
 
@@ -141,5 +142,5 @@ def test_a_known_picture_is_decoded_again_for_what_is_still_to_be_made_of_it(tmp
         return list(picture.shape)
 
     with Journal(epath.Path(tmp_path) / "unfinished") as journal:
-        for tasks, count in (({}, 0), ({2: task}, 0), ({1: task}, 1), ({1: task}, 1), ({}, 1)):
-            assert image_problem(record, journal, tasks) is None and len(made) == count
+        for given, count in ((None, 0), (task, 1), (task, 1), (None, 1)):
+            assert image_problem(record, journal, given) is None and len(made) == count

@@ -69,7 +69,7 @@ MOMENTS = {  # what is being done when a signal comes, and whether pictures are 
     "first picture": ("cv2.imdecode", cv2.imdecode, 1),
     "third picture": ("cv2.imdecode", cv2.imdecode, 3),
     "records": ("cfinet_jax.preparation.own_builder.columns", None, 2),
-    "JSON": ("cfinet_jax.preparation.coco_annotations.load_json", None, 2),
+    "JSON": ("cfinet_jax.preparation.coco_files.load_json", None, 2),
     "files": (
         "cfinet_jax.preparation.record_files.Uncompressed.write_examples",
         record_files.Uncompressed.write_examples,
@@ -86,7 +86,10 @@ def test_a_signal_ends_it_in_one_line_and_the_same_command_resumes(source, capfd
         module, _, attribute = name.rpartition(".")
         function = getattr(sys.modules[module], attribute)
     before = signal.getsignal(number)
-    with mock.patch(name, stopping(function, number, at)), mock.patch("cfinet_jax.preparation.threads.MOST", 1):
+    with (
+        mock.patch(name, stopping(function, number, at)),
+        mock.patch("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1),
+    ):
         assert run(source) == 75
     assert signal.getsignal(number) == before
     said = [line for line in capfd.readouterr().err.splitlines() if not re.match(r"[IWE]\d{4} |Checking", line)]

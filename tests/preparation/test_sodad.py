@@ -185,7 +185,8 @@ def die_at_the_seventh(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     encoded.append(arguments)
     return encode(*arguments)
-with mock.patch("cv2.imencode", die_at_the_seventh), mock.patch("cfinet_jax.preparation.threads.MOST", 1):
+one_thread = mock.patch("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
+with mock.patch("cv2.imencode", die_at_the_seventh), one_thread:
     prepare.main()
 """
 
@@ -214,7 +215,7 @@ def test_a_picture_is_decoded_once_to_check_and_cut_it(raw, monkeypatch):
         return encode(window)
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError):
-        patched.setattr("cfinet_jax.preparation.threads.MOST", 1)
+        patched.setattr("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
         patched.setattr(sodad_windows, "encode", stop_at_the_last)
         call(raw, "--windows")
     assert decoding.call_count == 4  # all of train, whose last picture has the last window
@@ -235,13 +236,13 @@ def test_a_full_disk_keeps_what_is_cut(raw, tmp_path, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return file
 
-    monkeypatch.setattr("cfinet_jax.preparation.threads.MOST", 1)
+    monkeypatch.setattr("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
     with monkeypatch.context() as patched:
         patched.setattr(sodad_windows.Path, "open", full)
         assert call(raw, "--windows") == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "sodad.unfinished/windows cannot be written (No space left on device): make room and start again" in error
+    assert "sodad.unfinished/windows cannot be written (No space left on device): free some space, then rerun" in error
     kept = cut(raw)
     assert len(kept) == 6 and not list(tmp_path.glob("prepared/sodad/1*"))
     assert call(raw, "--windows") == 0

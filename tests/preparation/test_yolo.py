@@ -218,7 +218,7 @@ def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
 def test_what_is_not_there_is_said(tmp_path, capsys):
     read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
     output = capsys.readouterr().out
-    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is taken\n" in output
+    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is used" in output
     assert f"test: {tmp_path}/test/images is no folder and no .txt, skipped\n" in output
 
 

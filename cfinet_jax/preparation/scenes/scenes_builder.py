@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cfinet_jax.input.records import features
-from cfinet_jax.preparation.features import columns
+from cfinet_jax.input.records import columns, features
 from cfinet_jax.preparation.scenes.render import SIZE, Scene, render_scene
 from cfinet_jax.preparation.scenes.templates import CLASSES
 from cfinet_jax.runtime.progress import track
