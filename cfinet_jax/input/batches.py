@@ -167,8 +167,8 @@ def _read(
 def kept_pictures(windows: Windows, settings: ConfigDict, batch_size: int, group: int) -> int:
     """Return how many decoded pictures to keep so that none is decoded twice.
 
-    These are the pictures of all batches in work, plus two groups: of `group` pictures, the windows are mixed (training)
-    or decoding has begun at the same time (evaluation).
+    These are the pictures of all batches in work, plus two groups of `group` pictures, whose windows are mixed
+    (training) or that are decoded at the same time (evaluation).
     """
     if settings.window_overlap is None:
         return 0
@@ -239,7 +239,7 @@ def _example(
 def _window(
     picture: np.ndarray, objects: Objects, origin: np.ndarray, settings: ConfigDict, image: np.ndarray
 ) -> tuple[tuple[int, int], Objects]:
-    """Write the window at `origin` into `image`, extended by its edge; return the size of its picture and annotations."""
+    """Write the window at `origin` into `image`, extended by its edge; return its own size and annotations."""
     _, size = cut_window(picture, origin, tuple(settings.stored_size), out=image)
     if settings.window_overlap is None:
         return size, objects

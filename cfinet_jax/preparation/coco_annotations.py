@@ -91,17 +91,7 @@ def check_split(
     tasks = tasks_of(images) if tasks_of else {}
     check = partial(check_image, places=places or Places(folder), journal=journal, tasks=tasks)
     found = list(map_images(check, images, f"Checking {split}"))
-    uses = Counter(each["path"] for each in images)
-    records = []
-    for (each, of_objects), problem in zip(described, found, strict=True):
-        if problem == FOUND and uses[each["path"]] > 1:  # two names cannot both mean the file that was found
-            problem = SEVERAL
-        if problem:
-            problems[problem].append(each["file_name"])
-        if problem in (None, FOUND):
-            records.append(each)
-            for name, entries in of_objects.items():
-                problems[name] += entries
+    records = sound_records(described, found, problems)
     check_content(path, coco, annotations, problems, boxes)
     if not records:
         raise UserError(f"no image of {path} can be used ({summary(problems)}): check the folder {folder}")
@@ -113,6 +103,27 @@ def check_split(
         )
     account = account_of(records, len(coco["images"]), len(coco["annotations"]), problems)
     return Split(records, categories, account, (path, *{file.parent for file in labels}), labels=tuple(labels))
+
+
+def sound_records(
+    described: list[tuple[dict[str, Any], Problems]], found: list[str | None], problems: Problems
+) -> list[dict[str, Any]]:
+    """Select the records whose images can be used, and add what is wrong to `problems`.
+
+    `described` are records with the problems of their annotations, `found` the problems of their images.
+    """
+    uses = Counter(each["path"] for each, _ in described)
+    records = []
+    for (each, of_objects), problem in zip(described, found, strict=True):
+        if problem == FOUND and uses[each["path"]] > 1:  # two names cannot both mean the file that was found
+            problem = SEVERAL
+        if problem:
+            problems[problem].append(each["file_name"])
+        if problem in (None, FOUND):
+            records.append(each)
+            for name, entries in of_objects.items():
+                problems[name] += entries
+    return records
 
 
 def account_of(records: list[dict[str, Any]], images: int, annotations: int, problems: Problems) -> dict[str, Any]:

@@ -15,14 +15,13 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import train_batches, windows_of
-from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation import sodad_windows
 from configs import sodad
+from tests import prepared
 from tests.soda import IGNORE, IMAGES, draw, make, make_cut
 
 
@@ -32,15 +31,15 @@ def raw(tmp_path) -> Path:
 
 
 def call(source: Path, *arguments: str) -> int:
-    """The status of `data/prepare.py`, which prepares beside the source."""
-    data = [f"--source={source}", f"--data_dir={source.parent / 'prepared'}"]
-    with mock.patch.object(sys, "argv", ["prepare.py", "sodad", *data, *arguments]):
-        return prepare.main()
+    """Prepare the source beside it, showing what is said; return the status."""
+    status, output, errors = prepared.call("sodad", source, *arguments)
+    print(output, end="")
+    print(errors, end="", file=sys.stderr)
+    return status
 
 
 def open_split(source: Path, split: str) -> dataset.Prepared:
-    settings = {"name": "sodad", "data_dir": str(source.parent / "prepared"), "source": None}
-    return dataset.open_dataset(ConfigDict(settings), split)
+    return prepared.open_split("sodad", source.parent / "prepared", split)
 
 
 def cut(source: Path) -> list[bytes]:
@@ -87,10 +86,10 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
     source = make(tmp_path / "SODA-D", images)
     assert call(source) == 0
     for split, expected in IMAGES.items():
-        prepared = open_split(source, split)
-        records = {record["file_name"].decode(): record for record in prepared.source}
+        opened = open_split(source, split)
+        records = {record["file_name"].decode(): record for record in opened.source}
         assert records.keys() == expected.keys()
-        assert prepared.account["problems"].keys() <= {"image that is also in 'train', kept"}  # drawn alike
+        assert opened.account["problems"].keys() <= {"image that is also in 'train', kept"}  # drawn alike
         for name, (size, entries) in expected.items():
             record = records[name]
             assert record["path"].decode() == str(source / images.format(split=split) / name) and not record["image"]
@@ -106,8 +105,8 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
 
 def test_windows_follow_the_rules(raw):
     assert call(raw, "--windows") == 0
-    prepared = open_split(raw, "train_windows")
-    records = {record["file_name"].decode(): record for record in prepared.source}
+    opened = open_split(raw, "train_windows")
+    records = {record["file_name"].decode(): record for record in opened.source}
     assert sorted(record["image_id"] for record in records.values()) == list(range(1, len(records) + 1))
     expected = {
         f"{name.partition('.')[0]}_{number}.jpg": window
@@ -115,14 +114,14 @@ def test_windows_follow_the_rules(raw):
         for number, window in enumerate(plain_windows(name))
     }
     assert records.keys() == expected.keys() and len(records) == 7
-    assert prepared.largest_picture == (800, 800) and prepared.most_objects == 4
+    assert opened.largest_picture == (800, 800) and opened.most_objects == 4
     for name, ((left, top), inside) in expected.items():
         objects = records[name]["objects"]
         rows = zip(objects["label"], objects["ignore"], *np.transpose(objects["bbox"]), strict=True)
         np.testing.assert_allclose([[*row] for row in rows], inside, atol=1e-4)
         np.testing.assert_allclose(objects["area"], [(x2 - x1) * (y2 - y1) for *_, x1, y1, x2, y2 in inside], rtol=1e-5)
-        position = [record["file_name"].decode() for record in prepared.source].index(name)
-        picture, *_ = dataset.picture(prepared, position)
+        position = [record["file_name"].decode() for record in opened.source].index(name)
+        picture, *_ = dataset.picture(opened, position)
         assert picture.shape == (800, 800, 3)
         size, entries = IMAGES["train"]["small.front.jpg" if "small" in name else "a.jpg"]
         whole = np.zeros((2000, 2500, 3))  # black beyond the border
@@ -143,9 +142,9 @@ def test_windows_cut_while_reading_are_those_cut_beforehand(raw):
     settings.update(data_dir=str(raw.parent / "prepared"), max_objects=8, read_threads=1)
     read = []
     for split in ("train", "train_windows"):
-        prepared = dataset.open_dataset(settings, split)
-        windows = windows_of(prepared, settings, training=True)
-        epoch = itertools.islice(train_batches(prepared, windows, settings, 0, 1), len(windows.owners))
+        opened = dataset.open_dataset(settings, split)
+        windows = windows_of(opened, settings, training=True)
+        epoch = itertools.islice(train_batches(opened, windows, settings, 0, 1), len(windows.owners))
         rows = [jax.tree.map(lambda leaf: leaf[0], batch) for batch in epoch]
         read.append(sorted(rows, key=lambda row: row.ground_truth.boxes.tolist()))
     assert len(read[0]) == len(read[1]) > 3
