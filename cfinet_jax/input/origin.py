@@ -1,4 +1,4 @@
-"""The folder and annotation files that a prepared data set was made from: recorded, and compared when it is opened."""
+"""Origin of a prepared data set: its folder and annotation files are recorded, and compared when it is opened."""
 
 import contextlib
 import hashlib
@@ -24,14 +24,14 @@ def split_entries(annotations: str | None) -> list[str]:
 
 
 def state(files: Iterable[str]) -> list[int | str]:
-    """Return number, newest modification time, bytes and a hash of files; a folder stands for the labels in it."""
+    """Return count, newest modification time, total bytes and a hash of files; a folder stands for its label files."""
     stats, digest = [], hashlib.sha256()
     for path in map(epath.Path, files):
         each = [file for file in sorted(path.iterdir()) if file.suffix in LABELS] if path.is_dir() else [path]
         for file in each:
             try:
                 stats.append(length_and_time(file))
-            except OSError:  # missing, or no file but a folder or a pipe
+            except OSError:  # missing, or a folder or a pipe
                 continue
             named = f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
             digest.update(named.encode(errors="surrogateescape"))  # a name need not be UTF-8
@@ -40,7 +40,7 @@ def state(files: Iterable[str]) -> list[int | str]:
 
 
 def unchanged(files: Iterable[str], before: list[int | str]) -> bool:
-    """Whether files are as `state` found them; records of data prepared earlier lack the hash."""
+    """Whether files are as `state` found them; data prepared by earlier versions lack the hash."""
     now = state(files)
     return now[3:] == before[3:] if before[3:] else now[:3] == before
 
@@ -53,13 +53,13 @@ def same_folder(first: str, second: str) -> bool:
 
 
 def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
-    """What was prepared in `folder` comes from the source and the annotations that the settings name, as they are now.
+    """Check that the data in `folder` were prepared from the source and annotations in the settings, as they are now.
 
-    Settings without a source accept everything, and data that were prepared without a record of their files
-    (`files`, `state`) count as unchanged.
+    Settings without a source accept everything. Data prepared without a record of their files (`files`, `state`) count
+    as unchanged.
 
     Raises:
-      UserError: it does not.
+      UserError: the source or the annotations differ or have changed.
     """
     if settings.source is None:
         return

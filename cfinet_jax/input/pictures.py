@@ -1,4 +1,4 @@
-"""Pictures as files: which there are, how large, and their pixels."""
+"""Find picture files, tell their sizes and decode them to 8 bits."""
 
 import contextlib
 import functools
@@ -18,29 +18,29 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.runtime.files import length_and_time, read_bytes
 from cfinet_jax.runtime.paths import in_bucket
 
-# Formats that OpenCV reads; of an animation or a file of several pages it reads the first picture.
+# Formats that OpenCV reads: the first picture of an animation or of a file with several pages.
 READ = """apng avif bmp dib gif hdr j2c j2k jfif jp2 jpe jpeg jpg jpx mpo pam pbm pfm pgm pic png pnm ppm pxm ras sr tif
 tiff webp"""
-# Formats of pictures that it cannot read: such files are named, not passed over.
+# Picture formats that it cannot read: such files are reported instead of silently skipped.
 UNREAD = """arw cr2 cr3 cur dcm dcx dds dng exr fit fits heic heif hif icns ico jls jxl jxr nef orf pcx psd qoi raf rw2
 sgi svg tga xbm xpm"""
 ENDINGS, UNREADABLE = (tuple(f".{kind}" for kind in kinds.split()) for kinds in (READ, UNREAD))
 ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
-PLANAR = 0x011C  # the tag of a TIFF
-# Beginnings of files that may have more than 8 bits a value: TIFF, PNM, AVIF and JPEG 2000, HDR.
+PLANAR = 0x011C  # the TIFF tag PlanarConfiguration
+# First bytes of files that may have more than 8 bits per value: TIFF, PNM, AVIF and JPEG 2000, HDR.
 DEEP = (b"II", b"MM", b"P", b"\0\0\0", b"\xff\x4f", b"#?")
 UNKNOWN = 1e30  # of a value; those from here on, as GDAL's -3.4e38, stand for none
 Range = tuple[float, float]  # the values that become 0 and 255
 say_once = functools.cache(functools.partial(print, flush=True))
-# Formats of which Pillow's header says the size that OpenCV decodes; it ignores the orientation of an AVIF, for one.
+# Formats whose size Pillow reads from the header as OpenCV decodes it. Not AVIF, whose orientation Pillow ignores.
 AGREED = ("BMP", "DIB", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
 
 
 def find_pictures(path: epath.Path) -> list[epath.Path]:
-    """The picture at a path, or those in a folder and its folders, by name.
+    """Return the picture at a path, or all pictures in a folder and its subfolders, sorted by name.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no picture.
     """
     if is_regular(path):
         return [path]
@@ -60,7 +60,7 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
 
 
 def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterator[epath.Path]:
-    """List every file in a folder and its folders, by name; hidden ones and links back to a folder are passed over.
+    """Yield every file in a folder and its subfolders, by name; hidden ones and links back to a parent are skipped.
 
     Raises:
       UserError: a folder cannot be listed.
@@ -80,7 +80,7 @@ def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterato
 
 
 def identity(folder: epath.Path) -> Any:
-    """A value that only this folder has, whatever path or link leads to it."""
+    """Return a value that identifies a folder, whatever path or link leads to it."""
     if in_bucket(folder):
         return folder
     status = os.stat(folder)  # noqa: PTH116 (epath's lacks these numbers)
@@ -88,27 +88,27 @@ def identity(folder: epath.Path) -> Any:
 
 
 def is_regular(path: epath.Path) -> bool:
-    """Whether a path, or what it links to, is a file that ends; FIFOs and devices are files for epath."""
+    """Whether a path leads to a regular file; for epath, FIFOs and devices, which never end, are files too."""
     try:
         length_and_time(path)
         return True
-    except (OSError, ValueError):  # there is none, or no file can have this name
+    except (OSError, ValueError):  # missing, or no file can have this name
         return False
 
 
 def upright_size(file: epath.Path) -> tuple[int, int] | None:
-    """Height and width of a picture as it is seen, None if it cannot be read.
+    """Return height and width of a picture as OpenCV decodes it, upright; None if it cannot be read.
 
-    The size that OpenCV decodes counts: the start of the file tells it for most formats, others are decoded.
+    Most formats tell them at the start of the file; others are decoded.
     """
     try:
         if not is_regular(file):
             return None
-        # What Pillow warns of, a large size or damage, does no harm here: nothing is decoded.
+        # Pillow warns of large sizes and damage, which are harmless here: nothing is decoded.
         with warnings.catch_warnings(action="ignore"), file.open("rb") as encoded, Image.open(encoded) as picture:
             width, height = picture.size
             if picture.format in AGREED:
-                # Pillow tells the size of a TIFF, and only of a TIFF, as it is seen.
+                # Pillow states the upright size for TIFF only.
                 turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
                 return (width, height) if turned else (height, width)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
@@ -120,21 +120,21 @@ def upright_size(file: epath.Path) -> tuple[int, int] | None:
 
 
 def orientation_of(encoded: bytes) -> int:
-    """The EXIF orientation of an image file, 1 where it has none."""
+    """Return the EXIF orientation of an image file, 1 if it has none."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as picture:
             return int(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # Pillow raises much, and OpenCV turns nothing whose EXIF data are damaged
+    except Exception:  # Pillow raises many kinds; OpenCV does not turn pictures with damaged EXIF data
         return 1
 
 
 def decode_image(encoded: bytes, name: str, grey_range: Range | None = None) -> np.ndarray:
     """Decode an image file to uint8 [height, width, 3], R G B, turned upright as its EXIF data say.
 
-    Values of more than 8 bits are scaled so that `grey_range` becomes 0 to 255; without one their high byte is taken.
+    Values of more than 8 bits are scaled so that `grey_range` becomes 0 to 255; without one the high byte is used.
 
     Raises:
-      UserError: it is no image, or not all of one.
+      UserError: it is not an image, or is incomplete.
     """
     if grey_range is not None and (values := deep_values(encoded, name)) is not None:
         return scaled(values, grey_range)
@@ -142,11 +142,12 @@ def decode_image(encoded: bytes, name: str, grey_range: Range | None = None) -> 
 
 
 def decode_bgr(encoded: bytes, name: str) -> np.ndarray:
-    """The same in the order that OpenCV writes: B G R."""
+    """Decode an image file to 8 bits like `decode_image`, but in the order that OpenCV writes: B G R."""
     return _decode(encoded, name, cv2.IMREAD_COLOR)
 
 
 def _decode(encoded: bytes, name: str, order: int) -> np.ndarray:
+    """Decode an image file with a reading mode of OpenCV. Raises `UserError` if it cannot."""
     try:
         picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), order)
     except cv2.error:  # raised for an empty file
@@ -180,11 +181,11 @@ def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
 
 
 def open_picture(file: epath.Path, grey_range: Range | None) -> np.ndarray:
-    """Read a picture file of any depth, as `as_picture` gives it. Raises `UserError` where it cannot be read."""
+    """Read a picture file of any depth as uint8 R G B, like `as_picture`. Raises `UserError` if it cannot be read."""
     try:
         encoded = read_bytes(file)
     except OSError as error:
-        raise UserError(f"image {file} cannot be read ({error})") from error
+        raise UserError(f"image {file} cannot be read ({error}): make it readable, or remove it") from error
     values = deep_values(encoded, str(file))
     if values is None:
         return decode_image(encoded, str(file))
@@ -194,11 +195,11 @@ def open_picture(file: epath.Path, grey_range: Range | None) -> np.ndarray:
 def as_picture(given: Any, grey_range: Range | None, name: str = "picture") -> np.ndarray:
     """Convert a PIL picture or an array to uint8 [height, width, 3] R G B.
 
-    An array is [height, width] or [height, width, 1, 3 or 4] of uint8, uint16 or float; the fourth value is left out.
-    `grey_range` becomes 0 to 255. Floats in 0..1 are shares of white unless the range lies there as well.
+    An array is [height, width] or [height, width, 1, 3 or 4] of uint8, uint16 or float; a fourth channel is dropped.
+    `grey_range` becomes 0 to 255. Floats in 0..1 are shares of white, unless the range lies in 0..1 as well.
 
     Raises:
-      UserError: it is anything else.
+      UserError: the picture is of another shape or type.
     """
     values = np.asarray(of_pil(given) if isinstance(given, Image.Image) else given)
     shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
@@ -221,7 +222,7 @@ def as_picture(given: Any, grey_range: Range | None, name: str = "picture") -> n
 
 
 def of_pil(picture: Image.Image) -> Any:
-    """Turn a PIL picture upright; R G B, or grey of 16 or 32 bits."""
+    """Turn a PIL picture upright and convert it to R G B, or to an array if it is grey of 16 or 32 bits."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode != "F" and not picture.mode.startswith("I"):
         return picture.convert("RGB")
@@ -231,15 +232,15 @@ def of_pil(picture: Image.Image) -> Any:
 
 
 def is_planar(encoded: bytes) -> bool:
-    """Whether a file is a TIFF that stores its colours apart (PlanarConfiguration 2)."""
+    """Whether a file is a TIFF with separate colour planes (PlanarConfiguration 2), whose values OpenCV mixes up."""
     with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(encoded)) as picture:
         return picture.format == "TIFF" and picture.getexif().get(PLANAR) == 2
     return False
 
 
 def scaled(values: np.ndarray, grey_range: Range) -> np.ndarray:
-    """Scale grey or R G B values to uint8 [height, width, 3]: `grey_range` becomes 0 to 255, the rest is cut."""
-    if values.dtype == np.uint16:
+    """Scale grey or R G B values to uint8 [height, width, 3]: `grey_range` becomes 0 to 255, clipped."""
+    if values.dtype == np.uint16:  # look up 65,536 results instead of computing each pixel
         bytes_of = scaled(np.arange(2**16, dtype=np.float32)[None], grey_range)[0, :, 0]
         values = bytes_of[values]
     else:
@@ -249,15 +250,16 @@ def scaled(values: np.ndarray, grey_range: Range) -> np.ndarray:
 
 
 def extremes(values: np.ndarray) -> Range:
-    """The darkest and the brightest value of a picture, but for one pixel in 10,000 each."""
+    """Return the darkest and the brightest value of a picture, but for one pixel in 10,000 each."""
     low, high = np.quantile(values, (0.0001, 0.9999)).tolist()
     return low, high
 
 
 def common_range(found: Sequence[Range], pictures: int) -> Range | None:
-    """Find the range of grey values of a data set of `pictures`, and say it; None if all of them have 8 bits.
+    """Find and print the range of grey values of a data set of `pictures`; None if all of them have 8 bits.
 
-    `found` are the `extremes` of the others, of which one in a hundred may be darker, and one brighter.
+    `found` are the `extremes` of its pictures of more than 8 bits; one in a hundred may lie below the range, and one
+    above.
     """
     if not found:
         return None
@@ -274,7 +276,7 @@ def common_range(found: Sequence[Range], pictures: int) -> Range | None:
 
 
 def check_range(given: Any) -> Range | None:
-    """The range of grey values that settings or metadata name, checked."""
+    """Return a range of grey values from settings or metadata; refuse one that is invalid."""
     if given is None:
         return None
     with contextlib.suppress(TypeError, ValueError):  # it is something else

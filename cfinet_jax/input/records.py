@@ -1,11 +1,11 @@
 """The record that every data set is prepared into, and checks of the folder it is read from.
 
-A prepared folder may come from somebody else. So it does not choose the Python classes that read it, and whatever
-differs from what `data/prepare.py` writes ends in one line.
+A prepared folder may come from somebody else. Therefore it must not choose the Python classes that read it, and any
+deviation from what `data/prepare.py` writes ends in a one-line error.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,24 +17,24 @@ from tensorflow_datasets.core import read_only_builder
 from cfinet_jax.errors import UserError
 from cfinet_jax.runtime.files import length_and_time, read_text, reading
 
-OBJECTS: dict[str, type] = {  # columns with a row an object, and their types
-    "bbox": np.float32,  # x1 y1 x2 y2 in pixels; of an oriented box those that enclose it
-    "label": np.int64,  # -1: a region in which objects of every class are to be ignored
+OBJECTS: dict[str, type] = {  # columns with one row per object, and their types
+    "bbox": np.float32,  # x1 y1 x2 y2 in pixels; for an oriented box its upright hull
+    "label": np.int64,  # -1: a region in which objects of every class are ignored
     "ignore": np.bool_,
     "iscrowd": np.bool_,
     "area": np.float32,
-    "id": np.int64,  # of the annotation it comes from
+    "id": np.int64,  # id of the original annotation
 }
-COLUMNS: dict[str, dict[str, type]] = {  # by what the boxes of a data set are
+COLUMNS: dict[str, dict[str, type]] = {  # by the kind of boxes of a data set
     "horizontal": OBJECTS,
     "oriented": OBJECTS
     | {
-        "rbox": np.float32,  # cx cy w h angle, as `cfinet_jax/boxes/oriented.py` has it
-        "poly": np.float32,  # x1 y1 .. x4 y4 in pixels: the corners as annotated, around which `rbox` lies
+        "rbox": np.float32,  # cx cy w h angle, see `cfinet_jax/boxes/oriented.py`
+        "poly": np.float32,  # x1 y1 .. x4 y4 in pixels: the corners as annotated; `rbox` is fitted to them
     },
 }
 FLOATS = {key for key, kind in COLUMNS["oriented"].items() if kind is np.float32}
-NUMBERS = {"bbox": (4,), "rbox": (5,), "poly": (8,)}  # the shape of a row where it is not one number
+NUMBERS = {"bbox": (4,), "rbox": (5,), "poly": (8,)}  # shape of a row that is not a single number
 ANY = ""  # stands for every key of a JSON object
 METADATA = {"classes": [str], "category_ids": [int], "boxes": str, "source": str, "annotations": str, "files": [str]}
 COUNTS = ("images", "images_kept", "annotations", "annotations_kept", "most_objects")
@@ -43,7 +43,7 @@ DAMAGED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, R
 
 
 def features(boxes: str) -> tfds.features.FeaturesDict:
-    """The record of a data set whose boxes are "horizontal" or "oriented"."""
+    """Return the TFDS features of a record with `boxes` "horizontal" or "oriented"."""
     objects = COLUMNS[boxes].items()
     return tfds.features.FeaturesDict(
         {
@@ -53,7 +53,7 @@ def features(boxes: str) -> tfds.features.FeaturesDict:
             "file_name": tfds.features.Text(),
             "height": np.int32,
             "width": np.int32,
-            # A sequence of objects would be written and read value by value.
+            # Columns: TFDS would write and read a `Sequence` of objects value by value.
             "objects": {
                 key: tfds.features.Tensor(shape=(None, *NUMBERS.get(key, ())), dtype=dtype) for key, dtype in objects
             },
@@ -61,8 +61,14 @@ def features(boxes: str) -> tfds.features.FeaturesDict:
     )
 
 
+def columns(objects: Mapping[str, Any], boxes: str = "horizontal") -> dict[str, np.ndarray]:
+    """Convert the objects of a record to arrays, of the right shape also where there is none."""
+    described = COLUMNS[boxes].items()
+    return {key: np.array(objects[key], dtype).reshape(-1, *NUMBERS.get(key, ())) for key, dtype in described}
+
+
 class Reader(read_only_builder.ReadOnlyBuilder, skip_registration=True):  # pyright: ignore
-    """A prepared folder, read with our features: TFDS would import the classes that its JSON files name."""
+    """Reader of a prepared folder that uses our features: TFDS would import the classes that its JSON files name."""
 
     def __init__(self, folder: epath.Path, boxes: str) -> None:
         self.boxes = boxes
@@ -111,7 +117,7 @@ def plausible(account: dict[str, Any]) -> bool:
 
 
 class Records(Sequence[dict[str, Any]]):
-    """The records of a split; one that is damaged, or of an unknown class, ends in one line."""
+    """The records of a split; a damaged record or an unknown class raises `UserError`."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
         self.folder, self.split = epath.Path(builder.data_path), split
@@ -173,6 +179,6 @@ def fits(value: Any, form: Any) -> bool:
 
 
 def damaged(file: epath.Path, reason: object) -> UserError:
-    """The error of a prepared folder that cannot be used as it is."""
+    """Return the error about a damaged file or folder of a prepared data set."""
     folder = file.parent if file.suffix == ".json" else file
     return UserError(f"{file} is damaged ({' '.join(str(reason).split())[:300]}): delete {folder} and prepare it again")

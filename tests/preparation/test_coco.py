@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from cfinet_jax.boxes import oriented
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.dataset import coco_ground_truth, open_dataset
-from cfinet_jax.preparation.coco_annotations import ANY_CLASS, check_ids
+from cfinet_jax.preparation.coco_annotations import ANY_CLASS
 from cfinet_jax.preparation.coco_boxes import corners_of, crosses_itself, read_oriented
+from cfinet_jax.preparation.coco_files import check_ids
 from cfinet_jax.preparation.coco_layout import read_named
 from cfinet_jax.preparation.journal import Journal
 from cfinet_jax.preparation.own_builder import Builder

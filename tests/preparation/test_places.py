@@ -146,7 +146,7 @@ def test_a_closed_picture_is_named(tmp_path):
     draw(tmp_path / "a.png")
     closed = PermissionError(13, "Permission denied")
     with (
-        mock.patch("cfinet_jax.preparation.coco_annotations.state_of", side_effect=closed),
+        mock.patch("cfinet_jax.preparation.checked_pictures.state_of", side_effect=closed),
         pytest.raises(UserError, match="2 x image cl"),
     ):
         coco(tmp_path, "a.png")

@@ -1,28 +1,22 @@
 """Published data sets, each in a tiny copy of its true layout: boxes, labels, regions, and what is broken."""
 
-import contextlib
-import io
 import json
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
-import cv2
 import numpy as np
 import pytest
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.dataset import open_dataset
-from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation import builders
 from cfinet_jax.preparation.journal import Journal
 from cfinet_jax.preparation.visdrone import FOLDERS
+from tests import prepared
+from tests.prepared import write
 
 SIDE = 32
 AI_TOD = ("airplane", "bridge", "storage-tank", "ship", "swimming-pool", "vehicle", "person", "wind-mill")
@@ -30,16 +24,7 @@ VISDRONE = ["pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle"
 
 
 def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(
-        str(path),
-        np.random.default_rng(zlib.crc32(str(path).encode())).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8),
-    )
-
-
-def write(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    prepared.draw(path, (SIDE, SIDE), zlib.crc32(str(path).encode()))
 
 
 def visdrone(folder: Path, text: str = "1,2,10,8,1,4,0,1\n") -> None:
@@ -114,14 +99,6 @@ def read(name: str, folder: Path) -> dict:
         return builders.PUBLISHED[name](epath.Path(folder), journal)
 
 
-def call_prepare(name: str, folder: Path) -> tuple[int, str]:
-    """Status and errors of `data/prepare.py`."""
-    errors = io.StringIO()
-    command = ["prepare.py", name, f"--source={folder}", f"--data_dir={folder}/prepared"]
-    with mock.patch.object(sys, "argv", command), contextlib.redirect_stderr(errors):
-        return prepare.main(), errors.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "splits", "classes", "ids"),
     [
@@ -134,12 +111,11 @@ def call_prepare(name: str, folder: Path) -> tuple[int, str]:
 )
 def test_every_set_is_prepared(tmp_path, name, splits, classes, ids):
     MAKERS[name](tmp_path)
-    assert call_prepare(name, tmp_path) == (0, "")
+    assert prepared.call(name, tmp_path, to=tmp_path / "prepared")[::2] == (0, "")
     for split in splits:
-        settings = ConfigDict({"name": name, "data_dir": f"{tmp_path}/prepared", "source": None, "annotations": None})
-        prepared = open_dataset(settings, split)
-        assert (len(prepared), list(prepared.classes), list(prepared.category_ids)) == (1, classes, ids)
-    accounts = json.loads(next(tmp_path.glob("prepared/*/*/account.json")).read_text())
+        opened = prepared.open_split(name, tmp_path / "prepared", split)
+        assert (len(opened), list(opened.classes), list(opened.category_ids)) == (1, classes, ids)
+    accounts = prepared.accounts(tmp_path / "prepared")
     assert accounts.keys() == splits and all(account["problems"] == {} for account in accounts.values())
 
 
@@ -312,7 +288,7 @@ REFUSED = {  # a set, what happens to its folder, and a part of the line
 def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
     name, change, fragment = REFUSED[row]
     change(tmp_path)
-    status, errors = call_prepare(name, tmp_path)
+    status, _, errors = prepared.call(name, tmp_path, to=tmp_path / "prepared")
     assert status == 2 and len(errors.splitlines()) == 1 and fragment.replace("TMP", str(tmp_path)) in errors
     assert not list(tmp_path.glob(f"prepared/{name}/*"))
 

@@ -4,19 +4,16 @@ import json
 import math
 import sys
 from pathlib import Path
-from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from cfinet_jax.boxes import oriented
 from cfinet_jax.input import dataset
-from cfinet_jax.preparation import __main__ as prepare
-from cfinet_jax.preparation import builders
 from cfinet_jax.preparation.coco_boxes import read_oriented
 from cfinet_jax.preparation.dota import parse
+from tests import prepared
 from tests.soda import draw
 from tests.sodaa import IGNORE, IMAGES, NAMES, make, turned
 
@@ -27,15 +24,15 @@ def raw(tmp_path) -> Path:
 
 
 def call(source: Path, *arguments: str, name: str = "sodaa") -> int:
-    """The status of `data/prepare.py`, which prepares beside the source."""
-    data = [f"--source={source}", f"--data_dir={source.parent / 'prepared'}"]
-    with mock.patch.object(sys, "argv", ["prepare.py", name, *data, *arguments]):
-        return prepare.main()
+    """Prepare the source beside it, showing what is said; return the status."""
+    status, output, errors = prepared.call(name, source, *arguments)
+    print(output, end="")
+    print(errors, end="", file=sys.stderr)
+    return status
 
 
 def open_split(source: Path, split: str, name: str = "sodaa") -> dataset.Prepared:
-    settings = {"name": name, "data_dir": str(source.parent / "prepared"), "source": None}
-    return dataset.open_dataset(ConfigDict(settings), split)
+    return prepared.open_split(name, source.parent / "prepared", split)
 
 
 @pytest.mark.parametrize("images", ["Images", "Images/{split}"])
@@ -43,10 +40,10 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
     source = make(tmp_path / "SODA-A", images)
     assert call(source) == 0
     for split, expected in IMAGES.items():
-        prepared = open_split(source, split)
-        assert prepared.boxes == "oriented" and prepared.classes == tuple(NAMES[:-1])
-        assert prepared.category_ids == tuple(range(9))
-        records = {Path(record["file_name"].decode()).stem: record for record in prepared.source}
+        opened = open_split(source, split)
+        assert opened.boxes == "oriented" and opened.classes == tuple(NAMES[:-1])
+        assert opened.category_ids == tuple(range(9))
+        records = {Path(record["file_name"].decode()).stem: record for record in opened.source}
         assert records.keys() == expected.keys()
         for name, (size, entries) in expected.items():
             objects, (height, width) = records[name]["objects"], size
@@ -132,7 +129,7 @@ REFUSED = {  # content of a file of train, and what is said
     "a class without a name": ('{"annotations": [], "categories": [{"id": 3}]}', "every one of 'categories' needs"),
     "a class of another name": (
         '{"annotations": [], "categories": [{"id": 3, "name": "boat"}]}',
-        "calls the category 3 otherwise",
+        "give the category 3 different names",
     ),
 }
 
@@ -193,20 +190,20 @@ def test_label_files_of_dota(dota, capsys):
     cv2.imwrite(str(dota / "train" / "images" / "P2.png"), draw(100, 120))
     assert call(dota, name="dota") == 0
     assert "train: 1 pictures without a label file are left out, P2 the first" in capsys.readouterr().out
-    prepared = open_split(dota, "train", "dota")
-    assert (prepared.boxes, prepared.classes, prepared.category_ids) == (
+    opened = open_split(dota, "train", "dota")
+    assert (opened.boxes, opened.classes, opened.category_ids) == (
         "oriented",
         ("large vehicle", "ship"),
         (1, 2),
     )
-    objects = prepared.source[0]["objects"]
+    objects = opened.source[0]["objects"]
     assert list(objects["label"]) == [1, 0] and list(objects["ignore"]) == [False, True]
     np.testing.assert_allclose(objects["rbox"][:, :4], [[25, 15, 30, 10], [65, 60, 30, 20]], rtol=1e-6)
-    assert prepared.account["annotations"] == 4 and prepared.account["problems"] == {
+    assert opened.account["annotations"] == 4 and opened.account["problems"] == {
         "polygon is not eight finite numbers, skipped": ["line 5 of the labels of P1.png"],
         "annotation of an unknown category, skipped": ["line 6 of the labels of P1.png"],
     }
-    assert open_split(dota, "val", "dota").classes == prepared.classes
+    assert open_split(dota, "val", "dota").classes == opened.classes
 
 
 @pytest.mark.parametrize(
@@ -271,9 +268,9 @@ def test_coco_files_are_read_as_asked(tmp_path, boxes):
     content = {"images": [image], "annotations": [entry], "categories": [{"id": 1, "name": "ship"}]}
     (folder / "train.json").write_text(json.dumps(content))
     assert call(folder, f"--boxes={boxes}", "--name=mine", name="coco") == 0
-    prepared = open_split(folder, "train", "mine")
-    objects = prepared.source[0]["objects"]
-    assert prepared.boxes == boxes and ("rbox" in objects) == (boxes == "oriented")
+    opened = open_split(folder, "train", "mine")
+    objects = opened.source[0]["objects"]
+    assert opened.boxes == boxes and ("rbox" in objects) == (boxes == "oriented")
     if boxes == "oriented":
         np.testing.assert_allclose(objects["rbox"], [[50, 50, 40, 10, math.pi / 4]], rtol=1e-5)
     else:
@@ -291,17 +288,3 @@ def test_own_data_may_be_in_dotas_layout(dota, capsys):
 def test_other_layouts_have_no_oriented_boxes(tmp_path, name, capsys):
     assert call(tmp_path, "--boxes=oriented", name=name) == 2
     assert "--boxes=oriented belongs to COCO files" in capsys.readouterr().err
-
-
-def test_own_data_are_prepared_as_the_configuration_has_them(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(builders, "prepare", asked.append)
-    for kind in builders.BUILDERS:
-        monkeypatch.setitem(builders.BUILDERS, kind, lambda request: request)
-    for boxes in ("horizontal", "oriented"):
-        for name in ("mine", "sodaa"):
-            settings = {"name": name, "boxes": boxes, "source": "FOLDER", "annotations": None, "data_dir": "prepared"}
-            builders.ensure_prepared(ConfigDict(settings))
-    assert [(request.kind, request.boxes) for request in asked] == [
-        ("own", "horizontal"), ("sodaa", "horizontal"), ("own", "oriented"), ("sodaa", "horizontal"),
-    ]  # fmt: skip

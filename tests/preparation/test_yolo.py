@@ -1,29 +1,24 @@
 """YOLO folders: every way of naming images and classes, and what is broken is counted, named or refused."""
 
-import contextlib
-import io
 import os
 import re
-import sys
 from pathlib import Path
 from unittest import mock
 
-import cv2
 import numpy as np
 import pytest
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 from PIL import Image
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.dataset import open_dataset
 from cfinet_jax.input.pictures import ORIENTATION
-from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation import label_files, yolo
 from cfinet_jax.preparation.journal import Journal
 from cfinet_jax.preparation.yolo import label_file, read_yolo
+from tests import prepared
 
 HEIGHT, WIDTH = 40, 80
 NAMES = "names: [plane, ship]\n"
@@ -35,11 +30,9 @@ BOX = {"train/a": "0 0.5 0.5 0.1 0.1"}
 
 def make(folder: Path, description: str = SPLITS + NAMES, labels: dict[str, str] = BOX) -> Path:
     """A folder with the pictures a.png and b.jpg to train on and c.png; labels by name."""
-    picture = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for name in ("train/a.png", "train/b.jpg", "val/c.png"):
-        for kind in ("images", "labels"):
-            (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / "images" / name), picture)
+        (folder / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+        prepared.draw(folder / "images" / name, (HEIGHT, WIDTH))
     for name, text in labels.items():
         (folder / "labels" / f"{name}.txt").write_text(text)
     (folder / "data.yaml").write_text(description)
@@ -200,11 +193,8 @@ FOLDERS = {  # data.yaml, or None, and a part of the refusal
 
 
 def prepare_yolo(folder: Path) -> tuple[int, str]:
-    """Status and errors of `data/prepare.py yolo`."""
-    command = ["prepare.py", "yolo", f"--source={folder}", f"--data_dir={folder}/prepared", "--name=own"]
-    errors = io.StringIO()
-    with mock.patch.object(sys, "argv", command), contextlib.redirect_stderr(errors):
-        return prepare.main(), errors.getvalue()
+    """Prepare a YOLO folder; return status and errors."""
+    return prepared.call("yolo", folder, "--name=own", to=folder / "prepared")[::2]
 
 
 @pytest.mark.parametrize("row", FOLDERS)
@@ -225,16 +215,14 @@ def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
 def test_what_is_not_there_is_said(tmp_path, capsys):
     read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
     output = capsys.readouterr().out
-    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is taken\n" in output
+    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is used" in output
     assert re.search(f"'test' cannot be used .*{tmp_path}/test/images is no folder and no .txt", output)
 
 
 @pytest.mark.parametrize("key", ["valid: images/val", "validation: [images/val]", "<<: {val: images/val}", "dev: x"])
 def test_keys_that_are_no_splits_are_told(tmp_path, capsys, key):
     assert read(make(tmp_path, f"train: images/train\n{key}\n{NAMES}")).keys() == {"train"}
-    assert re.search(
-        f"{key.split(':')[0]}.* is passed over, since splits are called train, val", capsys.readouterr().out
-    )
+    assert re.search(f"{key.split(':')[0]}.* is skipped, since splits are called train, val", capsys.readouterr().out)
 
 
 SHARED = {  # a picture beside images/train/a.png, and what stands in the label file of both
@@ -282,6 +270,13 @@ def test_boxes_with_two_more_numbers_are_no_triangles(tmp_path, row):
             read(tmp_path)
     else:
         assert read(tmp_path)["train"].account["annotations_kept"] == len(tails)
+
+
+def test_a_test_split_without_pictures_is_left_out(tmp_path, capsys):
+    (tmp_path / "images/test").mkdir(parents=True)
+    splits = read(make(tmp_path, SPLITS + "test: images/test\n" + NAMES))
+    assert splits.keys() == {"train", "val"}
+    assert "The split 'test' cannot be used and is left out: No pictures at" in capsys.readouterr().out
 
 
 def test_every_split_is_found_before_a_picture_is_read(tmp_path):
@@ -334,14 +329,13 @@ def test_a_folder_that_changed_is_not_used_as_it_was(tmp_path, row):
     make(tmp_path, "train: list.txt\nval: images/val\n" + NAMES)
     write(tmp_path / "list.txt", "images/train/a.png\nimages/train/b.jpg\n")
     assert prepare_yolo(tmp_path)[0] == 0
-    prepared = {"name": "own", "data_dir": f"{tmp_path}/prepared", "annotations": None}
-    settings = ConfigDict(prepared | {"source": str(tmp_path)})
+    settings = prepared.settings("own", tmp_path / "prepared", tmp_path)
     open_dataset(settings, "train")
     change(tmp_path)
     if matters:
         with pytest.raises(UserError, match=f"was prepared from an earlier state of {tmp_path}: delete this folder to"):
             open_dataset(settings, "train")
-        settings = ConfigDict(prepared | {"source": None})
+        settings = prepared.settings("own", tmp_path / "prepared")
     assert len(open_dataset(settings, "train")) == 2
 
 
@@ -352,8 +346,7 @@ def test_strange_files_among_the_labels_do_not_matter(tmp_path):
     (tmp_path / "labels/train/link.txt").symlink_to("link.txt")
     write(tmp_path / "labels/train" / os.fsdecode(b"caf\xe9.txt"), "0 0.5 0.5 0.1 0.1")
     assert prepare_yolo(tmp_path) == (0, "")
-    settings = {"name": "own", "data_dir": f"{tmp_path}/prepared", "annotations": None, "source": str(tmp_path)}
-    assert len(open_dataset(ConfigDict(settings), "train")) == 2
+    assert len(open_dataset(prepared.settings("own", tmp_path / "prepared", tmp_path), "train")) == 2
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,9 @@ import pytest
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.preparation.coco_annotations import load_coco
-from cfinet_jax.preparation.coco_values import load_json
+from cfinet_jax.preparation.coco_files import load_coco, load_json
 from cfinet_jax.preparation.dota import parse
-from cfinet_jax.preparation.published import read_tiny_person
+from cfinet_jax.preparation.published import load_tiny_person
 from cfinet_jax.preparation.sodaa import read_file
 
 ENTRY = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}
@@ -26,7 +25,7 @@ def write(folder, image=(), entry=(), before: bytes = b"") -> epath.Path:
     return epath.Path(folder / "train.json")
 
 
-READERS = {"coco": load_coco, "tiny_person": read_tiny_person, "soda_a": read_file}
+READERS = {"coco": load_coco, "tiny_person": load_tiny_person, "soda_a": read_file}
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
@@ -52,7 +51,7 @@ def test_a_flag_is_what_its_text_says(tmp_path, read, key, text, flag):
 @pytest.mark.parametrize("mark", ["uncertain", "logo", "in_dense_image", "ignore"])
 def test_the_marks_of_tiny_person_are_flags(tmp_path, mark):
     for text, flag in (("0", False), ("true", True)):
-        assert read_tiny_person(write(tmp_path, entry={mark: text}))["annotations"][0]["ignore"] == flag
+        assert load_tiny_person(write(tmp_path, entry={mark: text}))["annotations"][0]["ignore"] == flag
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cfinet_jax.preparation.threads import map_images
+from cfinet_jax.preparation.checked_pictures import map_images
 
 
 def test_results_come_in_order():
