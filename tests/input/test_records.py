@@ -8,17 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.dataset import Prepared, open_splits
 from cfinet_jax.input.records import features, fits
-from cfinet_jax.preparation.coco_layout import read_found
-from cfinet_jax.preparation.own_builder import Builder
+from tests import prepared
 
 FILES = ("dataset_info.json", "metadata.json", "account.json")
 RECORDS = "mine-train.array_record-00000-of-00001"
@@ -31,14 +26,12 @@ def whole(tmp_path_factory) -> Path:
     for split, count in (("train", 30), ("val", 1)):
         names = [f"{split}{number}.png" for number in range(count)]
         for name in names:
-            cv2.imwrite(str(folder / name), np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
-        images = [{"id": number, "file_name": name, "height": 20, "width": 30} for number, name in enumerate(names)]
-        boxes = [{"id": n, "image_id": n, "category_id": 3 + 4 * (n % 2), "bbox": [2, 3, 9, 8]} for n in range(count)]
+            prepared.draw(folder / name, (20, 30))
+        boxes = [{"image_id": n + 1, "category_id": 3 + 4 * (n % 2), "bbox": [2, 3, 9, 8]} for n in range(count)]
         categories = [{"id": 3, "name": "car"}, {"id": 7, "name": "bus"}]
-        content = {"images": images, "annotations": boxes, "categories": categories}
-        (folder / f"{split}.json").write_text(json.dumps(content))
-    builder = Builder(read=partial(read_found, folder), origin={}, name="mine", data_dir=folder / "prepared")
-    builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+        content = prepared.coco(dict.fromkeys(names, (20, 30)), boxes) | {"categories": categories}
+        prepared.write(folder / f"{split}.json", content)
+    assert prepared.call("coco", folder, "--name=mine", to=folder / "prepared")[0] == 0
     return folder / "prepared"
 
 
@@ -50,7 +43,7 @@ def copied(whole, tmp_path) -> Path:
 
 
 def open_all(version: Path) -> dict[str, Prepared]:
-    return open_splits(ConfigDict({"name": "mine", "data_dir": str(version.parents[1]), "source": None}))
+    return open_splits(prepared.settings("mine", version.parents[1]))
 
 
 Change = Callable[[Any], Any]

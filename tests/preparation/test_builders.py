@@ -134,8 +134,8 @@ def test_a_signal_during_the_imports_ends_the_command_in_one_line():
 
 def test_output_that_nobody_reads_is_no_error(source):
     arguments = f"own --name=mine '--source={source}' '--data_dir={source.parent}/p'"
-    command = f"{sys.executable} data/prepare.py {arguments} | head -0; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    command = f"{sys.executable} {ROOT}/data/prepare.py {arguments} | head -0; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=source, capture_output=True, text=True)  # from any folder
     assert done.returncode == 2 and "(broken pipe)" in done.stderr and len(done.stderr.splitlines()) == 1
     assert "Error" not in done.stderr and "cannot be" not in done.stderr
     assert left(source) in ([], ["checked.jsonl", "lock"])
