@@ -1,4 +1,4 @@
-"""Reading batches: shuffling, sharding, resuming, padding, windows, and what is said when something is wrong."""
+"""Reading batches: shuffling, sharding, resuming, padding, windows and errors."""
 
 import itertools
 
@@ -67,7 +67,7 @@ def alone(entry: dict) -> Prepared:
     return Prepared(source=[entry], classes=CLASSES, category_ids=tuple(range(1, 7)), account={})
 
 
-def test_a_batch_is_what_the_scene_was(settings, prepared):
+def test_a_batch_holds_the_scenes_that_were_rendered(settings, prepared):
     batch = next(evaluation(prepared, settings, 4))
     assert len(prepared) == IMAGES and prepared.classes == CLASSES and prepared.category_ids == (1, 2, 3, 4, 5, 6)
     assert batch.images.shape == (4, 336, 352, 3) and batch.images.dtype == np.uint8
@@ -111,7 +111,7 @@ def test_evaluation_sees_every_image_once(settings, prepared):
     assert not last.ground_truth.valid[-1].any() and np.all(last.sizes > 0) and np.all(np.isfinite(last.scales))
 
 
-def test_what_does_not_fit_is_counted(settings):
+def test_objects_beyond_max_objects_are_counted(settings):
     boxes = [[0, 0, 30, 30], [1, 1, 1.5, 9], [2, 2, 9, 9], [3, 3, 9, 9], [4, 4, 9, 9], [9, 9, 9, 20]]
     entry = record(np.zeros((40, 60, 3), np.uint8), boxes, [True] + [False] * 5)
     for room, dropped, kept in ((2, 1, [2, 3]), (3, 0, [2, 3, 4]), (4, 0, [2, 3, 4, 0]), (6, 0, [2, 3, 4, 0])):
@@ -160,7 +160,7 @@ def cut(settings, request) -> ConfigDict:
     return ConfigDict({**settings, **sizes, "paint_regions": request.param})
 
 
-def test_training_windows_hold_what_the_rules_say(prepared, cut):
+def test_training_windows_follow_the_rules(prepared, cut):
     windows = windows_of(prepared, cut, training=True)
     count = len(windows.owners)
     seen = [

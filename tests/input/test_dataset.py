@@ -1,4 +1,4 @@
-"""Opening prepared data, and what is said when something is wrong."""
+"""Opening prepared data, sizes left open, grey ranges and errors."""
 
 import json
 import os
@@ -157,7 +157,7 @@ def test_labels_are_compared_by_their_content(tmp_path, change, times):
     assert origin.unchanged([str(tmp_path)], before[:3]) == (times == "kept")  # a record without the hash
 
 
-def test_a_path_on_a_store_stays_as_it_is(monkeypatch):
+def test_a_path_in_a_bucket_stays_as_it_is(monkeypatch):
     path = epath.Path("gs://bucket/data")
     monkeypatch.setattr(type(path), "exists", lambda _: True)
     assert str(absolute("gs://bucket/data")) == str(path) == "gs://bucket/data"
@@ -211,7 +211,7 @@ def test_sizes_of_data_prepared_before_they_were_kept(folder):
     ("picture", "objects", "sizes"),
     [((1, 1), 0, ((32, 32), 32)), ((32, 33), 32, ((32, 64), 32)), ((512, 640), 33, ((512, 640), 48))],
 )
-def test_room_is_made_in_steps(picture, objects, sizes):
+def test_sizes_are_rounded_up_in_steps(picture, objects, sizes):
     assert tuple(room_for(picture, objects).values()) == sizes
 
 

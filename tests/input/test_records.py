@@ -1,4 +1,4 @@
-"""A prepared folder of somebody else: it runs no code, and damage ends in one line."""
+"""A prepared folder of somebody else runs no code, and damage ends in one line."""
 
 import json
 import shutil
@@ -109,21 +109,21 @@ DAMAGE = [(file, name, change) for file in FILES for name, change in GENERAL.ite
 
 
 @pytest.mark.parametrize(("file", "name", "change"), DAMAGE, ids=[f"{file}, {name}" for file, name, _ in DAMAGE])
-def test_damage_is_said_in_one_line(copied, file, name, change):
+def test_damage_is_reported_in_one_line(copied, file, name, change):
     (copied / file).write_bytes(change((copied / file).read_bytes()))
     with pytest.raises(UserError, match=r"delete .* and prepare it again|is missing: delete") as error:
         open_all(copied)
     assert "\n" not in str(error.value) and str(copied) in str(error.value)
 
 
-def test_missing_metadata_are_said_in_one_line(copied):
+def test_missing_metadata_are_reported_in_one_line(copied):
     (copied / "metadata.json").unlink()
     with pytest.raises(UserError, match=r"metadata.json is damaged .it is missing.: delete .* and prepare it again"):
         open_all(copied)
 
 
 @pytest.mark.parametrize("place", ["features.json", "dataset_info.json", "legacy", "features.json gone", "moduleName"])
-def test_a_folder_chooses_no_classes(copied, place, monkeypatch):
+def test_a_folder_does_not_choose_the_classes_that_read_it(copied, place, monkeypatch):
     (copied.parent / "evil_module.py").write_text("raise SystemExit('code of the folder ran')")
     monkeypatch.syspath_prepend(str(copied.parent))
     named = json.loads((copied / "features.json").read_text()) | {"pythonClassName": "evil_module.Feature"}

@@ -1,4 +1,4 @@
-"""The COCO builder: what is sound is kept, what is broken is named, what is hopeless is refused."""
+"""COCO files: sound entries are kept, broken ones are named, unusable files are refused."""
 
 import json
 import math
@@ -115,7 +115,7 @@ def test_strange_annotations_are_named(folder):
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 37.7])
-def test_polygons_that_cross_themselves_are_told_apart(rng, scale):
+def test_self_crossing_polygons_are_recognised(rng, scale):
     polygons = rng.random((200, 4, 2)) * scale
     crossed = [crosses_itself(corners) for corners in polygons]
     assert crossed == (~shapely.is_valid(shapely.polygons(polygons))).tolist() and 20 < sum(crossed) < 180
@@ -178,7 +178,7 @@ def test_bad_images_are_skipped_with_their_boxes(folder):
         (json.dumps({"images": [image(1, "?")], "annotations": [], "categories": CATEGORIES}), "1 x image missing"),
     ],
 )
-def test_hopeless_files_are_refused_in_one_line(tmp_path, text, message):
+def test_unusable_files_are_refused_in_one_line(tmp_path, text, message):
     path = epath.Path(tmp_path) / "train.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:

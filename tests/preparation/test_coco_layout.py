@@ -1,4 +1,4 @@
-"""COCO files and their images are found where people put them; what is not clear is asked for."""
+"""COCO files and their images are found in the usual places; ambiguous folders are refused."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_a_few_images_may_be_missing(tmp_path):
     assert (account["images"], account["images_kept"]) == (2, 1)
 
 
-def test_what_is_not_clear_is_asked_for(tmp_path):
+def test_ambiguous_folders_are_refused_with_the_option_that_helps(tmp_path):
     with pytest.raises(UserError, match="holds neither data.yaml .YOLO. nor COCO files .SPLIT.json, .*--annotations"):
         find(tmp_path)
     with pytest.raises(UserError, match="is no folder"):

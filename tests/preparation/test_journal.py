@@ -107,7 +107,7 @@ def test_a_half_written_line_is_skipped(killed, length):
     assert prepare_counted(killed)[0] == 0
 
 
-def test_a_journal_that_cannot_be_written_is_said_in_one_line(source):
+def test_an_unwritable_journal_is_reported_in_one_line(source):
     journal(source).mkdir(parents=True)
     status, _, errors = prepared.call("coco", source, "--name=mine")
     assert (

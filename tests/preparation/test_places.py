@@ -22,7 +22,7 @@ def draw(*paths: Path) -> None:
 
 
 def coco(folder: Path, *names: str, size: tuple[int, int] = (4, 6)) -> Split:
-    """Read images of such names, the last with a stated size, after `sound.png` in the folder itself."""
+    """Read images with these names, the last with a stated size, after `sound.png` in the folder itself."""
     draw(folder / "sound.png")
     content = prepared.coco(dict.fromkeys(("sound.png", *names), (4, 6)), [{"bbox": [1, 1, 2, 2]}])
     content["images"][-1].update(height=size[0], width=size[1])
@@ -104,7 +104,7 @@ def test_links_that_lead_back_or_to_themselves_end(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 6), (4, 6)])
-def test_swapped_sides_are_told_with_their_likely_cause(tmp_path, size):
+def test_swapped_sides_are_named_with_their_likely_cause(tmp_path, size):
     draw(tmp_path / "a.png")
     problems = {
         (6, 4): {"image with height and width swapped (turned by its EXIF orientation?), skipped": ["a.png"]},

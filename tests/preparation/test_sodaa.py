@@ -1,4 +1,4 @@
-"""SODA-A and other oriented data: what is prepared, what is mended or skipped, and what is refused."""
+"""SODA-A and other oriented data: polygons are read, put in order or skipped; unusable files are refused."""
 
 import math
 import sys
@@ -121,7 +121,7 @@ REFUSED = {  # content of a file of train, and what is said
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_files_that_are_none_are_refused_in_one_line(raw, row, capsys):
+def test_files_of_another_format_are_refused_in_one_line(raw, row, capsys):
     content, said = REFUSED[row]
     (raw / "Annotations" / "train" / "00001.json").write_text(content)
     assert call(raw) == 2
@@ -153,7 +153,7 @@ HEADER = "imagesource:GoogleEarth\ngsd:0.146\n"
 
 @pytest.fixture
 def dota(tmp_path) -> Path:
-    """A split with two objects, one of them difficult, and lines that are none."""
+    """A split with two objects, one of them difficult, and lines that cannot be read."""
     lines = {
         "train": [
             "10 10 40 10 40 20 10 20 ship 0",
@@ -200,7 +200,7 @@ def test_a_line_of_dota(rest, name, difficult):
     assert parse(f"1 2 3 4 5 6 7 8 {rest}") == ([1, 2, 3, 4, 5, 6, 7, 8], name, difficult)
 
 
-def test_a_folder_that_is_not_dotas_is_refused(tmp_path, capsys):
+def test_a_folder_of_another_layout_is_refused(tmp_path, capsys):
     assert call(tmp_path, name="dota") == 2
     assert "holds no SPLIT/labelTxt/NAME.txt" in capsys.readouterr().err
 
