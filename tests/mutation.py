@@ -25,17 +25,20 @@ from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
-    *(f"cfinet_jax/{name}.py" for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*")),
-    *(f"cfinet_jax/{name}.py" for name in ("slicing", "merging", "objects", "batches")),
-    *(f"data/{name}/*.py" for name in ("coco", "yolo", "dota", "published")),
+    f"cfinet_jax/{name}.py" for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*", "input/*", "preparation/*")
 ]
 MIRRORS = {  # where the name does not say it
-    "data/coco": "data/test_coco", "data/yolo": "data/test_yolo", "data/published": "data/test_published",
-    "data/dota": "data/test_sodaa", "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
+    **dict.fromkeys(("preparation/coco_annotations", "preparation/coco_boxes"), "preparation/test_coco"),
+    **dict.fromkeys(("preparation/own_builder", "preparation/record_files"), "preparation/test_builders"),
+    **dict.fromkeys(("preparation/soda_account", "preparation/sodad_windows"), "preparation/test_sodad"),
+    "preparation/checked_pictures": "preparation/test_journal preparation/test_coco",
+    "preparation/dota": "preparation/test_sodaa", "preparation/visdrone": "preparation/test_published",
+    "preparation/label_files": "preparation/test_yolo", "input/windows": "input/test_windows input/test_annotations",
+    **dict.fromkeys(("input/origin", "input/sizes"), "input/test_dataset"),
+    "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
     "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
     "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
     "metrics/matching": "metrics/test_curves", "metrics/files": "metrics/test_main",
-    "slicing": "test_slicing test_objects",  # what is cut of polygons is tested with the objects
 }  # fmt: skip
 LONGEST = 120  # seconds for the tests of one mutant: a few times what they take without
 

@@ -19,7 +19,8 @@ from cfinet_jax.preparation import __main__ as prepare
 def draw(path: Path, size: tuple[int, int], seed: int = 0) -> None:
     """Write a picture of noise of (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8))
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
+    path.write_bytes(cv2.imencode(path.suffix, pixels)[1])  # `imwrite` crashes on a path that is not UTF-8
 
 
 def coco(images: dict[str, tuple[int, int]], boxes: Iterable[dict], classes: Iterable[str] = ("car",)) -> dict:

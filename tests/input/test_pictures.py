@@ -1,4 +1,4 @@
-"""Files of pictures: any orientation is turned upright, and whatever is in a file, it is read or refused."""
+"""Picture files: any orientation is turned upright, and any content is read or refused."""
 
 import io
 import os
@@ -142,7 +142,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("ending", WRITTEN)
-def test_all_that_opencv_reads_is_found_and_has_the_size_that_is_decoded(tmp_path, ending):
+def test_every_format_of_opencv_is_found_and_has_the_decoded_size(tmp_path, ending):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     kind, path = WRITTEN[ending], epath.Path(tmp_path) / f"own{ending}"
     if kind.startswith("."):
@@ -175,7 +175,7 @@ def test_sizes_that_pillow_cannot_tell_are_decoded(tmp_path, monkeypatch):
     assert upright_size(epath.Path(tmp_path) / "absent.png") is None
 
 
-def test_only_regular_files_are_opened_and_the_rest_is_named(tmp_path, capsys):
+def test_only_regular_files_are_opened_and_others_are_named(tmp_path, capsys):
     folder = epath.Path(tmp_path)
     (folder / "own.png").write_bytes(encoded("png"))
     os.mkfifo(folder / "pipe.jpg")
@@ -230,7 +230,7 @@ def test_values_of_more_than_8_bits_are_scaled_by_the_range_of_all(name):
 
 
 @pytest.mark.parametrize("encoding", [*ENCODINGS, "gif", "ppm", "avif", "jpeg2000"])
-def test_pictures_of_8_bits_are_what_they_were(encoding):
+def test_a_grey_range_leaves_pictures_of_8_bits_unchanged(encoding):
     content = encoded(encoding)
     plain = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     for grey_range in (None, (7000.0, 8000.0)):
@@ -258,7 +258,7 @@ def test_a_missing_value_is_dark_and_an_outlier_changes_nothing(capsys):
 @pytest.mark.parametrize(
     "given", [(1,), (5, 5), (9, 1), (0, np.nan), (0, np.inf), ["0", "4095"], 7, {}, {"a": 0, "b": 1}, [[0], [1]], "09"]
 )
-def test_a_range_that_is_none_is_refused(given):
+def test_invalid_ranges_are_refused(given):
     with pytest.raises(UserError, match=r"dataset.grey_range is .*give the values"):
         check_range(given)
 
@@ -341,7 +341,7 @@ def test_a_pil_picture_is_turned_upright():
         Image.fromarray(GREY[..., 0].astype(np.int32) * 1000),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_line(given):
+def test_other_values_are_refused_in_one_line(given):
     with pytest.raises(UserError, match=r"picture is .* of shape .*: give \[height, width\]") as error:
         as_picture(given, None)
     assert "\n" not in str(error.value)

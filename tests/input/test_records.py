@@ -1,4 +1,4 @@
-"""A prepared folder of somebody else: it runs no code, and damage ends in one line."""
+"""A prepared folder of somebody else runs no code, and damage ends in one line."""
 
 import json
 import os
@@ -9,17 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.dataset import Prepared, open_splits
 from cfinet_jax.input.records import features, fits
-from cfinet_jax.preparation.coco_layout import read_found
-from cfinet_jax.preparation.own_builder import Builder
+from tests import prepared
 
 FILES = ("dataset_info.json", "metadata.json", "account.json")
 RECORDS = "mine-train.array_record-00000-of-00001"
@@ -32,14 +28,12 @@ def whole(tmp_path_factory) -> Path:
     for split, count in (("train", 30), ("val", 1)):
         names = [f"{split}{number}.png" for number in range(count)]
         for name in names:
-            cv2.imwrite(str(folder / name), np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
-        images = [{"id": number, "file_name": name, "height": 20, "width": 30} for number, name in enumerate(names)]
-        boxes = [{"id": n, "image_id": n, "category_id": 3 + 4 * (n % 2), "bbox": [2, 3, 9, 8]} for n in range(count)]
+            prepared.draw(folder / name, (20, 30))
+        boxes = [{"image_id": n + 1, "category_id": 3 + 4 * (n % 2), "bbox": [2, 3, 9, 8]} for n in range(count)]
         categories = [{"id": 3, "name": "car"}, {"id": 7, "name": "bus"}]
-        content = {"images": images, "annotations": boxes, "categories": categories}
-        (folder / f"{split}.json").write_text(json.dumps(content))
-    builder = Builder(read=partial(read_found, folder), origin={}, name="mine", data_dir=folder / "prepared")
-    builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+        content = prepared.coco(dict.fromkeys(names, (20, 30)), boxes) | {"categories": categories}
+        prepared.write(folder / f"{split}.json", content)
+    assert prepared.call("coco", folder, "--name=mine", to=folder / "prepared")[0] == 0
     return folder / "prepared"
 
 
@@ -51,7 +45,7 @@ def copied(whole, tmp_path) -> Path:
 
 
 def open_all(version: Path) -> dict[str, Prepared]:
-    return open_splits(ConfigDict({"name": "mine", "data_dir": str(version.parents[1]), "source": None}))
+    return open_splits(prepared.settings("mine", version.parents[1]))
 
 
 Change = Callable[[Any], Any]
@@ -124,7 +118,7 @@ DAMAGE = [(file, name, change) for file in FILES for name, change in GENERAL.ite
 
 
 @pytest.mark.parametrize(("file", "name", "change"), DAMAGE, ids=[f"{file}, {name}" for file, name, _ in DAMAGE])
-def test_damage_is_said_in_one_line(copied, file, name, change):
+def test_damage_is_reported_in_one_line(copied, file, name, change):
     (copied / file).write_bytes(change((copied / file).read_bytes()))
     with pytest.raises(UserError, match=r"delete .* and prepare it again|is missing: delete") as error:
         open_all(copied)
@@ -178,14 +172,14 @@ def test_a_record_that_cannot_be_is_said_in_one_line(whole, row):
         records[0]
 
 
-def test_missing_metadata_are_said_in_one_line(copied):
+def test_missing_metadata_are_reported_in_one_line(copied):
     (copied / "metadata.json").unlink()
     with pytest.raises(UserError, match=r"metadata.json is damaged .it is missing.: delete .* and prepare it again"):
         open_all(copied)
 
 
 @pytest.mark.parametrize("place", ["features.json", "dataset_info.json", "legacy", "features.json gone", "moduleName"])
-def test_a_folder_chooses_no_classes(copied, place, monkeypatch):
+def test_a_folder_does_not_choose_the_classes_that_read_it(copied, place, monkeypatch):
     (copied.parent / "evil_module.py").write_text("raise SystemExit('code of the folder ran')")
     monkeypatch.syspath_prepend(str(copied.parent))
     named = json.loads((copied / "features.json").read_text()) | {"pythonClassName": "evil_module.Feature"}

@@ -133,10 +133,10 @@ def test_a_signal_during_the_imports_ends_the_command_in_one_line():
 # --- what cannot be written or read ----------------------------------------------------------------------------------
 
 
-def test_output_that_nobody_reads_is_no_error(source):
+def test_a_closed_pipe_ends_it_in_one_line(source):
     arguments = f"own --name=mine '--source={source}' '--data_dir={source.parent}/p'"
-    command = f"{sys.executable} data/prepare.py {arguments} | head -0; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    command = f"{sys.executable} {ROOT}/data/prepare.py {arguments} | head -0; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=source, capture_output=True, text=True)  # from any folder
     assert done.returncode == 2 and "(broken pipe)" in done.stderr and len(done.stderr.splitlines()) == 1
     assert "Error" not in done.stderr and "cannot be" not in done.stderr
     assert left(source) in ([], ["checked.jsonl", "lock"])
@@ -169,7 +169,7 @@ FAILURES = {  # what fails, how, and what is said
 
 
 @pytest.mark.parametrize("row", FAILURES)
-def test_a_disk_that_is_full_or_closed_is_said_in_one_line(source, row):
+def test_a_full_or_closed_disk_is_reported_in_one_line(source, row):
     name, error, said = FAILURES[row]
     nobody_else = mock.patch(f"{MODULES}.builders.locked", lambda *_: contextlib.nullcontext())
     with nobody_else, mock.patch(name, side_effect=error):

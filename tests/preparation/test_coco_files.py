@@ -1,4 +1,4 @@
-"""Numbers and flags of annotation files that stand as text or floats, or behind a byte order mark."""
+"""Annotation files may write numbers and flags as text or floats, and begin with a byte order mark."""
 
 import codecs
 import json
@@ -38,7 +38,7 @@ READERS = {"coco": load_coco, "tiny_person": load_tiny_person, "soda_a": read_fi
         ("no", None), ("", None), (2, None), ("2", None), ([0], None), ({}, None), (0.5, None), ("[" * 99_999, None),
     ],
 )  # fmt: skip
-def test_a_flag_is_what_its_text_says(tmp_path, read, key, text, flag):
+def test_flags_may_be_text_or_numbers(tmp_path, read, key, text, flag):
     path = write(tmp_path, entry={key: text})
     if flag is None:
         with pytest.raises(UserError, match=f"'{key}' is .*, which must be 0 or 1$") as error:
@@ -93,14 +93,14 @@ def test_the_numbers_of_a_box_may_be_text(tmp_path, read, key, given, expected):
         ({"height": [[[[[[[[4]]]]]]]] * 10**5}, "'height' is"),
     ],
 )  # fmt: skip
-def test_what_says_no_number_is_refused(tmp_path, image, said):
+def test_values_that_are_not_numbers_are_refused(tmp_path, image, said):
     with pytest.raises(UserError, match=said) as error:
         load_coco(write(tmp_path, image))
     assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("before", [codecs.BOM_UTF8, b"\n ", b""])
-def test_a_byte_order_mark_is_passed_over(tmp_path, before):
+def test_a_byte_order_mark_is_skipped(tmp_path, before):
     path = write(tmp_path, before=before)
     assert load_coco(path) and read_file(path)
     path.write_bytes(path.read_bytes().removeprefix(before).decode().encode("utf-16"))

@@ -152,7 +152,7 @@ def test_grey_values_are_those_of_pictures_that_are_kept(source, row):
     assert max(json.loads(metadata.read_text())["grey_range"]) < 200
 
 
-def test_a_journal_that_cannot_be_written_is_said_in_one_line(source):
+def test_an_unwritable_journal_is_reported_in_one_line(source):
     journal(source).mkdir(parents=True)
     status, _, errors = prepared.call("coco", source, "--name=mine")
     assert (

@@ -1,4 +1,4 @@
-"""What is odd about a data set as a whole is told, or refused where nothing can be learnt from it."""
+"""Oddities of a data set as a whole are reported, or refused where nothing can be learnt from it."""
 
 import re
 from collections.abc import Callable
@@ -110,7 +110,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_what_makes_training_pointless_is_refused(tmp_path, row):
+def test_data_that_nothing_can_be_learnt_from_are_refused(tmp_path, row):
     contents = coco(tmp_path)
     change, message = REFUSED[row]
     change(contents)
@@ -217,7 +217,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize("row", TOLD)
-def test_what_is_odd_is_told(tmp_path, row):
+def test_oddities_are_counted_and_named(tmp_path, row):
     contents = coco(tmp_path)
     change, split, problem, count, example = TOLD[row]
     change(tmp_path, contents)
@@ -251,7 +251,7 @@ STRAYS = {  # label files beside those of the pictures, and which of them are to
 
 
 @pytest.mark.parametrize("row", STRAYS)
-def test_label_files_without_an_image_are_told(tmp_path, row):
+def test_label_files_without_an_image_are_named(tmp_path, row):
     files, expected = STRAYS[row]
     for seed, name in enumerate(("train/a.jpg", "train/b.jpg", "train/c d.jpg", "val/e.jpg")):
         picture(tmp_path / "images" / name, seed)
@@ -287,7 +287,7 @@ def test_labels_numbered_from_1_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("link", ["images/train/back", "images/train/deep/er/back", "images/train/self", "two"])
-def test_links_that_lead_back_are_passed_over(tmp_path, link):
+def test_links_to_a_parent_folder_are_skipped(tmp_path, link):
     for seed, name in enumerate(("train/a.jpg", "train/deep/er/b.jpg", "val/c.jpg")):
         picture(tmp_path / "images" / name, seed)
         label = (tmp_path / "labels" / name).with_suffix(".txt")
@@ -306,8 +306,8 @@ def test_links_that_lead_back_are_passed_over(tmp_path, link):
     assert all(account["problems"] == {} for account in accounts.values())
 
 
-def test_nothing_is_read_twice_for_it(tmp_path):
-    """A preparation that goes on knows contents and orientations from its journal."""
+def test_a_resumed_preparation_compares_splits_without_decoding_again(tmp_path):
+    """The journal keeps contents and orientations of the pictures."""
     contents = coco(tmp_path)
     shared(tmp_path, contents)
     turned("train1.jpg", 3)(tmp_path, contents)

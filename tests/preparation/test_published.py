@@ -1,4 +1,4 @@
-"""Published data sets, each in a tiny copy of its true layout: boxes, labels, regions, and what is broken."""
+"""Published data sets, each in a tiny copy of its layout: boxes, labels, regions and broken entries."""
 
 import json
 import zlib
@@ -188,7 +188,7 @@ lines = st.lists(st.lists(words, max_size=10).map(",".join), max_size=5).map("\n
 
 
 @given(content=st.one_of(st.binary(max_size=200), lines.map(lambda text: text.encode(errors="surrogatepass"))))
-def test_whatever_stands_in_a_file_of_visdrone_is_counted(drones, content):
+def test_any_content_of_a_visdrone_file_is_counted(drones, content):
     (drones / "VisDrone2019-DET-val/annotations/0000001_02999_d_0000005.txt").write_bytes(content)
     val = read("visdrone", drones)["val"]
     clipped = len(val.account["problems"].get("box partly outside the image, clipped", ()))
@@ -211,7 +211,7 @@ def test_ai_tod_is_found_in_every_layout(tmp_path, annotations, images):
 
 
 @pytest.mark.parametrize(("names", "task"), [(("sea_person", "earth_person"), ""), (("person",), "all")])
-def test_persons_with_a_mark_are_none_to_learn_from(tmp_path, names, task):
+def test_marked_persons_are_ignored(tmp_path, names, task):
     tiny_person(tmp_path, names, task)
     for content in read("tiny_person", tmp_path).values():
         objects = content.records[0]["objects"]
@@ -219,7 +219,7 @@ def test_persons_with_a_mark_are_none_to_learn_from(tmp_path, names, task):
         assert objects["ignore"] == [False, True, True, True, True]
 
 
-def test_an_unknown_category_of_tiny_person_is_no_person(tmp_path):
+def test_unknown_categories_of_tiny_person_are_skipped(tmp_path):
     tiny_person(tmp_path)
     path = tmp_path / "annotations/tiny_set_test.json"
     content = json.loads(path.read_text())
@@ -234,7 +234,7 @@ def test_an_unknown_category_of_tiny_person_is_no_person(tmp_path):
     }
 
 
-def test_what_nobody_could_tell_is_a_region_of_hit_uav(tmp_path):
+def test_the_category_dontcare_of_hit_uav_becomes_regions(tmp_path):
     hit_uav(tmp_path)
     for content in read("hit_uav", tmp_path).values():
         objects = content.records[0]["objects"]
@@ -285,7 +285,7 @@ REFUSED = {  # a set, what happens to its folder, and a part of the line
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
+def test_unusable_folders_are_refused_in_one_line(tmp_path, row):
     name, change, fragment = REFUSED[row]
     change(tmp_path)
     status, _, errors = prepared.call(name, tmp_path, to=tmp_path / "prepared")
@@ -313,7 +313,7 @@ contents = st.fixed_dictionaries(
     ("name", "file"), [("hit_uav", "annotations/train.json"), ("tiny_person", "annotations/tiny_set_train.json")]
 )
 @given(content=st.one_of(contents, entries, simple))
-def test_whatever_stands_in_a_json_file_is_read_or_refused(tmp_path_factory, name, file, content):
+def test_any_json_file_is_read_or_refused_in_one_line(tmp_path_factory, name, file, content):
     folder = tmp_path_factory.mktemp(name)
     write(folder / file, content)
     picture(folder / "train/a.png")

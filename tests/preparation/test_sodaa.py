@@ -1,6 +1,5 @@
-"""SODA-A and other oriented data: what is prepared, what is mended or skipped, and what is refused."""
+"""SODA-A and other oriented data: polygons are read, put in order or skipped; unusable files are refused."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -110,18 +109,6 @@ def test_polygons_are_mended_or_named(row):
         assert found["area"] == pytest.approx(np.prod(sides))
 
 
-def test_rboxes_are_read_where_there_is_no_polygon():
-    noted = []
-    found = read_oriented({"rbox": [50, 40, 10, 30, 3.0]}, {"height": 100, "width": 150}, noted.append)
-    np.testing.assert_allclose(found["rbox"], [50, 40, 30, 10, 3.0 - math.pi / 2])
-    assert read_oriented({"rbox": [50, 40, 10, 30]}, {"height": 100, "width": 150}, noted.append) is None
-    assert read_oriented({"rbox": [50, 40, 10, 30, 45]}, {"height": 100, "width": 150}, noted.append) is None
-    assert noted == [
-        "oriented box is not five finite numbers, skipped",
-        "oriented box whose angle is not in radians, skipped",
-    ]
-
-
 REFUSED = {  # content of a file of train, and what is said
     "not JSON": ("{", "00001.json is not JSON"),
     "no annotations": ('{"categories": []}', "00001.json is not SODA-A's: it has no list 'annotations'"),
@@ -135,7 +122,7 @@ REFUSED = {  # content of a file of train, and what is said
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_files_that_are_none_are_refused_in_one_line(raw, row, capsys):
+def test_files_of_another_format_are_refused_in_one_line(raw, row, capsys):
     content, said = REFUSED[row]
     (raw / "Annotations" / "train" / "00001.json").write_text(content)
     assert call(raw) == 2
@@ -167,7 +154,7 @@ HEADER = "imagesource:GoogleEarth\ngsd:0.146\n"
 
 @pytest.fixture
 def dota(tmp_path) -> Path:
-    """A split with two objects, one of them difficult, and lines that are none."""
+    """A split with two objects, one of them difficult, and lines that cannot be read."""
     lines = {
         "train": [
             "10 10 40 10 40 20 10 20 ship 0",
@@ -250,7 +237,7 @@ def test_classes_before_the_corners_are_refused(dota, row, capsys):
     assert ("give the class after the corners" in capsys.readouterr().err) == refused
 
 
-def test_a_folder_that_is_not_dotas_is_refused(tmp_path, capsys):
+def test_a_folder_of_another_layout_is_refused(tmp_path, capsys):
     assert call(tmp_path, name="dota") == 2
     assert "holds no SPLIT/labelTxt/NAME.txt" in capsys.readouterr().err
 
@@ -263,10 +250,8 @@ def test_coco_files_are_read_as_asked(tmp_path, boxes):
     folder = tmp_path / "own"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), draw(100, 120))
-    entry = {"image_id": 1, "category_id": 1, "poly": turned(50, 50, 40, 10, 45), "bbox": [32, 32, 36, 36]}
-    image = {"id": 1, "file_name": "a.png", "height": 100, "width": 120}
-    content = {"images": [image], "annotations": [entry], "categories": [{"id": 1, "name": "ship"}]}
-    (folder / "train.json").write_text(json.dumps(content))
+    entry = {"poly": turned(50, 50, 40, 10, 45), "bbox": [32, 32, 36, 36]}
+    prepared.write(folder / "train.json", prepared.coco({"a.png": (100, 120)}, [entry]))
     assert call(folder, f"--boxes={boxes}", "--name=mine", name="coco") == 0
     opened = open_split(folder, "train", "mine")
     objects = opened.source[0]["objects"]

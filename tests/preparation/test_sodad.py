@@ -1,4 +1,4 @@
-"""SODA-D: what is prepared from a tiny one follows the rules of its tool, survives a kill, and says what it saw."""
+"""SODA-D: a tiny copy is prepared by the rules of its tool; preparation survives a kill and reports what it read."""
 
 import errno
 import itertools
@@ -193,7 +193,7 @@ with mock.patch("cv2.imencode", die_at_the_seventh), one_thread:
 """
 
 
-def test_a_killed_preparation_goes_on(raw, tmp_path, capsys):
+def test_a_killed_preparation_resumes(raw, tmp_path, capsys):
     whole = make(tmp_path / "whole" / "SODA-D")
     assert call(whole, "--windows") == 0
     command = [sys.executable, "-c", KILLED, "sodad", f"--source={raw}", f"--data_dir={tmp_path / 'prepared'}"]
@@ -286,7 +286,7 @@ def test_windows_of_other_annotations_are_not_mixed(raw, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("images", [True, False])
-def test_windows_that_are_cut_are_referred_to(tmp_path, images, capsys):
+def test_windows_cut_by_the_authors_tool_are_used_as_they_are(tmp_path, images, capsys):
     source = tmp_path / "SODA-D"
     cut = make_cut(source / "divData") if images else make_cut(source)
     if images:
@@ -305,7 +305,7 @@ def test_windows_that_are_cut_are_referred_to(tmp_path, images, capsys):
             open_split(source, "val")
 
 
-def test_what_is_broken_is_named_and_skipped(raw, capsys):
+def test_broken_images_and_missing_files_are_named_and_skipped(raw, capsys):
     for name in ("a.jpg", "b.jpg"):
         whole = (raw / "Images" / name).read_bytes()
         (raw / "Images" / name).write_bytes(whole[: len(whole) // 2])
@@ -347,7 +347,7 @@ def broken(raw: Path, change: str) -> Path:
         ("in a file", "cannot be written"),
     ],
 )
-def test_what_is_hopeless_is_refused_in_one_line(raw, change, said, capsys):
+def test_unusable_folders_are_refused_in_one_line(raw, change, said, capsys):
     arguments = [] if change == "windows to score" else ["--windows"]
     assert call(broken(raw, change), *arguments) == 2
     error = capsys.readouterr().err

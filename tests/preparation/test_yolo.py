@@ -1,4 +1,4 @@
-"""YOLO folders: every way of naming images and classes, and what is broken is counted, named or refused."""
+"""YOLO folders: every way of naming images and classes; broken entries are counted, named or refused."""
 
 import os
 import re
@@ -117,7 +117,7 @@ def test_shares_are_of_the_upright_picture(tmp_path):
         ("/d/pictures/a.jpg", "/d/pictures/a.txt"),
     ],
 )
-def test_where_labels_lie(image, labels):
+def test_the_last_folder_images_of_a_path_becomes_labels(image, labels):
     assert label_file(epath.Path(image)) == epath.Path(labels)
 
 
@@ -198,7 +198,7 @@ def prepare_yolo(folder: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("row", FOLDERS)
-def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
+def test_unusable_folders_are_refused_in_one_line(tmp_path, row):
     description, fragment = FOLDERS[row]
     make(tmp_path)
     (tmp_path / "list.txt").write_text("\n")
@@ -212,7 +212,7 @@ def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
     assert not list(tmp_path.glob("prepared/own/*"))
 
 
-def test_what_is_not_there_is_said(tmp_path, capsys):
+def test_missing_folders_of_data_yaml_are_reported(tmp_path, capsys):
     read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
     output = capsys.readouterr().out
     assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is used" in output
@@ -290,7 +290,7 @@ def test_every_split_is_found_before_a_picture_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("module", "name"), [(yolo, "find_pictures"), (label_files, "upright_size")])
-def test_what_cannot_be_read_is_named(tmp_path, module, name):
+def test_unreadable_folders_are_named(tmp_path, module, name):
     make(tmp_path)
     with mock.patch.object(module, name, side_effect=PermissionError(13, "Permission denied", f"{tmp_path}/images")):
         status, errors = prepare_yolo(tmp_path)
@@ -298,7 +298,7 @@ def test_what_cannot_be_read_is_named(tmp_path, module, name):
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
-def test_a_label_file_that_cannot_be_read_is_not_taken_for_none(error):
+def test_an_unreadable_label_file_is_refused_and_not_taken_as_missing(error):
     with (
         mock.patch("cfinet_jax.runtime.files.read_bytes", side_effect=error),
         pytest.raises(UserError, match=f"label file a.txt cannot be read .{error.strerror}.: make it readable"),
@@ -324,7 +324,7 @@ CHANGES = {  # of a prepared folder: whether it matters
 
 
 @pytest.mark.parametrize("row", CHANGES)
-def test_a_folder_that_changed_is_not_used_as_it_was(tmp_path, row):
+def test_data_prepared_from_an_earlier_state_are_refused(tmp_path, row):
     change, matters = CHANGES[row]
     make(tmp_path, "train: list.txt\nval: images/val\n" + NAMES)
     write(tmp_path / "list.txt", "images/train/a.png\nimages/train/b.jpg\n")
@@ -359,7 +359,7 @@ lines = st.lists(st.lists(words, max_size=9).map(" ".join), max_size=5).map("\n"
 
 
 @given(content=st.one_of(st.binary(max_size=200), lines.map(lambda text: text.encode(errors="surrogatepass"))))
-def test_whatever_stands_in_a_label_file_is_counted(folder, content):
+def test_any_content_of_a_label_file_is_counted(folder, content):
     (folder / "data.yaml").write_text(SPLITS + NAMES)
     (folder / "labels/train/a.txt").write_bytes(content)
     train = read(folder)["train"]
@@ -381,7 +381,7 @@ descriptions = st.dictionaries(st.sampled_from(["path", "train", "val", "test", 
 @given(
     content=st.one_of(st.binary(max_size=200), st.text().map(str.encode), descriptions.map(lambda x: repr(x).encode()))
 )
-def test_whatever_stands_in_data_yaml_is_read_or_refused(folder, content):
+def test_any_data_yaml_is_read_or_refused_in_one_line(folder, content):
     (folder / "data.yaml").write_bytes(content)
     (folder / "list.txt").write_text("images/train/a.png")
     try:
@@ -391,7 +391,7 @@ def test_whatever_stands_in_data_yaml_is_read_or_refused(folder, content):
 
 
 @given(content=st.one_of(st.binary(max_size=200), st.text().map(str.encode)))
-def test_whatever_stands_in_a_list_is_read_or_refused(folder, content):
+def test_any_list_is_read_or_refused_in_one_line(folder, content):
     (folder / "data.yaml").write_text("train: list.txt\n" + NAMES)
     (folder / "list.txt").write_bytes(content)
     try:
