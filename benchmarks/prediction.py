@@ -57,7 +57,7 @@ def whole(model: predict.Model, images: Path, output: Path) -> None:
 
 def shipped(model: predict.Model, images: Path) -> tuple[int, list[Any]]:
     """How many windows there are, and all of them in batches on the device."""
-    pictures = [(path, predict.read(epath.Path(path))) for path in sorted(images.iterdir())]
+    pictures = [(path, model.read(path)) for path in sorted(images.iterdir())]
     batches, count = [], 0
     for batch in model.batches(pictures, []):
         _, windows, sizes = zip(*batch, strict=True)

@@ -1,14 +1,14 @@
-"""Detect over a prepared split, score, and leave metrics, detections and a report."""
+"""Detect in a prepared split, score the detections, and write metrics, detections and a report."""
 
 import itertools
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from cfinet_jax.build import check_batches, check_boxes, discover
@@ -16,10 +16,10 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import eval_batches, windows_of
 from cfinet_jax.metrics.dota_files import write_task1
-from cfinet_jax.metrics.merging import Found, merge, stitch
+from cfinet_jax.metrics.merging import in_image, merge, stitch
 from cfinet_jax.metrics.proposal_scores import LIMITS, OBJECT, Tally, summarise, tally_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
-from cfinet_jax.metrics.results import Columns, columns_of_image, joined, write_coco
+from cfinet_jax.metrics.results import Columns, Found, columns_of_image, joined, write_coco
 from cfinet_jax.metrics.score import score
 from cfinet_jax.metrics.score_table import table
 from cfinet_jax.models.detector import Detector, build_detector
@@ -31,20 +31,14 @@ from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.runtime.settings import has_learnt, read_settings, write_settings
 
 UNFINISHED = "results.unfinished"  # a folder in the workdir
-EVALUATED = "evaluated.json"  # says what data the results in the workdir are of
-
-
-class Window(NamedTuple):
-    """What was seen in a window; boxes in its pixels."""
-
-    image_id: int
-    origin: Int[np.ndarray, "2"]  # row and column in the picture
-    found: Found
-    proposed: Found  # labels are 0
+EVALUATED = "evaluated.json"  # names the data that the results in the workdir are of
 
 
 def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
-    """The jitted function (variables, batch as shipped) -> detections and proposals in stored pixels, over the mesh."""
+    """Return the jitted function (variables, batch as shipped) -> detections and proposals in stored pixels.
+
+    Its batch is spread over the devices of the mesh `over`; `settings` is the section `dataset`.
+    """
     specs = (mesh.EVERYWHERE, mesh.BY_IMAGE)
     return mesh.parallel(detection(detector, settings), over, specs, mesh.BY_IMAGE)
 
@@ -52,21 +46,22 @@ def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
 def detect_split(
     detect: Detect, variables: Any, prepared: dataset.Prepared, config: ConfigDict, over: Any
 ) -> tuple[Columns, Columns | None]:
-    """Every detection in a split, and the best proposals if `evaluation.proposals` is set.
+    """Return all detections in a split, and the best proposals if `evaluation.proposals` is set.
 
-    What is seen in windows is put together picture by picture: detections are merged; proposals are not, since their
-    network suppresses them level by level, and what it lets pass is to be scored.
+    What windows show is put together picture by picture. Detections are merged by NMS. Proposals are not: their network
+    applies NMS per level, and the boxes that it lets pass are to be scored.
     """
     cut = config.dataset.window_overlap is not None
     category_ids = np.array(prepared.category_ids)
     results, proposals = [], []
     seen = detect_windows(detect, variables, prepared, config.dataset, over)
-    for image_id, group in itertools.groupby(seen, lambda window: window.image_id):
-        _, origins, found, proposed = zip(*group, strict=True)
-        whole = merge(found, np.stack(origins), config.prediction.merge_overlap) if cut else found[0]
+    for image_id, windows in itertools.groupby(seen, itemgetter(0)):
+        _, places, found, proposed = zip(*windows, strict=True)
+        origins = np.stack(places)
+        whole = merge(found, origins, config.prediction.merge_overlap) if cut else found[0]
         results.append(columns_of_image(whole.boxes, whole.scores, category_ids[whole.labels], image_id))
         if config.evaluation.proposals:
-            best = stitch(proposed, np.stack(origins), config.dataset.stored_size) if cut else proposed[0]
+            best = stitch(proposed, origins, config.dataset.stored_size) if cut else proposed[0]
             boxes, scores = best.boxes[: LIMITS[-1]], best.scores[: LIMITS[-1]]
             proposals.append(columns_of_image(boxes, scores, np.full(len(scores), OBJECT), image_id))
     return joined(results), joined(proposals) if proposals else None
@@ -74,8 +69,11 @@ def detect_split(
 
 def detect_windows(
     detect: Detect, variables: Any, prepared: dataset.Prepared, settings: ConfigDict, over: Any
-) -> Iterator[Window]:
-    """What is seen in every window of a split, in order: in every process, whoever looked at it."""
+) -> Iterator[tuple[int, np.ndarray, Found, Found]]:
+    """Yield image id, origin (row, column), detections and proposals of every window of a split, in order.
+
+    Boxes are in pixels of the window. Every process yields all windows, whichever process looked at them.
+    """
     windows = windows_of(prepared, settings, training=False)
     origins = iter(windows.origins)
     unit = "images" if settings.window_overlap is None else "windows"
@@ -87,27 +85,21 @@ def detect_windows(
         (found, proposed), (index, valid, image_ids) = processes.gather(seen)
         order = np.argsort(index)
         for image in order[valid[order]]:
-            some, regions = found.valid[image], proposed.valid[image]
-            yield Window(
-                int(image_ids[image]),
-                next(origins),
-                Found(found.boxes[image][some], found.scores[image][some], found.labels[image][some]),
-                Found(proposed.boxes[image][regions], proposed.scores[image][regions], np.zeros(regions.sum(), int)),
-            )
+            yield int(image_ids[image]), next(origins), in_image(found, image), in_image(proposed, image)
         progress.advance(int(valid.sum()))
     progress.close()
 
 
 class Scored(NamedTuple):
-    """What a split's detections and proposals are worth, and what that follows from."""
+    """The metrics of a split, and the detections and counts of proposals that they are computed from."""
 
     metrics: dict
     results: Columns
-    tally: Tally | None  # of the proposals, if they are scored
+    tally: Tally | None  # None if proposals are not scored
 
 
 def score_split(results: Columns, proposals: Columns | None, prepared: dataset.Prepared, protocol: str) -> Scored:
-    """The metrics of a split's detections under a protocol of `metrics.protocols`, and of proposals as `proposals`."""
+    """Score detections under a protocol of `metrics.protocols`; `proposals` adds the metrics of that name."""
     rules = PROTOCOLS[protocol]
     metrics = score(prepared.coco, results, rules)
     if proposals is None:
@@ -117,14 +109,14 @@ def score_split(results: Columns, proposals: Columns | None, prepared: dataset.P
 
 
 def write_results(workdir: epath.Path, scored: Scored, prepared: dataset.Prepared, config: ConfigDict) -> None:
-    """Leaves `metrics.json`, `detections.json`, `metrics.md` and the report made of them in the workdir.
+    """Write `metrics.json`, `detections.json`, `metrics.md` and the report to the workdir.
 
-    They replace those of an earlier evaluation when all of them are written; a bucket has no folders to rename.
-    `proposals.npz` holds the tally of every image, of which `--mode=ablate` makes intervals. Oriented detections are
-    left in DOTA's files too, in `dota`.
+    They replace those of an earlier evaluation once all of them are written, except in a bucket, which cannot rename
+    folders. `proposals.npz` holds the tally of every image, from which `--mode=ablate` computes intervals. Oriented
+    detections are also written as DOTA's files, to `dota`.
     """
     metrics, results, tally = scored
-    (workdir / UNFINISHED).rmtree(missing_ok=True)  # what an evaluation left that broke off
+    (workdir / UNFINISHED).rmtree(missing_ok=True)  # of an interrupted evaluation
     folder = workdir if in_bucket(workdir) else workdir / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
@@ -148,12 +140,12 @@ def write_results(workdir: epath.Path, scored: Scored, prepared: dataset.Prepare
 
 
 def evaluated(prepared: dataset.Prepared, config: ConfigDict) -> dict[str, Any]:
-    """The data that results are of."""
+    """Name the data that results are of."""
     return {"data set": config.dataset.name, "split": config.dataset.eval_split, "images": len(prepared)}
 
 
 def check_replaceable(workdir: epath.Path, now: dict[str, Any]) -> None:
-    """Refuse to replace results of another data set or split; results of earlier revisions are of the run's own."""
+    """Refuse to replace results of another data set or split. Without a record they are of the run's own."""
     facts = read_settings(workdir)
     if not (workdir / "metrics.json").exists() or facts is None:
         return
@@ -163,13 +155,19 @@ def check_replaceable(workdir: epath.Path, now: dict[str, Any]) -> None:
     if any(before[key] != now[key] for key in before):
         held, new = (", ".join(f"{key} {each[key]}" for key in before) for each in (before, now))
         raise UserError(
-            f"{workdir} holds results of other data ({held}; now {new}): move its metrics.json elsewhere, and they are "
-            "replaced."
+            f"{workdir} holds results of other data ({held}; now {new}): move its metrics.json elsewhere to have "
+            "the other results replaced."
         )
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
-    """Scores what `trained_variables` finds on `dataset.eval_split` and writes the results into the workdir."""
+    """Evaluate the detector of a workdir on `dataset.eval_split`; write the results there and return the metrics.
+
+    The detector is that of the newest checkpoint, or the published one that the config names.
+
+    Raises:
+      UserError: there is no detector, it does not fit the data, or the workdir holds results of other data.
+    """
     over = mesh.make_mesh()
     config = discover(config, workdir)
     check_batches(config, over.size)
@@ -178,10 +176,10 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
     check_replaceable(workdir, evaluated(prepared, config))
     detector = build_detector(config.detector, len(prepared.classes))
     variables = mesh.replicate(trained_variables(config, detector, prepared.classes, workdir), over)
-    if not has_learnt(workdir):  # a published detector, and perhaps another one before it
+    if not has_learnt(workdir):  # a published detector, which may differ from that of an earlier evaluation
         facts = prepared.classes, prepared.category_ids
         processes.by_the_first(lambda: write_settings(config, workdir, *facts))
-    if not in_bucket(workdir):  # fails before the work where the workdir is not writable
+    if not in_bucket(workdir):  # fails before the work if the workdir is not writable
         processes.by_the_first(lambda: (workdir / UNFINISHED).mkdir(parents=True, exist_ok=True))
     results, proposals = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config, over)
     scored = score_split(results, proposals, prepared, config.evaluation.protocol)

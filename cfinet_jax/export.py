@@ -1,4 +1,4 @@
-"""Hand a model on: inference as StableHLO, parameters as safetensors, and a card that says how to use them."""
+"""Export a model: inference as StableHLO, parameters as safetensors, and a card that says how to use them."""
 
 import json
 from collections.abc import Callable
@@ -24,20 +24,20 @@ DESCRIBED = {
     "horizontal": "x1 y1 x2 y2 in pixels of the picture",
     "oriented": "`cx cy w h angle` in pixels of the picture and radians, clockwise on the screen from x to w",
 }
-GREYS = """Of pictures with more than 8 bits a value, {:g} becomes 0 and {:g} becomes 255, linearly and cut beyond: the
-  detector has learnt from pictures scaled so."""
-EIGHT_BITS_ONLY = "The detector has learnt from pictures of 8 bits a value."
+GREYS = """Scale pictures with more than 8 bits per value linearly, {:g} to 0 and {:g} to 255, and clip: the detector
+  was trained on pictures scaled so."""
+EIGHT_BITS_ONLY = "The detector was trained on pictures with 8 bits per value."
 CARD = """# {name}
 
-A detector of small objects, as cfinet_jax hands it on.
+A detector of small objects, exported by cfinet_jax.
 
-| file | what it holds |
+| file | content |
 |---|---|
 | `detector.stablehlo` | inference for {platforms}: pictures in, detections out |
-| `weights.safetensors` | {numbers:,} numbers, statistics of batch norm included: the first argument of the first file |
+| `weights.safetensors` | {numbers:,} numbers, including batch-norm statistics: the first argument of the first file |
 
-It runs without cfinet_jax, after `pip install "jax>={jax}" flatbuffers safetensors`; later versions of jax read it for
-six months at least:
+It runs without cfinet_jax, after `pip install "jax>={jax}" flatbuffers safetensors`. Later versions of jax can read it
+for at least six months:
 
 ```python
 from pathlib import Path
@@ -55,11 +55,12 @@ found = detector.call(weights, images, sizes)
 
 ## Conventions
 
-- A picture smaller than {height} x {width} lies at the upper left; repeat its last row and column to fill up. The model
-  scales and normalises by itself.
+- Put a picture smaller than {height} x {width} at the upper left, and fill the rest by repeating its last row and
+  column. The model scales and normalises pictures itself.
 - {greys}
 - `found["boxes"]` [{batch}, n, {columns}] are {boxes}, float32; `found["scores"]` [{batch}, n],
-  best first; `found["labels"]` [{batch}, n] count the classes below from 0; `found["valid"]` says which rows are real.
+  best first; `found["labels"]` [{batch}, n] are indices into the classes below, from 0; `found["valid"]` marks the rows
+  that are detections, the others are padding.
 - Classes, in order, with their ids in the annotations: {classes}.
 
 ## Data and metrics
@@ -68,8 +69,8 @@ found = detector.call(weights, images, sizes)
 
 ## Licence
 
-The code that made this is Apache-2.0. To the parameters the licences of the data they were learnt from and of the
-weights they started from apply.
+The code that made this is under Apache-2.0. The parameters are subject to the licences of their training data and of
+the weights that training started from.
 
 ## Configuration
 
@@ -80,64 +81,53 @@ weights they started from apply.
 
 
 def export(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes `export/` into the workdir: `detector.stablehlo`, `weights.safetensors` and the model card."""
+    """Write `detector.stablehlo`, `weights.safetensors` and the model card to `export/` in the workdir."""
     trained, config = open_trained(workdir, config)
     folder = workdir / "export"
-    folder.mkdir(parents=True, exist_ok=True)  # fails before the work where the workdir is not writable
+    folder.mkdir(parents=True, exist_ok=True)  # fails before the work if the workdir is not writable
     weights = {name: np.asarray(leaf) for name, leaf in pretrained.named(trained.variables).items()}
-    inputs = batch_shapes(config.dataset)
-    print(f"Exporting for {', '.join(PLATFORMS)}: batches of {inputs[0].shape}.", flush=True)
-    artefact = stablehlo.export(jax.jit(inference(trained, config.dataset)), platforms=PLATFORMS)(weights, *inputs)
+    settings = config.dataset
+    images = jax.ShapeDtypeStruct((settings.eval_batch_size, *settings.stored_size, 3), jnp.uint8)
+    sizes = jax.ShapeDtypeStruct((settings.eval_batch_size, 2), jnp.float32)
+    print(f"Exporting for {', '.join(PLATFORMS)}: batches of {images.shape}.", flush=True)
+    artefact = stablehlo.export(jax.jit(inference(trained, settings)), platforms=PLATFORMS)(weights, images, sizes)
     with replacing(folder / "detector.stablehlo") as partial:
         partial.write_bytes(artefact.serialize())
-    pretrained.save(folder / "weights.safetensors", trained.variables, facts(config, trained))
+    facts = {
+        "stride_style": config.detector.backbone.stride_style,
+        "classes": trained.classes,
+        "category_ids": trained.category_ids,
+        "mean": settings.mean,
+        "std": settings.std,
+        "config": config.to_json(),
+    }
+    pretrained.save(folder / "weights.safetensors", trained.variables, facts)
     replace_text(folder / "README.md", card(config, trained, workdir))
     print(f"Written: {folder}")
 
 
-def batch_shapes(settings: ConfigDict) -> tuple[Any, Any]:
-    """Images and sizes of a batch, as the exported function takes them."""
-    count = settings.eval_batch_size
-    images = jax.ShapeDtypeStruct((count, *settings.stored_size, 3), jnp.uint8)
-    return images, jax.ShapeDtypeStruct((count, 2), jnp.float32)
-
-
 def inference(trained: Trained, settings: ConfigDict) -> Callable[..., dict[str, Any]]:
-    """The function (weights by name, uint8 images, sizes) -> boxes, scores, labels, valid in pixels of the pictures."""
+    """Return the function (weights by name, uint8 images, sizes) -> boxes in picture pixels, scores, labels, valid."""
     detect = detection(trained.detector, settings)
 
     def infer(weights: dict[str, Any], images: Any, sizes: Any) -> dict[str, Any]:
-        variables = jax.tree_util.tree_map_with_path(
-            lambda path, _: weights[pretrained.path_name(path)], trained.variables
-        )
+        variables = pretrained.replaced(trained.variables, weights)
         found, _ = detect(variables, without_truth(images, sizes, jnp.asarray(scales_of(sizes, settings))))
         return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, "valid": found.valid}
 
     return infer
 
 
-def facts(config: ConfigDict, trained: Trained) -> dict[str, Any]:
-    """What the weights say of themselves."""
-    return {
-        "stride_style": config.detector.backbone.stride_style,
-        "classes": trained.classes,
-        "category_ids": trained.category_ids,
-        "mean": config.dataset.mean,
-        "std": config.dataset.std,
-        "config": config.to_json(),
-    }
-
-
 def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
-    """The model card."""
+    """Write the model card in Markdown."""
     height, width = config.dataset.stored_size
     origin = f"Trained on the data set {escape(config.dataset.name)} (split {escape(config.dataset.train_split)})"
     if not (workdir / "checkpoints").exists():
-        origin = f"Not trained here but read from {escape(epath.Path(config.training.pretrained).name)}"
+        origin = f"Not trained here, but loaded from {escape(epath.Path(config.training.pretrained).name)}"
     path = workdir / "metrics.json"
     measured = ""
     if path.exists():
-        with reading(path, "write it again with --mode=evaluate."):
+        with reading(path, "run --mode=evaluate to write it again."):
             metrics = {key: value for key, value in json.loads(path.read_text()).items() if key.startswith("AP")}
             measured = ", ".join(f"{escape(key)} {value:.3f}" for key, value in metrics.items() if value is not None)
     return CARD.format(
@@ -157,6 +147,6 @@ def card(config: ConfigDict, trained: Trained, workdir: epath.Path) -> str:
         data=escape(config.dataset.name),
         origin=origin,
         eval_split=escape(config.dataset.eval_split),
-        metrics=f"{measured}." if measured else "not yet (`--mode=evaluate` does it).",
+        metrics=f"{measured}." if measured else "not measured yet (run `--mode=evaluate`).",
         config=config.to_json(indent=1),
     )

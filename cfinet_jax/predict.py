@@ -1,4 +1,4 @@
-"""Detections in pictures of any size: cut into windows, detected in batches of one shape, merged."""
+"""Detect in pictures of any size: cut them into windows, detect in batches of one shape, merge."""
 
 import csv
 import functools
@@ -33,8 +33,8 @@ from cfinet_jax.input.pictures import (
 )
 from cfinet_jax.input.sizes import scales_of, with_sizes
 from cfinet_jax.input.windows import cut_window, window_origins
-from cfinet_jax.metrics.merging import Found, merge
-from cfinet_jax.metrics.results import Columns, columns, columns_of_image, entries, write_coco
+from cfinet_jax.metrics.merging import in_image, merge
+from cfinet_jax.metrics.results import Found, columns_of_image, entries
 from cfinet_jax.report.overlays import write_overlays
 from cfinet_jax.restore import Trained, detection, open_trained
 from cfinet_jax.runtime.files import read_bytes, replace_text
@@ -45,13 +45,14 @@ from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.structures import without_truth
 
 Picture = UInt8[np.ndarray, "height width 3"]
-Given = np.ndarray | Image.Image | epath.PathLike  # what `Model.predict` takes for a picture
-SAMPLE = 256  # pictures whose grey values decide on the range where the detector knows none
-LONGEST = 200  # bytes of an overlay's name; systems allow 255
+Given = np.ndarray | Image.Image | epath.PathLike  # a picture as `Model.predict` takes it
+SAMPLE = 256  # pictures that the range of grey values is taken from if the detector knows none
+LONGEST = 200  # bytes of an overlay's name; file systems allow 255
+UNFINISHED = "unfinished.jsonl"  # the pictures that are done, in the output folder while there are others
 
 
 class Prediction(NamedTuple):
-    """What was found in one picture, best first; boxes x1 y1 x2 y2 or cx cy w h angle in its pixels."""
+    """Detections in one picture, best first; boxes x1 y1 x2 y2 or cx cy w h angle in its pixels."""
 
     boxes: Float[np.ndarray, "n numbers"]
     scores: Float[np.ndarray, "n"]
@@ -59,13 +60,10 @@ class Prediction(NamedTuple):
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
 
-    def columns(self, image_id: int) -> Columns:
-        """The detections as those of an image of a split, boxes x y w h."""
-        return columns_of_image(self.boxes, self.scores, np.array(self.category_ids)[self.labels], image_id)
-
     def coco(self, image_id: int) -> list[dict[str, Any]]:
-        """The detections in COCO's results format, boxes x y w h."""
-        return list(entries(self.columns(image_id)))
+        """Return the detections in COCO's results format, boxes x y w h or cx cy w h angle."""
+        category_ids = np.array(self.category_ids)[self.labels]
+        return list(entries(columns_of_image(self.boxes, self.scores, category_ids, image_id)))
 
 
 class Model:
@@ -82,31 +80,38 @@ class Model:
         self.detect = jax.jit(detection(trained.detector, config.dataset))
 
     def predict(self, pictures: Given | Iterable[Given]) -> list[Prediction]:
-        """Detect in pictures: paths, PIL pictures, or arrays as `as_picture` takes them; a single one is a list of one.
+        """Detect in pictures.
+
+        Args:
+          pictures: one picture or several: paths, PIL pictures, or arrays [height, width] or [height, width, 1, 3 or 4]
+            (R G B) of uint8, uint16 or float.
+
+        Returns:
+          a prediction for each picture; for a single picture a list of one.
 
         Raises:
-          UserError: one of them is no picture, or cannot be read.
+          UserError: a picture cannot be read or is something else.
         """
-        lone = getattr(pictures, "ndim", None) in (0, 2, 3) or isinstance(pictures, str | os.PathLike | Image.Image)
-        several: Iterable[Any] = [pictures] if lone or not isinstance(pictures, Iterable) else pictures
+        alone = getattr(pictures, "ndim", None) in (0, 2, 3) or isinstance(pictures, str | os.PathLike | Image.Image)
+        several: Iterable[Any] = [pictures] if alone or not isinstance(pictures, Iterable) else pictures
         loaded = (self.read(each) for each in several)
         return [prediction for _, prediction in self.follow(enumerate(loaded))]
 
     def read(self, given: Given) -> Picture:
-        """The pixels of a picture. Raises `UserError` where it is none or cannot be read."""
+        """Return the pixels of a picture. Raises `UserError` if it cannot be read or is something else."""
         if isinstance(given, str | os.PathLike):
             return open_picture(epath.Path(given).expanduser(), self.grey_range)
         return as_picture(given, self.grey_range)
 
     def windows_in(self, size: tuple[int, int]) -> Int[np.ndarray, "windows 2"]:
-        """The corners of the windows that a picture of `size` is cut into."""
+        """Return row and column of the windows that a picture of `size` (height, width) is cut into."""
         return window_origins(size, self.window, self.overlap)
 
     def follow(
         self, pictures: Iterable[tuple[Any, Picture]], progress: Progress | None = None
     ) -> Iterator[tuple[Any, Prediction]]:
-        """(key, prediction) of (key, picture), in order and as soon as done; windows of several share a batch."""
-        waiting: list[tuple[Any, np.ndarray, list[Found]]] = []  # pictures that are not done, oldest first
+        """Yield (key, prediction) of each (key, picture), in order, as soon as all windows of the picture are done."""
+        waiting: list[tuple[Any, np.ndarray, list[Found]]] = []  # unfinished pictures, oldest first
         for batch in self.batches(pictures, waiting):
             owners, windows, sizes = zip(*batch, strict=True)
             for owner, found in zip(owners, self.detect_windows(windows, sizes), strict=True):
@@ -119,7 +124,10 @@ class Model:
                 yield key, Prediction(*merged, self.trained.classes, self.trained.category_ids)
 
     def batches(self, pictures: Iterable[tuple[Any, Picture]], waiting: list) -> Iterator[list]:
-        """Windows by `batch_size`: the list that its detections go to, its pixels, the size of what is picture."""
+        """Yield up to `batch_size` windows of one or more pictures, and add the pictures to `waiting`.
+
+        A window is the list to add its detections to, its pixels, and the size of the picture's part of it.
+        """
         batch = []
         for key, picture in pictures:
             origins, found = self.windows_in(picture.shape[:2]), []
@@ -133,160 +141,163 @@ class Model:
             yield batch
 
     def detect_windows(self, windows: Sequence[Picture], sizes: Sequence[tuple[int, int]]) -> list[Found]:
-        """The detections of up to `batch_size` windows, in pixels of each."""
+        """Detect in up to `batch_size` windows; boxes are in pixels of each window."""
         empty = self.batch_size - len(windows)
         images = np.pad(np.stack(windows), ((0, empty), (0, 0), (0, 0), (0, 0)))
         extents = np.pad(np.asarray(sizes, np.float32), ((0, empty), (0, 0)), constant_values=1)
         batch = without_truth(images, extents, scales_of(extents, self.config.dataset))
         found, _ = jax.device_get(self.detect(self.trained.variables, batch))
-        return [
-            Found(found.boxes[k][found.valid[k]], found.scores[k][found.valid[k]], found.labels[k][found.valid[k]])
-            for k in range(len(windows))
-        ]
+        return [in_image(found, place) for place in range(len(windows))]
 
 
-def load(path: str | epath.Path) -> Model:
-    """The detector of a workdir, ready to predict.
+def load(path: epath.PathLike) -> Model:
+    """Load the detector of a workdir, ready to predict.
 
     Raises:
-      UserError: there is none.
+      UserError: the workdir holds no trained detector.
     """
     return Model(*open_trained(user_path(path)))
 
 
-def grey_range_of(files: Sequence[epath.Path]) -> Range | None:
-    """Find the range of grey values of files from the same sample of them at every call; None if all have 8 bits."""
-    found, sample = [], random.Random(0).sample(files, min(SAMPLE, len(files)))
-    for file in sample:
-        try:
-            values = deep_values(read_bytes(file), str(file))
-        except (OSError, UserError):  # it is named later
-            continue
-        found += [] if values is None else [extremes(values)]
-    return common_range(found, len(sample))
-
-
 def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, output: epath.PathLike) -> None:
-    """Detects in a picture or a folder of them and leaves `detections.json`, `counts.csv` and overlays in `output`.
+    """Detect in a picture or a folder of pictures and write `detections.json`, `counts.csv` and overlays to `output`.
 
-    Pictures that cannot be read are named, counted and left out. After an interruption the same command resumes.
+    Unreadable pictures are listed and left out. After an interruption the same command resumes.
+
+    Raises:
+      UserError: there is no picture, none can be read, or `output` cannot be written or holds the pictures.
     """
     images, output = absolute(images), absolute(output)
-    overlays = output / "overlays"
-    found = find_pictures(images)
+    files = files_in(images, output)
+    trained, config = open_trained(workdir, config)
+    if config.dataset.get("grey_range") is None and (greys := grey_range_of(list(files.values()))):
+        config = with_sizes(config, grey_range=greys)
+    model = Model(trained, config)
+    done, unreadable = resume(model, output), []
+    try:
+        with requests():
+            detect_files(model, files, output, done, unreadable)
+    except Interrupted as error:
+        write_results(model, done, list(files), output)
+        raise Interrupted(f"{error} {len(done):,} of {len(files):,} pictures are done: {output}.") from error
+    for line in unreadable:
+        print(f"Left out: {line}".encode(errors="backslashreplace").decode(), flush=True)
+    if not done:
+        raise UserError(f"None of the {len(files)} pictures at {images} can be read: {unreadable[0]}")
+    total = write_results(model, done, list(files), output)
+    (output / UNFINISHED).unlink()
+    shown = config.prediction.min_score
+    print(f"{len(done):,} pictures, {total:,} objects with a score of at least {shown}: {output}")
+
+
+def files_in(images: epath.Path, output: epath.Path) -> dict[str, epath.Path]:
+    """Return the pictures to detect in by their names in `images`, without the overlays of an earlier run."""
+    found, overlays = find_pictures(images), output / "overlays"
     try:
         overlays.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
     same = functools.cache(lambda folder: identity(folder) == identity(overlays))
-    files = [file for file in found if not same(file.parent)]  # those are an earlier run's
+    files = [file for file in found if not same(file.parent)]
     if not files:
-        raise UserError(f"{overlays} would be overwritten and holds the pictures: choose another --output.")
-    trained, config = open_trained(workdir, config)
-    if config.dataset.get("grey_range") is None and (greys := grey_range_of(files)):
-        config = with_sizes(config, grey_range=greys)
-    model = Model(trained, config)
-    names = [str(file.relative_to(images)) if file != images else file.name for file in files]
-    try:
-        done = Done(output / "unfinished.jsonl", model)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}): choose another --output.") from error
-    broken: list[str] = []
-    try:
-        with requests():
-            detect_files(model, dict(zip(names, files, strict=True)), overlays, done, broken)
-    except Interrupted as error:
-        write_results(model, done, names, output)
-        raise Interrupted(f"{error} {len(done.pictures):,} of {len(files):,} pictures are done: {output}.") from error
-    for line in broken:
-        print(f"Left out: {line}".encode(errors="backslashreplace").decode(), flush=True)
-    if not done.pictures:
-        raise UserError(f"None of the {len(files)} pictures at {images} can be read: {broken[0]}")
-    total = write_results(model, done, names, output)
-    done.file.unlink()
-    shown = config.prediction.min_score
-    print(f"{len(done.pictures):,} pictures, {total:,} objects with a score of at least {shown}: {output}")
+        raise UserError(f"{overlays} holds the pictures and would be overwritten: choose another --output.")
+    return {str(file.relative_to(images)) if file != images else file.name: file for file in files}
 
 
-class Done:
-    """The pictures that are done, a JSON line each in a file, for the same detector to resume from."""
+def grey_range_of(files: Sequence[epath.Path]) -> Range | None:
+    """Return the range of grey values of a sample of files, the same at every call; None if all of them have 8 bits."""
+    found, sample = [], random.Random(0).sample(files, min(SAMPLE, len(files)))
+    for file in sample:
+        try:
+            values = deep_values(read_bytes(file), str(file))
+        except (OSError, UserError):  # reported when its turn comes
+            continue
+        found += [] if values is None else [extremes(values)]
+    return common_range(found, len(sample))
 
-    def __init__(self, file: epath.Path, model: Model) -> None:
-        leaves = map(np.asarray, jax.tree.leaves(model.trained.variables))
-        checksum = functools.reduce(lambda sum_, leaf: zlib.crc32(leaf.tobytes(), sum_), leaves, 0)
-        first = json.dumps([checksum, json.loads(model.config.to_json())], sort_keys=True)
-        head, *lines = file.read_text().split("\n")[:-1] if file.exists() else [""]
-        known = [json.loads(line) for line in lines] if head == first else []
-        self.file, self.pictures = file, {entry["file_name"]: entry for entry in known}
-        replace_text(file, "".join(f"{line}\n" for line in (first, *map(json.dumps, known))))
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Keep what was found in a picture, whole or not at all."""
-        append(self.file, json.dumps(entry) + "\n")
-        self.pictures[entry["file_name"]] = entry
+def resume(model: Model, output: epath.Path) -> dict[str, dict[str, Any]]:
+    """Return what an interrupted run with the same detector and settings found, by picture.
+
+    It is a line of JSON per picture in a file, whose first line identifies detector and settings. A torn last line is
+    dropped.
+    """
+    leaves = map(np.asarray, jax.tree.leaves(model.trained.variables))
+    checksum = functools.reduce(lambda sum_, leaf: zlib.crc32(leaf.tobytes(), sum_), leaves, 0)
+    first = json.dumps([checksum, json.loads(model.config.to_json())], sort_keys=True)
+    file = output / UNFINISHED
+    head, *lines = file.read_text().split("\n")[:-1] if file.exists() else [""]
+    lines = lines if head == first else []
+    replace_text(file, "".join(f"{line}\n" for line in (first, *lines)))
+    return {entry["file_name"]: entry for entry in map(json.loads, lines)}
 
 
 def detect_files(
-    model: Model, files: dict[str, epath.Path], overlays: epath.Path, done: Done, broken: list[str]
+    model: Model,
+    files: dict[str, epath.Path],
+    output: epath.Path,
+    done: dict[str, dict[str, Any]],
+    unreadable: list[str],
 ) -> None:
-    """Detect in the files that are not done, by their names, and draw what is found; say in `broken` which are none."""
+    """Detect in the files that are not `done`, draw their overlays, and add them; say in `unreadable` what cannot."""
     windows = {name: len(model.windows_in(upright_size(file) or (1, 1))) for name, file in files.items()}
     progress = Progress("Predicting", sum(windows.values()), unit="windows")
-    flat = Counter(name.replace("/", "_") for name in files)
+    overlays = overlay_names(files)
     classes = dict(zip(model.trained.category_ids, model.trained.classes, strict=True))
 
     def pictures() -> Iterator[tuple[tuple[str, int, Picture], Picture]]:
         for name, file in files.items():
             try:
                 checksum = zlib.crc32(read_bytes(file))
-                if done.pictures.get(name, {}).get("checksum") != checksum:
+                if done.get(name, {}).get("checksum") != checksum:  # new, or changed since
                     picture = model.read(file)
                     yield (name, checksum, picture), picture
                     continue
             except (OSError, UserError) as error:
-                broken.append(str(error))
-                done.pictures.pop(name, None)
+                unreadable.append(str(error))
+                done.pop(name, None)
             progress.advance(windows[name])
 
     for (name, checksum, picture), prediction in model.follow(pictures(), progress):
-        found = prediction.coco(0)
-        overlay = name.replace("/", "_")
-        if flat[overlay] > 1 or len(os.fsencode(overlay)) > LONGEST:  # of another folder's picture, or too long
-            overlay = f"{os.fsencode(overlay)[:LONGEST].decode(errors='ignore')}_{zlib.crc32(os.fsencode(name)):08x}"
-        write_overlays(overlays, [(overlay, picture, found, [])], classes, model.config.prediction.min_score)
-        size = {"height": picture.shape[0], "width": picture.shape[1]}
-        done.add({"file_name": name, **size, "checksum": checksum, "found": found})
+        found, (height, width) = prediction.coco(0), picture.shape[:2]
+        drawn = [(overlays[name], picture, found, [])]
+        write_overlays(output / "overlays", drawn, classes, model.config.prediction.min_score)
+        entry = {"file_name": name, "height": height, "width": width, "checksum": checksum, "found": found}
+        append(output / UNFINISHED, json.dumps(entry) + "\n")
+        done[name] = entry
     progress.close()
 
 
-def write_results(model: Model, done: Done, names: Sequence[str], output: epath.Path) -> int:
-    """Write `detections.json`, `images.json` and `counts.csv` of the pictures that are done; the sum of the counts."""
+def overlay_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a file name for the overlay of each picture: its own name, with a checksum if it is too long or shared."""
+    flat = {name: name.replace("/", "_") for name in names}
+    shared = Counter(flat.values())
+    for name, overlay in flat.items():
+        if shared[overlay] > 1 or len(os.fsencode(overlay)) > LONGEST:
+            start = os.fsencode(overlay)[:LONGEST].decode(errors="ignore")
+            flat[name] = f"{start}_{zlib.crc32(os.fsencode(name)):08x}"
+    return flat
+
+
+def write_results(model: Model, done: dict[str, dict[str, Any]], names: Sequence[str], output: epath.Path) -> int:
+    """Write `detections.json`, `images.json` and `counts.csv` of the pictures that are done; return the total count."""
     categories = dict(zip(model.trained.category_ids, model.trained.classes, strict=True))
-    images, results, counts = [], [], []
+    images, results, text, total = [], [], io.StringIO(), 0
+    counts = csv.writer(text, lineterminator="\n")
+    counts.writerow(["picture", *model.trained.classes, "all"])
     for number, name in enumerate(names, start=1):
-        if name not in done.pictures:
+        if name not in done:
             continue
-        entry = done.pictures[name]
+        entry = done[name]
         images.append({"id": number, **{key: entry[key] for key in ("file_name", "height", "width")}})
         results += [found | {"image_id": number} for found in entry["found"]]
-        seen = Counter(
-            each["category_id"] for each in entry["found"] if each["score"] >= model.config.prediction.min_score
-        )
-        shown = name.encode(errors="backslashreplace").decode()  # names of other encodings
-        counts.append([shown, *(seen[category_id] for category_id in categories)])
+        sure = [each for each in entry["found"] if each["score"] >= model.config.prediction.min_score]
+        seen = Counter(each["category_id"] for each in sure)
+        printable = name.encode(errors="backslashreplace").decode()  # names need not be valid UTF-8
+        counts.writerow([printable, *(seen[category_id] for category_id in categories), len(sure)])
+        total += len(sure)
     described = [{"id": number, "name": name} for number, name in categories.items()]
-    partial = output / "detections.json.partial"
-    write_coco(columns(results), partial)
-    partial.replace(output / "detections.json")
+    replace_text(output / "detections.json", json.dumps(results))
     replace_text(output / "images.json", json.dumps({"images": images, "categories": described}))
-    write_counts(output / "counts.csv", counts, model.trained.classes)
-    return sum(sum(row[1:]) for row in counts)
-
-
-def write_counts(path: epath.Path, counts: list[list], classes: Sequence[str]) -> None:
-    """One row a picture, one column a class, and their sum."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["picture", *classes, "all"])
-    writer.writerows([*row, sum(row[1:])] for row in counts)
-    replace_text(path, text.getvalue())
+    replace_text(output / "counts.csv", text.getvalue())
+    return total

@@ -1,4 +1,4 @@
-"""Precision and recall by pycocotools, run as the released code runs it: what scores are compared with."""
+"""Compute precision and recall with pycocotools as the released code uses it, to compare scores with."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from cfinet_jax.metrics.protocols import Protocol
 
 
 class Evaluation(COCOeval):
-    """COCO's matching with the numbers of a protocol, and ignored boxes that need not be crowds."""
+    """COCO's matching with the rules of a protocol; ignored boxes need not be crowds."""
 
     def __init__(self, ground_truth: dict, detections: list[dict], protocol: Protocol):
         regions = [any(entry.get(flag) for flag in protocol.region_flags) for entry in ground_truth["annotations"]]
@@ -43,7 +43,7 @@ def _index(ground_truth: dict, entries: list[dict]) -> COCO:
 
 
 def curves(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [overlap, recall, class, range, limit] and recall [overlap, class, range, limit]."""
+    """Return precision [overlap, recall, class, range, limit] and recall [overlap, class, range, limit]."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
         evaluation.accumulate()

@@ -1,4 +1,4 @@
-"""One of two processes of a run, `python -m tests.joined ADDRESS INDEX DATA_DIR FOLDER`, and what is asked of it."""
+"""Run as one of two processes of a run: `python -m tests.joined ADDRESS INDEX DATA_DIR FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ PROCESSES = 2
 
 
 def experiment(data_dir: Any, images: int) -> ConfigDict:
-    """The tiny one, with every step in its log."""
+    """Return the tiny config for a number of images, without checkpoints and evaluations before the end."""
     config = tiny.tiny_config()
     config.dataset.data_dir = str(data_dir)
     config.training.update(images=images, checkpoint_every_images=10**6)
@@ -31,7 +31,7 @@ def experiment(data_dir: Any, images: int) -> ConfigDict:
 
 
 def detect_truth(_: Any, batch: Batch) -> tuple[Detections, Proposals]:
-    """A detector that knows what is in a window."""
+    """Stand in for a detector: return the ground truth."""
     truth = batch.ground_truth
     scores = jnp.prod(truth.boxes[..., 2:] - truth.boxes[..., :2], axis=-1) / 1e6
     return (
@@ -41,7 +41,7 @@ def detect_truth(_: Any, batch: Batch) -> tuple[Detections, Proposals]:
 
 
 def evaluate_windows(data_dir: Any) -> Columns:
-    """What is detected in a split cut into windows, whose number does not divide by the batch."""
+    """Detect in a split cut into windows whose number is not a multiple of the batch."""
     config = experiment(data_dir, 0)
     config.dataset.update(stored_size=(200, 200), window_overlap=40, max_objects=100)
     config.evaluation.proposals = False
@@ -51,7 +51,7 @@ def evaluate_windows(data_dir: Any) -> Columns:
 
 
 def main() -> None:
-    """Evaluates, leaves what it has found, then trains until it is told to stop."""
+    """Detect, write the detections, then train until stopped."""
     address, index, data_dir, folder = sys.argv[1:]
     processes.start(address, PROCESSES, int(index))
     assert (jax.process_count(), len(jax.local_devices()), len(jax.devices())) == (PROCESSES, 4, 8)

@@ -1,4 +1,4 @@
-"""The networks of the golden files: their settings, and the released code's weights as our variables."""
+"""Build the networks of the golden files and load the released code's weights into them."""
 
 import dataclasses
 import json
@@ -44,18 +44,18 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 def arrays(name: str) -> dict[str, np.ndarray]:
-    """The arrays of `tests/golden/NAME.npz`."""
+    """Read the arrays of `tests/golden/NAME.npz`."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         return dict(file)
 
 
 def numbers(name: str) -> dict:
-    """What `tests/golden/NAME.json` says."""
+    """Read `tests/golden/NAME.json`."""
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 
 def released():
-    """The section `detector` as the released code behaves, for boxes that take at most 5 samples a bin."""
+    """Return the section `detector` that behaves as the released code, for boxes of at most 5 samples per bin."""
     settings = get_config("released").detector
     settings.precision = "float32"
     settings.roi_head.max_grid = 5
@@ -63,7 +63,7 @@ def released():
 
 
 def reduced_settings():
-    """The section `detector` of the reduced network."""
+    """Return the section `detector` of the reduced network."""
     settings = released()
     settings.backbone.width = 8
     settings.neck.channels = settings.proposal_network.coarse_to_fine.channels = 64
@@ -73,17 +73,17 @@ def reduced_settings():
 
 
 def reduced() -> Detector:
-    """The reduced network."""
+    """Build the reduced network."""
     return build_detector(reduced_settings(), CLASSES)
 
 
 def full() -> Detector:
-    """The network in full size."""
+    """Build the network in full size."""
     return build_detector(released(), CLASSES)
 
 
 def official_name(path: str) -> str:
-    """`backbone/layer1_0/downsample_bn/scale` as the released code calls it."""
+    """Translate our name, such as `backbone/layer1_0/downsample_bn/scale`, to that of the released code."""
     part, leaf = path.rsplit("/", 1)
     if part.startswith("backbone/"):
         name = part.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
@@ -93,7 +93,7 @@ def official_name(path: str) -> str:
 
 
 def official_variables(detector: Detector, weights: dict[str, np.ndarray]) -> dict:
-    """The variables of a detector, read from the state of the released code as a user's file is read."""
+    """Load the variables of a detector from the released code's state as from a user's file."""
 
     def create(key):
         batch = empty_batch(1, (64, 64), 4)
@@ -105,15 +105,13 @@ def official_variables(detector: Detector, weights: dict[str, np.ndarray]) -> di
     assert {name: leaf.shape for name, leaf in pretrained.named(shapes).items()} == {
         name: array.shape for name, array in published.arrays.items()
     }
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: jnp.asarray(published.arrays[pretrained.path_name(path)]), shapes
-    )
+    return jax.tree.map(jnp.asarray, pretrained.replaced(shapes, published.arrays))
 
 
 def layout(detector: Detector, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """For every parameter, in the order of our leaves: its official name, and where our numbers stand in its array.
+    """Return where the numbers of each of our parameters stand in the released code's array, by its official name.
 
-    Found by loading, in place of the weights, the place of each number among all of them.
+    In the order of our leaves. Found by loading places of numbers instead of weights.
     """
     ends = np.cumsum([array.size for array in weights.values()])
     places = np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
@@ -125,7 +123,7 @@ def layout(detector: Detector, weights: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 def formula_weights() -> dict[str, np.ndarray]:
-    """The weights in full size: all but the output layers follow a formula (`tests/golden/README.md`)."""
+    """Compute the weights in full size: all but the output layers follow a formula (`tests/golden/README.md`)."""
     formula, stored = numbers("full_r50_weights_formula"), arrays("full_r50_eval_256x320")
     weights = {}
     for name, entry in formula["entries"].items():
@@ -137,7 +135,7 @@ def formula_weights() -> dict[str, np.ndarray]:
 
 
 def evaluate_formula(text: str, centre: float, half_width: float, shape: list[int]) -> np.ndarray:
-    """Uniform numbers: splitmix64, started by the FNV-1a hash of a text."""
+    """Draw uniform numbers by splitmix64, seeded by the FNV-1a hash of a text."""
     start = 0xCBF29CE484222325
     for byte in text.encode("ascii"):
         start = ((start ^ byte) * 0x100000001B3) % 2**64
@@ -150,12 +148,12 @@ def evaluate_formula(text: str, centre: float, half_width: float, shape: list[in
 
 
 def normalise(images: np.ndarray) -> np.ndarray:
-    """Pixels as the network sees them."""
+    """Normalise pixels for the network."""
     return (images - MEAN) / STD
 
 
 def picture(case: dict[str, np.ndarray]) -> Batch:
-    """The picture of an evaluation file as a batch: zero in the padding."""
+    """Return the picture of an evaluation file as a batch, zero in the padding."""
     height, width = case["img_shape"]
     image = np.zeros(case["img_u8"].shape, np.float32)
     image[:height, :width] = normalise(case["img_u8"][:height, :width])

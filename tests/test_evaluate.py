@@ -1,4 +1,4 @@
-"""Detecting over a split: what windows find is merged, picture by picture."""
+"""Evaluation merges the detections of windows picture by picture, and replaces results only as a whole."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests import tiny
 
 
 def find_the_truth(_, batch) -> tuple[SimpleNamespace, SimpleNamespace]:
-    """A detector that knows: every object of a window, the larger the better; its proposals are the same."""
+    """Stand in for a detector: return the ground truth of a window, larger objects first, also as proposals."""
     truth = batch.ground_truth
     sides = np.asarray(truth.boxes[..., 2:] - truth.boxes[..., :2])
     found = SimpleNamespace(
@@ -56,7 +56,7 @@ def test_every_object_is_found_once(overlap, tmp_path):
         boxes[:, 2:] += boxes[:, :2]
         for box, label in zip(scene.boxes[whole], scene.labels[whole], strict=True):
             assert np.sum((labels == label) & (np.abs(boxes - box).max(1) < 0.01)) == 1
-        # What else is found are parts of objects, at the borders of windows.
+        # The other detections are parts of objects at the borders of windows.
         assert found.sum() < 2 * len(scene.boxes) if overlap else found.sum() == np.sum(~scene.ignore)
     assert len(set(results.image_ids)) == 1 + np.sum(np.diff(results.image_ids) != 0)
 
@@ -73,7 +73,7 @@ def test_every_object_is_found_once(overlap, tmp_path):
 
 @pytest.fixture
 def run(tiny_scenes, tmp_path) -> tuple:
-    """A workdir with settings, the config, and the scores of having found nothing."""
+    """A workdir with settings, the config, the split, and the scores of no detections."""
     config, workdir = tiny.tiny_config(), epath.Path(tmp_path, "run")
     config.dataset.data_dir = str(tiny_scenes)
     prepared = open_dataset(config.dataset, "test")
@@ -82,16 +82,16 @@ def run(tiny_scenes, tmp_path) -> tuple:
 
 
 def contents(workdir: epath.Path) -> dict[str, bytes]:
-    """Every file of a run that is not left from an evaluation that broke off."""
+    """Read every file of a run except those of an interrupted evaluation."""
     files = (path for path in Path(workdir).rglob("*") if path.is_file() and "results.unfinished" not in str(path))
     return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
 
 
-BREAKS = ("write_coco", "table", "write_report", "cfinet_jax.report.write.to_html", "cfinet_jax.report.write.pictures")
+BREAKS = ("write_coco", "table", "cfinet_jax.report.write.to_html")
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-def test_results_are_replaced_when_all_of_them_are_written(broken, run, monkeypatch):
+def test_results_are_replaced_only_when_all_of_them_are_written(broken, run, monkeypatch):
     workdir, config, prepared, scored = run
     write_results(workdir, scored, prepared, config)
     before = contents(workdir)
@@ -112,33 +112,25 @@ def test_results_are_replaced_when_all_of_them_are_written(broken, run, monkeypa
     assert contents(workdir).keys() == before.keys() and not (workdir / "results.unfinished").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"split": "val"}, "(data set scenes, split test, images 8; now data set scenes, split val, images 8)"),
-        ({"data set": "mine"}, "now data set mine, split test"),
-        ({"images": 9}, "images 8; now data set scenes, split test, images 9"),
-        ({"data set": "mine", "split": "train", "images": 1}, "now data set mine, split train, images 1"),
-    ],
-)
+@pytest.mark.parametrize("change", [{"split": "val"}, {"data set": "mine"}, {"images": 9}])
 @pytest.mark.parametrize("known", [True, False])
-def test_results_of_other_data_are_not_replaced_unasked(change, said, known, run):
+def test_results_of_other_data_are_not_replaced(change, known, run):
     workdir, config, prepared, scored = run
     now = evaluated(prepared, config)
-    check_replaceable(workdir, now | change)  # there are none
+    check_replaceable(workdir, now | change)  # there are none yet
     write_results(workdir, scored, prepared, config)
-    if not known:  # results of an earlier revision are of the data in the settings
+    if not known:  # without a record the results are of the data in the settings, and their number is unknown
         (workdir / "evaluated.json").unlink()
     check_replaceable(workdir, now)
     if known or change.keys() != {"images"}:
-        with pytest.raises(UserError, match="move its metrics.json elsewhere, and they are replaced") as error:
+        with pytest.raises(UserError, match="move its metrics.json elsewhere") as error:
             check_replaceable(workdir, now | change)
-        assert not known or said in str(error.value)
+        assert all(f"{key} {each[key]}" in str(error.value) for key in change for each in (now, now | change))
     (workdir / "metrics.json").rename(workdir / "kept.json")
     check_replaceable(workdir, now | change)
 
 
-def test_a_workdir_that_cannot_be_written_is_found_before_the_work(run, monkeypatch):
+def test_an_unwritable_workdir_is_reported_before_the_work(run, monkeypatch):
     workdir, config, prepared, _ = run
     (workdir / "checkpoints" / "7").mkdir(parents=True)
     (workdir / "results.unfinished").write_text("in the way")

@@ -1,4 +1,4 @@
-"""Find picture files, tell their sizes and decode them to 8 bits."""
+"""Find picture files, tell their sizes, and decode their pixels."""
 
 import contextlib
 import functools
@@ -18,10 +18,10 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.runtime.files import length_and_time, read_bytes
 from cfinet_jax.runtime.paths import in_bucket
 
-# Formats that OpenCV reads: the first picture of an animation or of a file with several pages.
+# Formats that OpenCV reads; of an animation or a file of several pages only the first picture.
 READ = """apng avif bmp dib gif hdr j2c j2k jfif jp2 jpe jpeg jpg jpx mpo pam pbm pfm pgm pic png pnm ppm pxm ras sr tif
 tiff webp"""
-# Picture formats that it cannot read: such files are reported instead of silently skipped.
+# Formats of pictures that OpenCV cannot read: such files are reported, not silently skipped.
 UNREAD = """arw cr2 cr3 cur dcm dcx dds dng exr fit fits heic heif hif icns ico jls jxl jxr nef orf pcx psd qoi raf rw2
 sgi svg tga xbm xpm"""
 ENDINGS, UNREADABLE = (tuple(f".{kind}" for kind in kinds.split()) for kinds in (READ, UNREAD))
@@ -29,15 +29,15 @@ ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its value
 PLANAR = 0x011C  # the TIFF tag PlanarConfiguration
 # First bytes of files that may have more than 8 bits per value: TIFF, PNM, AVIF and JPEG 2000, HDR.
 DEEP = (b"II", b"MM", b"P", b"\0\0\0", b"\xff\x4f", b"#?")
-UNKNOWN = 1e30  # of a value; those from here on, as GDAL's -3.4e38, stand for none
+UNKNOWN = 1e30  # values of this size or more stand for missing ones, such as GDAL's -3.4e38
 Range = tuple[float, float]  # the values that become 0 and 255
-say_once = functools.cache(functools.partial(print, flush=True))
-# Formats whose size Pillow reads from the header as OpenCV decodes it. Not AVIF, whose orientation Pillow ignores.
+# Formats whose header, as Pillow reads it, gives the size that OpenCV decodes. OpenCV ignores an AVIF's orientation.
 AGREED = ("BMP", "DIB", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+print_once = functools.cache(functools.partial(print, flush=True))
 
 
 def find_pictures(path: epath.Path) -> list[epath.Path]:
-    """Return the picture at a path, or all pictures in a folder and its subfolders, sorted by name.
+    """Return the picture at a path, or all pictures in a folder and its subfolders, by name.
 
     Raises:
       UserError: there is no picture.
@@ -50,8 +50,8 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(file.suffix.lower() for file in others).items())
         print(
-            f"Left out of {path}: {kinds}, {others[0].name} for one. These are no regular files, or pictures that "
-            "OpenCV cannot read: convert them to PNG.",
+            f"Left out of {path}: {kinds}, such as {others[0].name}. They are not regular files, or OpenCV cannot read "
+            "their format: convert them to PNG.",
             flush=True,
         )
     if not files:
@@ -60,7 +60,7 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
 
 
 def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterator[epath.Path]:
-    """Yield every file in a folder and its subfolders, by name; hidden ones and links back to a parent are skipped.
+    """Yield every file in a folder and its subfolders, by name; skip hidden ones and links to a folder around.
 
     Raises:
       UserError: a folder cannot be listed.
@@ -69,12 +69,14 @@ def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterato
         above = (above or frozenset(map(identity, folder.resolve().parents))) | {identity(folder)}
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise UserError(f"folder {folder} cannot be read ({error.strerror}): make it readable or move it") from error
+        raise UserError(
+            f"folder {folder} cannot be read ({error.strerror}): change its permissions or move it"
+        ) from error
     for path in paths:
         if not path.is_dir():
             yield path
         elif identity(path) in above:
-            print(f"{path} is a link back to a folder that it lies in, skipped")
+            print(f"{path} is a link back to a folder that contains it, skipped", flush=True)
         else:
             yield from files_in(path, above)
 
@@ -83,36 +85,36 @@ def identity(folder: epath.Path) -> Any:
     """Return a value that identifies a folder, whatever path or link leads to it."""
     if in_bucket(folder):
         return folder
-    status = os.stat(folder)  # noqa: PTH116 (epath's lacks these numbers)
+    status = os.stat(folder)  # noqa: PTH116 (the result of epath's lacks these fields)
     return status.st_dev, status.st_ino
 
 
 def is_regular(path: epath.Path) -> bool:
-    """Whether a path leads to a regular file; for epath, FIFOs and devices, which never end, are files too."""
+    """Whether a path is a regular file or a link to one. For epath, pipes and devices are files too."""
     try:
         length_and_time(path)
         return True
-    except (OSError, ValueError):  # missing, or no file can have this name
+    except (OSError, ValueError):  # it does not exist, or no file can have this name
         return False
 
 
 def upright_size(file: epath.Path) -> tuple[int, int] | None:
-    """Return height and width of a picture as OpenCV decodes it, upright; None if it cannot be read.
+    """Return height and width of a picture as `decode_image` returns it, None if it cannot be read.
 
-    Most formats tell them at the start of the file; others are decoded.
+    For most formats the header is enough; files of other formats are decoded.
     """
     try:
         if not is_regular(file):
             return None
-        # Pillow warns of large sizes and damage, which are harmless here: nothing is decoded.
+        # Pillow warns of large sizes and damage, which are harmless here, since nothing is decoded.
         with warnings.catch_warnings(action="ignore"), file.open("rb") as encoded, Image.open(encoded) as picture:
             width, height = picture.size
             if picture.format in AGREED:
-                # Pillow states the upright size for TIFF only.
+                # Pillow has already applied the orientation to the size of a TIFF, and of no other format.
                 turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
                 return (width, height) if turned else (height, width)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
-        pass  # Pillow refuses huge pictures, and does not know every format
+        pass  # Pillow refuses huge pictures and does not know every format
     try:
         return open_picture(file, (0, 1)).shape[:2]
     except (OSError, ValueError, UserError):
@@ -124,17 +126,17 @@ def orientation_of(encoded: bytes) -> int:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as picture:
             return int(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # Pillow raises many kinds; OpenCV does not turn pictures with damaged EXIF data
+    except Exception:  # Pillow raises many kinds; OpenCV does not turn a picture with damaged EXIF data
         return 1
 
 
 def decode_image(encoded: bytes, name: str, grey_range: Range | None = None) -> np.ndarray:
-    """Decode an image file to uint8 [height, width, 3], R G B, turned upright as its EXIF data say.
+    """Decode an image file to uint8 [height, width, 3], R G B, turned upright by its EXIF orientation.
 
-    Values of more than 8 bits are scaled so that `grey_range` becomes 0 to 255; without one the high byte is used.
+    Values of more than 8 bits are scaled so that `grey_range` becomes 0 to 255; without it their high byte is used.
 
     Raises:
-      UserError: it is not an image, or is incomplete.
+      UserError: the file is not a complete image.
     """
     if grey_range is not None and (values := deep_values(encoded, name)) is not None:
         return scaled(values, grey_range)
@@ -142,12 +144,11 @@ def decode_image(encoded: bytes, name: str, grey_range: Range | None = None) -> 
 
 
 def decode_bgr(encoded: bytes, name: str) -> np.ndarray:
-    """Decode an image file to 8 bits like `decode_image`, but in the order that OpenCV writes: B G R."""
+    """Decode an image file to uint8 [height, width, 3], B G R, the order that OpenCV writes."""
     return _decode(encoded, name, cv2.IMREAD_COLOR)
 
 
 def _decode(encoded: bytes, name: str, order: int) -> np.ndarray:
-    """Decode an image file with a reading mode of OpenCV. Raises `UserError` if it cannot."""
     try:
         picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), order)
     except cv2.error:  # raised for an empty file
@@ -158,10 +159,12 @@ def _decode(encoded: bytes, name: str, order: int) -> np.ndarray:
 
 
 def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
-    """Decode a picture of more than 8 bits a value to its own values, grey or R G B; None for any other file.
+    """Decode a picture of more than 8 bits per value without scaling, grey or R G B; return None for any other file.
+
+    NaN, infinite and enormous values (1e30 or more) become the smallest value.
 
     Raises:
-      UserError: OpenCV would get its values wrong.
+      UserError: OpenCV would decode wrong values.
     """
     if not encoded.startswith(DEEP) and not (encoded.startswith(b"\x89PNG") and encoded[24:25] == b"\x10"):
         return None
@@ -172,7 +175,7 @@ def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
     if values.dtype == np.uint8:
         return None
     if is_planar(encoded):
-        raise UserError(f"image {name} is a TIFF of separate colour planes with more than 8 bits: save it as PNG")
+        raise UserError(f"image {name} is a TIFF with separate colour planes and more than 8 bits: save it as PNG")
     values = values[..., ::-1] if values.ndim == 3 else values
     if values.dtype == np.uint16:
         return values
@@ -181,11 +184,11 @@ def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
 
 
 def open_picture(file: epath.Path, grey_range: Range | None) -> np.ndarray:
-    """Read a picture file of any depth as uint8 R G B, like `as_picture`. Raises `UserError` if it cannot be read."""
+    """Read a picture file of any depth as uint8 [height, width, 3] R G B. Raises `UserError` if it cannot be read."""
     try:
         encoded = read_bytes(file)
     except OSError as error:
-        raise UserError(f"image {file} cannot be read ({error}): make it readable, or remove it") from error
+        raise UserError(f"image {file} cannot be read ({error})") from error
     values = deep_values(encoded, str(file))
     if values is None:
         return decode_image(encoded, str(file))
@@ -195,13 +198,16 @@ def open_picture(file: epath.Path, grey_range: Range | None) -> np.ndarray:
 def as_picture(given: Any, grey_range: Range | None, name: str = "picture") -> np.ndarray:
     """Convert a PIL picture or an array to uint8 [height, width, 3] R G B.
 
-    An array is [height, width] or [height, width, 1, 3 or 4] of uint8, uint16 or float; a fourth channel is dropped.
-    `grey_range` becomes 0 to 255. Floats in 0..1 are shares of white, unless the range lies in 0..1 as well.
+    Args:
+      given: a PIL picture, or an array [height, width] or [height, width, 1, 3 or 4] of uint8, uint16 or float; a
+        fourth channel is dropped. Floats in 0..1 are shares of white unless `grey_range` lies in 0..1 too.
+      grey_range: the values that become 0 and 255 if the picture has more than 8 bits.
+      name: what a message calls the picture.
 
     Raises:
-      UserError: the picture is of another shape or type.
+      UserError: it is anything else.
     """
-    values = np.asarray(of_pil(given) if isinstance(given, Image.Image) else given)
+    values = np.asarray(from_pil(given) if isinstance(given, Image.Image) else given)
     shaped = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
     real = values.dtype.kind == "f" and bool(np.isfinite(values).all())
     shares = real and values.size > 0 and values.min() >= 0 and values.max() <= 1
@@ -215,32 +221,32 @@ def as_picture(given: Any, grey_range: Range | None, name: str = "picture") -> n
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values if values.ndim == 3 else np.repeat(values[..., None], 3, 2))
     if values.dtype == np.uint16 and grey_range is None:
-        say_once("A picture has 16 bits and the detector knows no dataset.grey_range: 0 becomes black and 65535 white.")
+        print_once("A picture has 16 bits and dataset.grey_range is unknown: 0 becomes black and 65535 white.")
         return as_picture((values >> 8).astype(np.uint8), None)
     within = grey_range is not None and grey_range[0] >= 0 and grey_range[1] <= 1
     return scaled(values, (0, 1) if grey_range is None or (shares and not within) else grey_range)
 
 
-def of_pil(picture: Image.Image) -> Any:
-    """Turn a PIL picture upright and convert it to R G B, or to an array if it is grey of 16 or 32 bits."""
+def from_pil(picture: Image.Image) -> Any:
+    """Turn a PIL picture upright and convert it to R G B, or to grey of 16 or 32 bits."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode != "F" and not picture.mode.startswith("I"):
         return picture.convert("RGB")
-    values = np.asarray(picture)  # PIL opens some 16-bit pictures with 32 bits
+    values = np.asarray(picture)  # PIL opens some 16-bit pictures as 32 bits
     fits = values.dtype.kind != "f" and values.min() >= 0 and values.max() < 2**16
     return values.astype(np.uint16) if fits else values
 
 
 def is_planar(encoded: bytes) -> bool:
-    """Whether a file is a TIFF with separate colour planes (PlanarConfiguration 2), whose values OpenCV mixes up."""
+    """Whether a file is a TIFF with separate colour planes (PlanarConfiguration 2)."""
     with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(encoded)) as picture:
         return picture.format == "TIFF" and picture.getexif().get(PLANAR) == 2
     return False
 
 
 def scaled(values: np.ndarray, grey_range: Range) -> np.ndarray:
-    """Scale grey or R G B values to uint8 [height, width, 3]: `grey_range` becomes 0 to 255, clipped."""
-    if values.dtype == np.uint16:  # look up 65,536 results instead of computing each pixel
+    """Scale grey or R G B values to uint8 [height, width, 3]: `grey_range` becomes 0 to 255, the rest is clipped."""
+    if values.dtype == np.uint16:  # a table of all values is faster
         bytes_of = scaled(np.arange(2**16, dtype=np.float32)[None], grey_range)[0, :, 0]
         values = bytes_of[values]
     else:
@@ -250,16 +256,15 @@ def scaled(values: np.ndarray, grey_range: Range) -> np.ndarray:
 
 
 def extremes(values: np.ndarray) -> Range:
-    """Return the darkest and the brightest value of a picture, but for one pixel in 10,000 each."""
+    """Return the darkest and brightest value of a picture, except for one pixel in 10,000 at either end."""
     low, high = np.quantile(values, (0.0001, 0.9999)).tolist()
     return low, high
 
 
 def common_range(found: Sequence[Range], pictures: int) -> Range | None:
-    """Find and print the range of grey values of a data set of `pictures`; None if all of them have 8 bits.
+    """Choose the range of grey values of a data set of `pictures` and print it; None if all of them have 8 bits.
 
-    `found` are the `extremes` of its pictures of more than 8 bits; one in a hundred may lie below the range, and one
-    above.
+    `found` are the `extremes` of the deeper pictures. One in a hundred may be darker, and one brighter.
     """
     if not found:
         return None
@@ -269,17 +274,21 @@ def common_range(found: Sequence[Range], pictures: int) -> Range | None:
     print(
         f"Grey values of the {len(found)} of {pictures} pictures with more than 8 bits: {low:g} becomes black and "
         f"{high:g} white (dataset.grey_range)."
-        + (f" {faint} of {len(found)} such pictures use less than a tenth of it: keep them apart." if faint else ""),
+        + (
+            f" {faint} of {len(found)} such pictures use less than a tenth of it: prepare them separately."
+            if faint
+            else ""
+        ),
         flush=True,
     )
     return float(low), float(high)
 
 
 def check_range(given: Any) -> Range | None:
-    """Return a range of grey values from settings or metadata; refuse one that is invalid."""
+    """Check and return a range of grey values from settings or metadata."""
     if given is None:
         return None
-    with contextlib.suppress(TypeError, ValueError):  # it is something else
+    with contextlib.suppress(TypeError, ValueError):  # it has another type
         low, high = given
         if -np.inf < low < high < np.inf:
             return low, high

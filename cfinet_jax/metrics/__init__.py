@@ -1,1 +1,1 @@
-"""How detections are scored: `protocols` says by which rules, `score` does it; as a command for files."""
+"""Score detections of any detector under the rules of a benchmark; also a command for files. Needs no JAX."""

@@ -1,4 +1,4 @@
-"""`python -m cfinet_jax.metrics --protocol=NAME --annotations=JSON --detections=JSON`: scores of any detector."""
+"""Score any detector: `python -m cfinet_jax.metrics --protocol=NAME --annotations=JSON --detections=JSON`."""
 
 import argparse
 import gc
@@ -17,33 +17,32 @@ from cfinet_jax.runtime.paths import user_path
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Describe the command line."""
     result = Parser(prog="python -m cfinet_jax.metrics", description=__doc__)
-    result.add_argument("--protocol", required=True, choices=PROTOCOLS, help="by which rules")
-    result.add_argument(
-        "--annotations", type=user_path, required=True, metavar="JSON", help="COCO ground truth, oriented boxes as rbox"
-    )
+    result.add_argument("--protocol", required=True, choices=PROTOCOLS, help="the rules to score by")
+    truth = "COCO ground truth, oriented boxes as rbox"
+    result.add_argument("--annotations", type=user_path, required=True, metavar="JSON", help=truth)
     found = "COCO results, boxes x y width height or cx cy w h angle"
     result.add_argument("--detections", type=user_path, required=True, metavar="JSON", help=found)
-    result.add_argument("--output", type=user_path, metavar="JSON", help="where to leave every number, as fractions")
+    result.add_argument("--output", type=user_path, metavar="JSON", help="file to write all metrics to, as fractions")
     return result
 
 
-def score_files(protocol: str, annotations: str, detections: str, output: str | None) -> None:
-    """Prints the table of scores, and writes them if `output` says where."""
-    if output and epath.Path(output).is_dir():
+def score_files(protocol: str, annotations: epath.Path, detections: epath.Path, output: epath.Path | None) -> None:
+    """Print the table of scores, and write the metrics to `output` if it is given."""
+    if output and output.is_dir():
         raise UserError(f"--output={output} is a folder: name a file")
     rules = PROTOCOLS[protocol]
     ground_truth = read_ground_truth(annotations, rules.boxes)
     metrics = score(ground_truth, read_detections(detections, ground_truth, rules.boxes), rules)
     print(table(metrics, min_boxes=1), end="")
     if output:
-        replace_text(epath.Path(output), json.dumps(metrics, indent=1))
+        replace_text(output, json.dumps(metrics, indent=1))
 
 
 def main() -> int:
-    """The command; a user's mistake becomes one line and exit status 2."""
-    gc.disable()  # all that is read is kept to the end: looking for garbage in it would take a third of the time
+    """Run the command and return its exit status; a user's mistake is one line and status 2."""
+    gc.disable()  # everything read is kept to the end; searching it for garbage would take a third of the time
     try:
         return exit_status(lambda: score_files(**vars(parser().parse_args())))
     finally:

@@ -1,4 +1,4 @@
-"""Precision over recall, for every IoU, class, range of sizes and limit of a protocol."""
+"""Compute precision over recall for every IoU, class, range of sizes and limit of a protocol (COCO's procedure)."""
 
 from typing import NamedTuple
 
@@ -15,16 +15,25 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def classes(ground_truth: dict) -> list[dict]:
-    """The categories to be found, by id."""
+    """Return the categories to detect, by id; categories that stand for ignore regions are left out."""
     categories = (category for category in ground_truth["categories"] if not is_regions(category["name"]))
     return sorted(categories, key=lambda category: category["id"])
 
 
 def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> tuple[np.ndarray, ...]:
-    """What the numbers of COCO's procedure are means of: precision, recall and the number of boxes to find.
+    """Compute the arrays that COCO's metrics are means of.
 
-    Precision is [overlap, recall 0:.01:1, class, range, limit], recall [overlap, class, range, limit], the number
-    [class, range]; classes in the order of their ids. The first two are -1 where there is no box to find.
+    Args:
+      ground_truth: COCO's dict, oriented boxes as `rbox`.
+      detections: COCO results, a list or its columns.
+      protocol: the rules.
+
+    Returns:
+      precision [overlap, recall 0:.01:1, class, range, limit], recall [overlap, class, range, limit], and the number of
+      objects [class, range], classes in the order of their ids. The first two are -1 where there is no object.
+
+    Raises:
+      UserError: a box or score is not finite, or an id is not in the ground truth.
     """
     found = detections_of(ground_truth, detections, protocol)
     annotations = annotations_of(ground_truth, protocol)
@@ -45,57 +54,59 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
 
 
 def precision_recall(fates: UInt8[np.ndarray, "n"], boxes: int) -> tuple[Float[np.ndarray, "recalls"], float]:
-    """Best precision at every one of `RECALLS` or beyond, and the final recall; detections best first."""
+    """Return the best precision at each of `RECALLS` or beyond, and the final recall. Detections are best first."""
     best = best_precision(fates)
     recall = np.arange(1, len(best) + 1) / boxes
     return np.append(best, 0.0)[np.searchsorted(recall, RECALLS)], len(best) / boxes
 
 
 def best_precision(fates: UInt8[np.ndarray, "n"]) -> Float[np.ndarray, "hits"]:
-    """Best precision at the recall of every hit or beyond; detections best first."""
-    hits = np.flatnonzero(fates == HIT)  # nowhere else does either of them rise
+    """Return the best precision at the recall of every hit or beyond. Detections are best first."""
+    hits = np.flatnonzero(fates == HIT)  # recall and precision rise only there
     counted = np.cumsum(fates != FREE)[hits]
-    precision = np.arange(1, len(hits) + 1) / (counted + np.spacing(1))  # COCO's, to the last digit
+    precision = np.arange(1, len(hits) + 1) / (counted + np.spacing(1))  # as COCO computes it, to the last digit
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 
 class _Annotations(NamedTuple):
-    """Ground truth by image, with indices in the place of ids; a region is not to be found."""
+    """Ground truth, image by image, with indices instead of ids."""
 
     images: Int[np.ndarray, "m"]
-    classes: Int[np.ndarray, "m"]  # -1 is every class
-    boxes: Float[np.ndarray, "m numbers"]  # as the protocol has them
+    classes: Int[np.ndarray, "m"]  # -1: a region of every class
+    boxes: Float[np.ndarray, "m numbers"]  # x y w h or cx cy w h angle, as the protocol scores
     areas: Float[np.ndarray, "m"]
-    regions: Bool[np.ndarray, "m"]
+    regions: Bool[np.ndarray, "m"]  # to be ignored
 
 
 class _Detections(NamedTuple):
-    """As they came, with indices in the place of ids."""
+    """Detections in the given order, with indices instead of ids."""
 
     images: Int[np.ndarray, "n"]
     classes: Int[np.ndarray, "n"]
-    boxes: Float[np.ndarray, "n numbers"]  # as the protocol has them
+    boxes: Float[np.ndarray, "n numbers"]  # x y w h or cx cy w h angle, as the protocol scores
     scores: Float[np.ndarray, "n"]
 
 
 def detections_of(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> _Detections:
-    """Those of a list or of columns, checked; upright ones are oriented too where a protocol has such boxes."""
+    """Check detections and replace ids by indices; an oriented protocol turns upright boxes into oriented ones."""
     found = detections if isinstance(detections, Columns) else columns(detections)
     boxes, scores = (np.asarray(values, np.float64) for values in (found.boxes, found.scores))
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):  # such a box would count as a hit
-        raise UserError("a detection has a box or score that is not finite: lower the learning rate")
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):  # comparisons with NaN would count it as a hit
+        raise UserError(
+            "a detection has a box or score that is not finite: the training diverged, lower the learning rate"
+        )
     if protocol.boxes == "oriented":
         boxes = _oriented(boxes, "detections")
     elif boxes.shape[1] != 4:
         raise UserError(
-            f"the detections are oriented, and {protocol.name} scores upright boxes: choose oriented or soda_a"
+            f"the detections are oriented, but {protocol.name} scores upright boxes: choose oriented or soda_a"
         )
     images, owners = _indices(ground_truth, found.image_ids, found.category_ids, "detections")
     return _Detections(images, owners, boxes, scores)
 
 
 def annotations_of(ground_truth: dict, protocol: Protocol) -> _Annotations:
-    """What a protocol takes notice of, checked."""
+    """Check the annotations that a protocol uses, and replace ids by indices."""
     entries = ground_truth["annotations"]
     image_ids, category_ids = (np.array([entry[key] for entry in entries], int) for key in ("image_id", "category_id"))
     images, owners = _indices(ground_truth, image_ids, category_ids, "annotations")
@@ -108,7 +119,7 @@ def annotations_of(ground_truth: dict, protocol: Protocol) -> _Annotations:
         areas = np.array([entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries], float)
     flags = [[entry.get(flag) for flag in protocol.region_flags] for entry in entries]
     if any(isinstance(flag, str) for of_entry in flags for flag in of_entry):  # "0" would be true
-        raise UserError(f"{' or '.join(protocol.region_flags)} of an annotation is a text: make it a number, 0 or 1")
+        raise UserError(f"{' or '.join(protocol.region_flags)} of an annotation is a text: write 0 or 1")
     flagged = np.array([any(of_entry) for of_entry in flags], bool)
     kept = np.argsort(images, kind="stable")
     if not protocol.regions_are_crowds:
@@ -117,11 +128,11 @@ def annotations_of(ground_truth: dict, protocol: Protocol) -> _Annotations:
 
 
 def _oriented(boxes: np.ndarray, what: str) -> np.ndarray:
-    """Oriented boxes of either kind, checked."""
+    """Convert boxes of either kind to oriented ones and check their sides."""
     boxes = as_oriented(boxes)
     if (boxes[:, 2:4] < 0).any():
         raise UserError(
-            f"some of the {what} have a negative side: give oriented boxes as cx cy w h angle, w and h positive"
+            f"some {what} have a negative side: give oriented boxes as cx cy w h angle with positive w and h"
         )
     return boxes
 
@@ -129,24 +140,24 @@ def _oriented(boxes: np.ndarray, what: str) -> np.ndarray:
 def _indices(
     ground_truth: dict, image_ids: np.ndarray, category_ids: np.ndarray, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Those of images and classes in the order of their ids, -1 for a category that is none to be found."""
+    """Return indices of images and classes in the order of their ids, -1 for a category of ignore regions."""
     images = np.unique(np.array([image["id"] for image in ground_truth["images"]], int))
     categories = np.array([category["id"] for category in ground_truth["categories"]], int)
     for key, ids, listed in (("image_id", image_ids, images), ("category_id", category_ids, categories)):
-        strange = ids[~np.isin(ids, listed)]
-        if strange.size:
-            none_fits = key == "image_id" and strange.size == ids.size
+        unknown = ids[~np.isin(ids, listed)]
+        if unknown.size:
+            none_fits = key == "image_id" and unknown.size == ids.size
             raise UserError(
-                f"{strange.size} of {ids.size} {what} have an id that the ground truth does not list, such as {key} "
-                f"{strange[0]}: {'they are probably of another split' if none_fits else 'match the ids'}"
+                f"{unknown.size} of {ids.size} {what} have an id that is not in the ground truth, such as {key} "
+                f"{unknown[0]}: {'they are probably of another split' if none_fits else 'correct the ids'}"
             )
     class_ids = np.array([category["id"] for category in classes(ground_truth)], int)
-    to_be_found = np.isin(category_ids, class_ids)
-    return np.searchsorted(images, image_ids), np.where(to_be_found, np.searchsorted(class_ids, category_ids), -1)
+    wanted = np.isin(category_ids, class_ids)
+    return np.searchsorted(images, image_ids), np.where(wanted, np.searchsorted(class_ids, category_ids), -1)
 
 
 def truth_of(annotations: _Annotations, k: int, protocol: Protocol) -> Truth:
-    """What there is of class `k`."""
+    """Return the boxes that detections of class `k` are matched with: its objects and the regions."""
     own = (annotations.classes == k) | (annotations.classes < 0)
     regions = annotations.regions[own, None]
     ignored = regions | _outside(annotations.areas[own], protocol).T
@@ -157,13 +168,14 @@ def truth_of(annotations: _Annotations, k: int, protocol: Protocol) -> Truth:
 def fates_of(
     found: _Detections, k: int, truth: Truth, protocol: Protocol
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Of the detections of class `k`: images, fates [overlap, range, detection], and their order, best first.
+    """Match the detections of class `k`.
 
-    There is an order for each limit.
+    Returns:
+      their images, their fates [overlap, range, detection], and for every limit their order, best first.
     """
     own = np.flatnonzero(found.classes == k)
     own = own[np.lexsort((-found.scores[own], found.images[own]))]
-    place = np.arange(len(own)) - np.searchsorted(found.images[own], found.images[own])  # in the image
+    place = np.arange(len(own)) - np.searchsorted(found.images[own], found.images[own])  # rank in the image
     own, place = own[place < protocol.limits[-1]], place[place < protocol.limits[-1]]
     boxes = found.boxes[own]
     unmatched = np.where(_outside(boxes[:, 2] * boxes[:, 3], protocol), FREE, MISS)
@@ -173,4 +185,5 @@ def fates_of(
 
 
 def _outside(areas: Float[np.ndarray, "n"], protocol: Protocol) -> Bool[np.ndarray, "ranges n"]:
+    """Return which areas lie outside each range of sizes."""
     return np.array([(areas < low) | (areas > high) for low, high in protocol.ranges.values()])

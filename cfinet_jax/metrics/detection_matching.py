@@ -1,4 +1,4 @@
-"""Which detections of one class are hits: COCO's greedy rule, for every image, IoU and range of sizes at once."""
+"""Match the detections of one class by COCO's greedy rule, for all images, IoUs and ranges of sizes at once."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,16 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from cfinet_jax.metrics.overlaps import BLOCK, meeting_pairs
 
-MISS, HIT, FREE = 0, 1, 2  # fates of a detection; a free one is neither right nor wrong
+MISS, HIT, FREE = 0, 1, 2  # fates of a detection; FREE is neither right nor wrong
 
 
 class Truth(NamedTuple):
-    """Boxes of one class, image by image; what is not to be found in a range of sizes is ignored there."""
+    """Ground truth of one class, image by image; a box outside a range of sizes is ignored in that range."""
 
     images: Int[np.ndarray, "m"]  # ascending
     boxes: Float[np.ndarray, "m numbers"]  # x y w h, or cx cy w h angle
     ignored: Bool[np.ndarray, "m ranges"]
-    absorbs: Bool[np.ndarray, "m ranges"]  # any number of detections, by the share of them that lies inside
+    absorbs: Bool[np.ndarray, "m ranges"]  # takes any number of detections, by their share inside it
 
 
 def match(
@@ -27,12 +27,11 @@ def match(
     unmatched: Int[np.ndarray, "ranges n"],
     best_only: bool,
 ) -> UInt8[np.ndarray, "overlaps ranges n"]:
-    """The fates of detections that come image by image, the best of an image first.
+    """Return the fates of detections, which come image by image, best first within an image.
 
-    A detection takes the free box of highest IoU, of equal ones the last, and an ignored box only where no other is
-    in reach; where none is, its fate is `unmatched`. With `best_only` the box of highest IoU is the only one that it
-    may take, of equal ones the first that is not ignored. All images match their first detection at once, then all
-    their second, and so on.
+    A detection takes the free box of highest IoU, the last of equals, and an ignored box only if no other is in reach.
+    If none is in reach, its fate is `unmatched`. With `best_only` it may only take the box of its highest IoU, the
+    first of equals that is not ignored.
     """
     found, of_truth, iou, inside = pairs(images, boxes, truth, min(overlaps))
     wanted, absorbs = ~truth.ignored[of_truth], truth.absorbs[of_truth]
@@ -41,11 +40,16 @@ def match(
     thresholds = np.minimum(overlaps, 1 - 1e-10)[:, None]  # as COCO has it, should one be 1
     fates = np.repeat(unmatched[None].astype(np.uint8), len(overlaps), axis=0)
     taken = np.zeros((len(truth.images), *fates.shape[:2]), bool)
+    # Images are independent: each turn matches the next detection of every image. Its pairs are sorted by detection and
+    # rising overlap, so that a pair's place in the turn ranks the boxes of its detection.
     for turn in _turns(images, found, np.where(absorbs.all(1), inside, iou)):
         free = (~taken[of_truth[turn]] | absorbs[turn, None]) & allowed[turn, None]
         order = np.arange(1, len(turn) + 1)[:, None, None]
+        # One number to maximise per detection, IoU and range: 0 for a pair out of reach, the place for an ignored box,
+        # and the place plus the number of pairs for a wanted box, which so beats every ignored one. `best - 1` modulo
+        # the number of pairs gives the pair back.
         preference = np.where(free & (reach[turn, None] >= thresholds), order + len(turn) * wanted[turn, None], 0)
-        first = np.flatnonzero(np.diff(found[turn], prepend=-1))  # pair of each detection
+        first = np.flatnonzero(np.diff(found[turn], prepend=-1))  # pair of every detection
         best = np.maximum.reduceat(preference, first)
         which, overlap, size = np.nonzero(best)
         best = best[which, overlap, size]
@@ -55,7 +59,7 @@ def match(
 
 
 def pairs(images: np.ndarray, boxes: np.ndarray, truth: Truth, least: float) -> tuple[np.ndarray, ...]:
-    """Detection, box, IoU and share of the detection inside, of all pairs in reach of each other."""
+    """Return detection, box, IoU and share of the detection inside the box, of all pairs that reach `least`."""
     absorbs = np.any(truth.absorbs, axis=1)
     blocks = []
     for found, of_truth, shared in meeting_pairs(images, boxes, truth.images, truth.boxes, BLOCK):
@@ -69,18 +73,21 @@ def pairs(images: np.ndarray, boxes: np.ndarray, truth: Truth, least: float) -> 
 def best_pairs(
     found: Int[np.ndarray, "pairs"], iou: Float[np.ndarray, "pairs"], wanted: Bool[np.ndarray, "pairs ranges"]
 ) -> Bool[np.ndarray, "pairs ranges"]:
-    """Which pair of each detection has its highest IoU; of equal ones the first with a wanted box, in each range."""
+    """Return which pair of each detection has its highest IoU; of equals the first with a wanted box of the range."""
     best = np.zeros_like(wanted)
     for size, of_range in enumerate(wanted.T):
-        order = np.lexsort((~of_range, -iou, found))  # equal ones stay in the order of the ground truth
+        order = np.lexsort((~of_range, -iou, found))  # equals keep the order of the ground truth
         best[order[np.flatnonzero(np.diff(found[order], prepend=-1))], size] = True
     return best
 
 
 def _turns(images: np.ndarray, found: np.ndarray, overlap: np.ndarray) -> list[np.ndarray]:
-    """The pairs of every image's first detection that has any, of every second, ...; each by rising overlap."""
+    """Split the pairs into those of every image's first detection that has any, of every second, and so on.
+
+    Within a turn they are sorted by detection and rising overlap.
+    """
     detections, which = np.unique(found, return_inverse=True)
     owners = images[detections]
     turn = (np.arange(len(owners)) - np.searchsorted(owners, owners))[which]
-    order = np.lexsort((overlap, found, turn))  # equal ones stay in the order of the ground truth
+    order = np.lexsort((overlap, found, turn))  # equals keep the order of the ground truth
     return np.split(order, np.flatnonzero(np.diff(turn[order])) + 1) if len(order) else []

@@ -1,4 +1,4 @@
-"""Detections in the files that DOTA's evaluation asks for."""
+"""Write detections as the files that DOTA's evaluation server takes."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,13 @@ from cfinet_jax.runtime.paths import matching
 
 
 def write_task1(results: Columns, images: Mapping[int, str], classes: Mapping[int, str], folder: epath.Path) -> None:
-    """Leaves `Task1_CLASS.txt` of every class, lines `image score x1 y1 ... x4 y4`, in place of those there.
+    """Write `Task1_CLASS.txt` for every class, with lines `image score x1 y1 ... x4 y4`; replace earlier files.
 
-    `images` are names without ending by id, `classes` names by category id. Detections are oriented.
+    Args:
+      results: oriented detections.
+      images: file names without extension, by image id.
+      classes: names, by category id.
+      folder: where to write.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in matching(folder, "Task1_*.txt"):

@@ -1,4 +1,4 @@
-"""What kind of mistake every detection is, and which objects are missed."""
+"""Classify detections by kind of mistake, and find missed objects."""
 
 from collections.abc import Sequence
 
@@ -8,16 +8,15 @@ from jaxtyping import Bool, Float, Int
 from cfinet_jax.metrics.overlaps import shared_areas
 from cfinet_jax.metrics.results import box_of
 
-OVERLAP = 0.5  # IoU from which a detection is of an object,
-NEAR = 0.1  # and from which it is at least close to one
-INSIDE = 0.5  # share of a detection beyond which a region absorbs it
+OVERLAP = 0.5  # lowest IoU of a detection of an object
+NEAR = 0.1  # lowest IoU of a detection near an object
+INSIDE = 0.5  # a region absorbs a detection with more than this share of its area inside
 
-# A detection is of the first kind that fits it; better detections of an image are asked before worse ones.
+# A detection is of the first kind that applies; the better detections of an image take their objects first.
 KINDS = {
-    "true": f"IoU of at least {OVERLAP} with an object of its class that no better detection has taken; it takes it",
-    "absorbed": f"more than {100 * INSIDE:.0f} % of it lies in an ignore region, of whichever class: "
-    "neither right nor wrong",
-    "duplicate": f"IoU of at least {OVERLAP} with an object of its class that is taken",
+    "true": f"IoU of at least {OVERLAP} with an object of its class that no better detection has taken",
+    "absorbed": f"more than {100 * INSIDE:.0f} % of it lies in an ignore region of any class: neither right nor wrong",
+    "duplicate": f"IoU of at least {OVERLAP} with an object of its class that is taken already",
     "class": f"IoU of at least {OVERLAP} with an object of another class",
     "localisation": f"IoU of {NEAR} to {OVERLAP} with an object of its class",
     "background": "anything else",
@@ -31,11 +30,17 @@ WRONG = [OUTCOMES.index(name) for name in (*MISTAKES, "missed")]
 def count_outcomes(
     ground_truth: dict, detections: list[dict], category_ids: Sequence[int], min_score: float
 ) -> Int[np.ndarray, "images classes outcomes"]:
-    """How many detections of at least `min_score` are of each kind, and how many objects are missed (`OUTCOMES`).
+    """Count the detections of each kind and the missed objects.
 
-    COCO ground truth and results, boxes x y w h or oriented. Images in the order of the ground truth, classes in that
-    of `category_ids`; a detection counts for the class it names. An annotation of another category is an ignore
-    region, as one with `ignore` or `iscrowd` is.
+    Args:
+      ground_truth: COCO's dict. Annotations of another category than `category_ids`, or with `ignore` or `iscrowd`, are
+        ignore regions.
+      detections: COCO results, boxes x y w h or oriented. A detection counts for the class that it names.
+      category_ids: of the classes, in the order of the result.
+      min_score: detections with lower scores are left out.
+
+    Returns:
+      counts, images in the order of the ground truth, outcomes as in `OUTCOMES`.
     """
     rows = {image["id"]: row for row, image in enumerate(ground_truth["images"])}
     columns = {category_id: column for column, category_id in enumerate(category_ids)}
@@ -59,7 +64,7 @@ def count_outcomes(
 
 
 def f1(counts: Int[np.ndarray, "images classes outcomes"]) -> Float[np.ndarray, "images"]:
-    """2 true / (2 true + mistakes + missed) of every image; NaN where there was nothing to find and nothing wrong."""
+    """Return 2 true / (2 true + mistakes + missed) of every image; NaN for one without objects and mistakes."""
     of_image = counts.sum(axis=1)
     total = 2 * of_image[:, TRUE] + of_image[:, WRONG].sum(axis=1)
     return np.where(total > 0, 2 * of_image[:, TRUE] / np.maximum(total, 1), np.nan)
@@ -72,10 +77,10 @@ def match(
     object_labels: Int[np.ndarray, "m"],
     regions: Float[np.ndarray, "k numbers"],
 ) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "m"]]:
-    """The kind of every detection of one image, as its place in `KINDS`, and which objects are missed.
+    """Return the kind of every detection of one image, as its place in `KINDS`, and which objects are missed.
 
-    Boxes of one kind, x y w h or cx cy w h angle, the detections best first. Of several free objects a detection takes
-    the one of the highest IoU.
+    Boxes are all x y w h or all cx cy w h angle, detections best first. A detection takes the free object of highest
+    IoU.
     """
     overlaps = _iou(boxes, objects)
     same = labels[:, None] == object_labels
@@ -90,7 +95,7 @@ def match(
         "true": true,
         "absorbed": (shared_areas(boxes, regions) > INSIDE * _area(boxes)[:, None]).any(1),
         "duplicate": reached.any(1),
-        "class": (overlaps >= OVERLAP).any(1),  # of another class: those of its own are dealt with
+        "class": (overlaps >= OVERLAP).any(1),  # of another class, since its own class is covered above
         "localisation": (same & (overlaps >= NEAR)).any(1),
         "background": np.ones(len(boxes), bool),
     }
@@ -98,7 +103,7 @@ def match(
 
 
 def _arrays(entries: list[dict], columns: dict[int, int], numbers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [n, numbers] and labels [n] of COCO entries."""
+    """Return boxes [n, numbers] and labels [n] of COCO entries."""
     boxes = np.array([box_of(entry) for entry in entries], float).reshape(-1, numbers)
     return boxes, np.array([columns.get(entry["category_id"], 0) for entry in entries], int)
 
@@ -108,7 +113,7 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[n, m]; 0 between empty boxes."""
+    """Return IoU [n, m]; 0 between empty boxes."""
     shared = shared_areas(a, b)
     union = _area(a)[:, None] + _area(b)[None] - shared
     return shared / np.maximum(union, 1e-9)

@@ -1,4 +1,4 @@
-"""Ground truth and detections in files of others: what cannot be scored is refused in one line."""
+"""Read ground truth and detections from JSON files of any origin; refuse in one line what cannot be scored."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from cfinet_jax.metrics.units import suspect_units, tell_areas
 from cfinet_jax.runtime.files import read_bytes
 from cfinet_jax.runtime.json_values import is_flag, number
 
-LARGEST = 1e18  # of a number; anything beyond, as NaN, is none
+LARGEST = 1e18  # larger numbers, like NaN, are invalid
 
 
 def _is_id(value: Any) -> bool:
@@ -50,10 +50,10 @@ DETECTION = {"image_id", "category_id", "bbox", "score"}
 
 
 def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
-    """A COCO JSON file; "oriented" boxes stand as `rbox` beside the upright ones.
+    """Read a COCO JSON file; with "oriented" boxes every annotation needs `rbox` in addition to `bbox`.
 
     Raises:
-      UserError: it cannot be read, is not COCO, repeats an id or a class, or has boxes of another form.
+      UserError: the file cannot be read, is not COCO, repeats an id or a class, or has boxes in another format.
     """
     content = _read_json(path)
     for part, needed in NEEDED.items():
@@ -65,21 +65,21 @@ def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
         values = [entry[key] for entry in content[part]]
         if len(set(values)) < len(values):
             repeated, _ = Counter(values).most_common(1)[0]
-            raise UserError(f"{path} gives the {key} {repeated!r} to several of '{part}': make them unique")
+            raise UserError(f"{path} gives the {key} {repeated!r} to more than one of '{part}': make them unique")
     _check_units(path, content["annotations"], content)
     tell_areas(path, [entry for entry in content["annotations"] if "area" in entry])
     return content
 
 
 def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "horizontal") -> list[dict]:
-    """A JSON file in COCO's results format, for the images of a ground truth; "oriented" boxes have five numbers.
+    """Read a JSON file in COCO's results format for the images of a ground truth; "oriented" boxes have five numbers.
 
     Raises:
-      UserError: it cannot be read, is something else, or has boxes of another form.
+      UserError: the file cannot be read, is something else, or has boxes in another format.
     """
     content = _read_json(path)
     if not isinstance(content, list):
-        raise UserError(f"{path} is not a list of detections, {{{', '.join(sorted(DETECTION))}}} each")
+        raise UserError(f"{path} is not a list of detections: each needs {', '.join(sorted(DETECTION))}")
     if boxes == "oriented":
         _check_fields(str(path), content, DETECTION, set(), FIELDS | {"bbox": FIELDS["rbox"]})
     else:
@@ -98,7 +98,7 @@ def _read_json(path: epath.PathLike) -> Any:
 
 
 def _check_fields(where: str, entries: list, needed: set[str], optional: set[str], fields: dict = FIELDS) -> None:
-    """Check that every entry has what is needed, each of its kind; a number that stands as text becomes one."""
+    """Check that every entry has the needed fields, all of the right type; convert numbers that are written as text."""
     kinds = {key: fields[key] for key in sorted(needed | optional)}
     for place, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not needed <= entry.keys():
@@ -114,7 +114,7 @@ def _check_fields(where: str, entries: list, needed: set[str], optional: set[str
 
 
 def _check_units(path: epath.PathLike, entries: list[dict], ground_truth: dict) -> None:
-    """Refuses boxes of another form than x y w h in pixels: their scores would mean nothing."""
+    """Refuse boxes that are not x y w h in pixels: their scores would be meaningless."""
     described = (image for image in ground_truth["images"] if OPTIONAL["images"] <= image.keys())
     sizes = {image["id"]: (image["width"], image["height"]) for image in described}
     known = [(entry["bbox"], sizes[entry["image_id"]]) for entry in entries if entry["image_id"] in sizes]

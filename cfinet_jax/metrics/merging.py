@@ -1,37 +1,45 @@
-"""From the detections and proposals of a picture's windows to those of the picture."""
+"""Combine the detections and proposals of a picture's windows."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cfinet_jax.metrics.overlaps import pairs_among
+from cfinet_jax.metrics.results import Found
+from cfinet_jax.structures import Detections, Proposals
 
 
-class Found(NamedTuple):
-    """What was found in one picture, best first; boxes x1 y1 x2 y2 or cx cy w h angle in its pixels."""
-
-    boxes: Float[np.ndarray, "n numbers"]
-    scores: Float[np.ndarray, "n"]
-    labels: Int[np.ndarray, "n"]
+def in_image(seen: Detections | Proposals, image: int) -> Found:
+    """Return what is valid of one image of a batch that has been fetched from the device; proposals have label 0."""
+    valid = seen.valid[image]
+    labels = getattr(seen, "labels", np.zeros(seen.scores.shape, int))
+    return Found(*(np.asarray(each[image][valid]) for each in (seen.boxes, seen.scores, labels)))
 
 
 def merge(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], overlap: float) -> Found:
-    """Moves the detections of every window to its origin (row, column) and keeps, class by class, what NMS keeps.
+    """Merge the detections of windows by class-wise NMS, as the released code does.
 
-    Of boxes of a class with an IoU above `overlap` the better one stays, as the released code does. The
-    order of the windows does not matter, ties of scores apart.
+    Of two boxes of a class with an IoU above `overlap` the better one is kept. The order of the windows does not
+    matter, except between equal scores.
+
+    Args:
+      windows: detections of each window, in its pixels.
+      origins: row and column of each window in the picture.
+      overlap: highest IoU at which both boxes are kept.
+
+    Returns:
+      detections in pixels of the picture, best first.
     """
-    boxes, scores, labels = found = together(windows, origins)
+    found = together(windows, origins)
     kept = suppress(found, overlap)
-    best = kept[np.argsort(-scores[kept], kind="stable")]
-    return Found(boxes[best], scores[best], labels[best])
+    return found.take(kept[np.argsort(-found.scores[kept], kind="stable")])
 
 
 def suppress(found: Found, overlap: float) -> Int[np.ndarray, "kept"]:
-    """Apply NMS class by class, to upright or oriented boxes, and return the places of those it keeps, ascending."""
+    """Apply NMS class by class, to upright or oriented boxes, and return the places of the boxes kept, ascending."""
     keep = keep_best_oriented if found.boxes.shape[1] == 5 else keep_best
     order = np.argsort(-found.scores, kind="stable")
     classes = (order[found.labels[order] == label] for label in np.unique(found.labels))
@@ -40,12 +48,10 @@ def suppress(found: Found, overlap: float) -> Int[np.ndarray, "kept"]:
 
 
 def keep_best(boxes: Float[np.ndarray, "n 4"], overlap: float) -> Bool[np.ndarray, "n"]:
-    """Which upright boxes NMS keeps, the best first; one without area overlaps none.
-
-    OpenCV takes two of these for equal, and would move classes apart by offsets that negative coordinates cross. So
-    it sees boxes with area only, and one class at a time.
-    """
+    """Return which upright boxes, best first, NMS keeps; a box without area overlaps no other."""
     corners_and_sides = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    # OpenCV gets only boxes with area, since it takes any two others for equal, and one class at a time, since it would
+    # separate classes by offsets that negative coordinates can cross.
     kept = np.any(corners_and_sides[:, 2:] <= 0, axis=1)
     real = np.flatnonzero(~kept)
     batched: Any = cv2.dnn.NMSBoxesBatched  # takes arrays, though it declares lists, and scores below zero
@@ -55,7 +61,7 @@ def keep_best(boxes: Float[np.ndarray, "n 4"], overlap: float) -> Bool[np.ndarra
 
 
 def keep_best_oriented(boxes: Float[np.ndarray, "n 5"], overlap: float) -> Bool[np.ndarray, "n"]:
-    """Which oriented boxes NMS keeps, the best first."""
+    """Return which oriented boxes, best first, NMS keeps."""
     areas, kept = boxes[:, 2] * boxes[:, 3], np.ones(len(boxes), bool)
     alike = []
     for first, second, shared in pairs_among(boxes):
@@ -69,30 +75,34 @@ def keep_best_oriented(boxes: Float[np.ndarray, "n 5"], overlap: float) -> Bool[
 
 
 def stitch(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"], shape: tuple[int, int]) -> Found:
-    """Moves what was found in windows of `shape` (height, width), and keeps what is nearest to the middle of its own.
+    """Combine the proposals of windows: each box is kept by the window whose middle is nearest to the box's centre.
 
-    So every window has a part of the picture to itself: what two of them see counts once, and nothing is suppressed.
-    Objects up to the size of the overlap are whole in the window that their middle belongs to.
+    So every window has a part of the picture to itself: what two windows see counts once, and nothing is suppressed. An
+    object no larger than the overlap is seen whole by the window that owns its centre.
+
+    Args:
+      windows: proposals of each window, in its pixels.
+      origins: row and column of each window in the picture.
+      shape: height and width of the windows.
+
+    Returns:
+      proposals in pixels of the picture, best first.
     """
-    boxes, scores, labels = together(windows, origins)
-    owners = np.repeat(np.arange(len(windows)), [len(found.scores) for found in windows])
+    found = together(windows, origins)
+    owners = np.repeat(np.arange(len(windows)), [len(window.scores) for window in windows])
     middles = origins[:, ::-1] + np.array(shape[::-1]) / 2
-    away = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2 - middles
+    away = (found.boxes[:, None, :2] + found.boxes[:, None, 2:]) / 2 - middles
     kept = np.flatnonzero(np.square(away).sum(-1).argmin(1) == owners)
-    best = kept[np.argsort(-scores[kept], kind="stable")]
-    return Found(boxes[best], scores[best], labels[best])
+    return found.take(kept[np.argsort(-found.scores[kept], kind="stable")])
 
 
 def together(windows: Sequence[Found], origins: Int[np.ndarray, "windows 2"]) -> Found:
-    """What was found in all windows, one after the other, in pixels of the picture."""
-    moved = [move(found.boxes, origin) for found, origin in zip(windows, origins, strict=True)]
-    boxes = np.concatenate(moved) if moved else np.zeros((0, 4), np.float32)
-    scores = np.concatenate([np.zeros(0, np.float32), *(found.scores for found in windows)])
-    labels = np.concatenate([np.zeros(0, np.int32), *(found.labels for found in windows)])
-    return Found(boxes, scores, labels)
+    """Concatenate the detections of windows, moved to pixels of the picture."""
+    nothing = Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+    moved = [found._replace(boxes=move(found.boxes, *origin)) for found, origin in zip(windows, origins, strict=True)]
+    return Found(*map(np.concatenate, zip(*(moved or [nothing]), strict=True)))
 
 
-def move(boxes: Float[np.ndarray, "n numbers"], origin: Int[np.ndarray, "2"]) -> Float[np.ndarray, "n numbers"]:
-    """Boxes of a window at an origin (row, column), in pixels of the picture."""
-    x, y = origin[::-1]
-    return boxes + np.array([x, y, 0, 0, 0] if boxes.shape[1] == 5 else [x, y, x, y], np.float32)
+def move(boxes: Float[np.ndarray, "n numbers"], row: int, column: int) -> Float[np.ndarray, "n numbers"]:
+    """Move boxes of a window at (row, column) to pixels of the picture."""
+    return boxes + np.array([column, row, 0, 0, 0] if boxes.shape[1] == 5 else [column, row] * 2, np.float32)

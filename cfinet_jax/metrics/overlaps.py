@@ -1,6 +1,6 @@
-"""What boxes share, on the host in float64: upright ones as x y width height, oriented ones as cx cy w h angle.
+"""Intersections of boxes on the host, in float64: upright boxes x y width height, oriented boxes cx cy w h angle.
 
-The number of their columns says which they are.
+The number of columns tells the two kinds apart.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 
 from cfinet_jax.boxes import oriented
 
-BLOCK = 1 << 20  # pairs of boxes that are compared at a time
-EXACT = 1 << 15  # and pairs of oriented ones whose intersection is computed at a time: they stay in the cache
+BLOCK = 1 << 20  # pairs of boxes compared at a time
+EXACT = 1 << 15  # pairs of oriented boxes intersected at a time: few enough to stay in the cache
 
 
 def enclosing(boxes: Float[np.ndarray, "n numbers"]) -> Float[np.ndarray, "n 4"]:
-    """Upright boxes x y width height around boxes of either kind."""
+    """Return upright boxes x y width height around boxes of either kind."""
     if boxes.shape[1] == 4:
         return boxes
     x1, y1, x2, y2 = oriented.enclose(boxes).T
@@ -23,26 +23,26 @@ def enclosing(boxes: Float[np.ndarray, "n numbers"]) -> Float[np.ndarray, "n 4"]
 
 
 def as_oriented(boxes: Float[np.ndarray, "n numbers"]) -> Float[np.ndarray, "n 5"]:
-    """Boxes of either kind as oriented ones."""
+    """Convert boxes of either kind to oriented boxes."""
     if boxes.shape[1] == 5:
         return boxes
     return oriented.from_horizontal(np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]))
 
 
 def common_sides(a: Float[np.ndarray, "*#n 4"], b: Float[np.ndarray, "*#n 4"]) -> Float[np.ndarray, "*#n 2"]:
-    """Width and height of what upright boxes share; not positive where they share nothing."""
+    """Return width and height of the intersection of upright boxes; not positive if they do not intersect."""
     ends = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
     return ends - np.maximum(a[..., :2], b[..., :2])
 
 
 def intersection(a: Float[np.ndarray, "n 5"], b: Float[np.ndarray, "n 5"]) -> Float[np.ndarray, "n"]:
-    """Area shared by oriented boxes of equal position."""
+    """Return the area shared by oriented boxes, pair by pair."""
     parts = range(0, max(len(a), 1), EXACT)
     return np.concatenate([oriented.intersection(a[k : k + EXACT], b[k : k + EXACT]) for k in parts])
 
 
 def shared_areas(a: Float[np.ndarray, "n numbers"], b: Float[np.ndarray, "m numbers"]) -> Float[np.ndarray, "n m"]:
-    """Area that every box of `a` shares with every one of `b`, both of one kind."""
+    """Return the area that every box of `a` shares with every box of `b`; both are of the same kind."""
     shared = np.maximum(common_sides(enclosing(a)[:, None], enclosing(b)[None]), 0.0).prod(axis=-1)
     if a.shape[1] == 5:
         rows, columns = np.nonzero(shared)
@@ -57,10 +57,10 @@ def meeting_pairs(
     other_boxes: Float[np.ndarray, "m numbers"],
     most: int = BLOCK,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The places of boxes and of other boxes of the same group that share some area, and how much it is.
+    """Yield the places of intersecting boxes and other boxes of the same group, and the area that they share.
 
-    In blocks of about `most` pairs, so that memory does not grow with their number; in the order of the boxes. The
-    groups of the others are ascending.
+    Pairs come in the order of the boxes, in blocks of about `most`, so that memory does not grow with their number. The
+    groups of the other boxes must be ascending.
     """
     start = np.searchsorted(other_groups, groups)
     count = np.searchsorted(other_groups, groups, "right") - start
@@ -77,9 +77,9 @@ def meeting_pairs(
 
 
 def pairs_among(boxes: Float[np.ndarray, "n 5"]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The places of two oriented boxes of a set that share some area, every pair once, and how much it is.
+    """Yield the places of every two intersecting oriented boxes of a set, each pair once, and the area they share.
 
-    From left to right, so that a box is compared only with those that begin before it ends.
+    A sweep from left to right: a box is compared only with boxes that begin before it ends.
     """
     hulls = enclosing(boxes)
     order = np.argsort(hulls[:, 0])
@@ -94,7 +94,7 @@ def pairs_among(boxes: Float[np.ndarray, "n 5"]) -> Iterator[tuple[np.ndarray, n
 
 
 def _ranges(start: np.ndarray, count: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every place k with `count[k]` others from `start[k]` on, about `most` pairs at a time."""
+    """Yield pairs of each place k with the `count[k]` others from `start[k]` on, about `most` pairs at a time."""
     for block in np.split(np.arange(len(start)), np.flatnonzero(np.diff(np.cumsum(count) // most)) + 1):
         first = np.repeat(block, count[block])
         yield first, np.repeat((start + count)[block] - np.cumsum(count[block]), count[block]) + np.arange(len(first))

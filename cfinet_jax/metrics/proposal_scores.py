@@ -1,7 +1,7 @@
-"""Recall of proposals, whatever their network: Table 4 and Fig. 4 of the paper.
+"""Recall of the proposals of any network: Table 4 and Fig. 4 of the paper.
 
-The paper does not say how it measured them. Here every class counts as one, the proposals of a picture compete for its
-objects by COCO's matching, and those of windows have been put together before (`merging.py:stitch`). So only
+The paper does not say how it measured recall. Here all classes count as one, the proposals of a picture are matched
+with its objects by COCO's rule, and the proposals of windows are combined first (`merging.py:stitch`). So only
 differences between proposal networks are comparable with the paper's.
 """
 
@@ -16,25 +16,24 @@ from cfinet_jax.metrics.detection_matching import HIT, pairs
 from cfinet_jax.metrics.protocols import OVERLAPS, Protocol
 from cfinet_jax.metrics.results import Columns
 
-LIMITS = (100, 300, 1000)  # the best proposals of a picture that count, ascending
+LIMITS = (100, 300, 1000)  # numbers of best proposals per picture, ascending
 SHOWN = 300  # the limit of Table 4
-NEAR = 0.5  # IoU above which a proposal is one of an object, in Fig. 4
+NEAR = 0.5  # a proposal with a higher IoU counts for an object, in Fig. 4
 OBJECT = 1  # category id of every proposal and object
 
 
 class Tally(NamedTuple):
-    """What there is to find in every image, in every range of sizes of a protocol, and what of it is proposed."""
+    """Counts of objects and proposals, for every image (by rising id) and every range of sizes of a protocol."""
 
     objects: Int[np.ndarray, "images ranges"]
     hits: Int[np.ndarray, "limits images ranges"]  # with the best `LIMITS` proposals, summed over IoU .5:.05:.95
-    near: Int[np.ndarray, "images ranges"]  # proposals with an IoU above .5 with an object, summed over objects
+    near: Int[np.ndarray, "images ranges"]  # proposals with an IoU above .5, summed over objects
 
 
 def tally_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) -> Tally:
-    """Image by image, by rising id; the columns are the ranges of the protocol.
+    """Count the objects that proposals find.
 
-    Proposals are upright, and so are then the boxes that they are compared with: `bbox`, which encloses an oriented
-    one.
+    Proposals are upright boxes, so oriented objects count by their enclosing `bbox`.
     """
     rules = dataclasses.replace(protocol, overlaps=OVERLAPS, limits=LIMITS, boxes="horizontal", best_only=False)
     ground_truth = of_one_class(ground_truth)
@@ -55,11 +54,12 @@ def tally_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) 
 
 
 def summarise(tally: Tally, protocol: Protocol) -> dict[str, float | None]:
-    """Average recall, and the mean number of proposals of an object, for the ranges of sizes of a protocol.
+    """Compute average recall and the mean number of proposals per object.
 
-    Returns `AR<limit>`, the recall with the best `LIMITS` proposals of a picture, a mean over IoU .5:.05:.95, and
-    `per_object`, the number of given proposals with an IoU above .5, a mean over objects; both of the headline range
-    and, with `_<size>`, of every other. None where there is no box to find.
+    Returns:
+      `AR<limit>`, the recall with the best proposals of each picture up to a limit of `LIMITS`, averaged over IoU
+      .5:.05:.95, and `per_object`, the number of proposals with an IoU above .5, averaged over objects; both for the
+      headline range and, with the suffix `_<size>`, for the other ranges. None where there is no object.
     """
     objects, hits, near = tally.objects.sum(0), tally.hits.sum(1), tally.near.sum(0)
     result = {}
@@ -73,17 +73,17 @@ def summarise(tally: Tally, protocol: Protocol) -> dict[str, float | None]:
 
 
 def score_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) -> dict[str, float | None]:
-    """The scores of `summarise`, of proposals as columns."""
+    """Return the scores of `summarise` for proposals."""
     return summarise(tally_proposals(ground_truth, proposals, protocol), protocol)
 
 
 def endings(protocol: Protocol) -> dict[str, str]:
-    """What the names of the scores of every range of sizes end in; the headline range comes first."""
+    """Return the suffix of the scores of every range of sizes; the headline range comes first."""
     return {protocol.headline: "", **{size: f"_{size}" for size in protocol.sizes}}
 
 
 def of_one_class(ground_truth: dict) -> dict:
-    """Every object as one of the class `OBJECT`; regions without a class are left out, since no recall needs them."""
+    """Give all objects the class `OBJECT`; drop regions without a class, which do not affect recall."""
     known = {category["id"] for category in classes(ground_truth)}
     objects = [each | {"category_id": OBJECT} for each in ground_truth["annotations"] if each["category_id"] in known]
     return ground_truth | {"annotations": objects, "categories": [{"id": OBJECT, "name": "object"}]}

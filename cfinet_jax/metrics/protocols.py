@@ -1,4 +1,4 @@
-"""The rules by which detections are scored: one row per benchmark."""
+"""Rules for scoring detections, one entry per benchmark."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,36 +6,38 @@ from collections.abc import Mapping
 import numpy as np
 
 OVERLAPS = tuple(np.linspace(0.5, 0.95, 10).tolist())
-SINGLE = (0.25, 0.5, 0.75)  # of those that a protocol has, each has an AP of its own
+SINGLE = (0.25, 0.5, 0.75)  # the AP at each of these IoUs is reported, if the protocol has it
 ANY_AREA = (0.0, 1e10)
 FLAGS = ("ignore", "iscrowd", "uncertain")  # of an annotation, 0 or 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What counts as found, among which boxes, with how many detections."""
+    """The rules of one benchmark."""
 
     name: str
-    headline: str  # the range of AP, AP50, AP75, the AR of each limit and the classes
+    headline: str  # the range of sizes of AP, AP50, AP75, the AR of each limit, and the classes
     ranges: Mapping[str, tuple[float, float]]  # area in pixels of the stored image, both ends inclusive
     limits: tuple[int, ...]  # detections per image and class, ascending
-    precision_limit: int  # the one of every AP; the AR of a size has the last
-    regions_are_crowds: bool  # an ignored box absorbs any number of detections, by their share inside it, else one
-    sizes_are_crowds: bool = False  # and so does an object outside the range
-    region_flags: tuple[str, ...] = ("ignore", "iscrowd")  # of an annotation that is an ignored box
-    overlaps: tuple[float, ...] = OVERLAPS  # IoU from which a box is found
+    precision_limit: int  # the limit of every AP; the AR of a size has the last limit
+    regions_are_crowds: (
+        bool  # an ignored box absorbs any number of detections by their share inside it; if False, one by IoU
+    )
+    sizes_are_crowds: bool = False  # an object outside the range absorbs as many
+    region_flags: tuple[str, ...] = ("ignore", "iscrowd")  # flags of an annotation that make it an ignored box
+    overlaps: tuple[float, ...] = OVERLAPS  # lowest IoU of a hit
     boxes: str = "horizontal"  # or "oriented"
-    toolkit: bool = False  # the procedure of VisDrone's toolkit in the place of COCO's
-    best_only: bool = False  # a detection may only find the box of its highest IoU, even if that is taken
+    toolkit: bool = False  # the procedure of VisDrone's toolkit instead of COCO's
+    best_only: bool = False  # a detection may only take the box of its highest IoU, even if another has taken it
 
     @property
     def marks(self) -> dict[str, int]:
-        """What the AP at a single IoU is called, and the place of that IoU."""
+        """Return the names of the APs at a single IoU, and the place of that IoU in `overlaps`."""
         return {f"AP{100 * overlap:.0f}": place for place, overlap in enumerate(self.overlaps) if overlap in SINGLE}
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """The ranges reported beside the headline."""
+        """Return the ranges that are reported in addition to the headline."""
         return tuple(name for name in self.ranges if name != self.headline)
 
     def __str__(self) -> str:
@@ -58,7 +60,7 @@ class Protocol:
 COCO_SIZES = {"S": (0.0, 32.0**2), "M": (32.0**2, 96.0**2), "L": (96.0**2, ANY_AREA[1])}
 SODA_SIZES = {"eS": (0.0, 144.0), "rS": (144.0, 400.0), "gS": (400.0, 1024.0), "N": (1024.0, 2000.0)}
 SIZES = (*SODA_SIZES, "larger")
-LIMITS = tuple(high for _, high in SODA_SIZES.values())  # of the area in square pixels; a limit is of the smaller size
+LIMITS = tuple(high for _, high in SODA_SIZES.values())  # highest area of each size in square pixels
 
 SODA_A = Protocol(
     name="soda_a",
@@ -87,7 +89,7 @@ PROTOCOLS = {
         precision_limit=100,
         regions_are_crowds=True,
     ),
-    # The reference prints its table of classes with 1000 detections; here it agrees with the AP above it.
+    # The reference prints its table of classes with 1000 detections per image; here it is consistent with the AP.
     "soda_d": Protocol(
         name="soda_d",
         headline="Small",
@@ -97,11 +99,11 @@ PROTOCOLS = {
         regions_are_crowds=False,
         region_flags=("ignore",),
     ),
-    # The area is that of the rectangle. SODA-A has no ignored boxes; those that DOTA calls difficult are.
+    # Areas are of the rectangles. SODA-A has no ignored boxes; the difficult boxes of DOTA are ignored.
     "soda_a": SODA_A,
-    # As SODA-A's code is since July 2025; the published numbers are probably of the code before.
+    # SODA-A's code as it is since July 2025; the published numbers are probably of the earlier code.
     "soda_a_2025": dataclasses.replace(SODA_A, name="soda_a_2025", best_only=True),
-    # For oriented data that no benchmark names: objects of every size, and regions as COCO has them.
+    # For oriented data of no benchmark: objects of every size, and regions as in COCO.
     "oriented": dataclasses.replace(
         SODA_A,
         name="oriented",
@@ -110,8 +112,8 @@ PROTOCOLS = {
         regions_are_crowds=True,
         region_flags=("ignore", "iscrowd"),
     ),
-    # Of AI-TOD's own scoring code (jwwangchn/cocoapi-aitod). Its paper has very tiny objects from 2 x 2 pixels on and
-    # medium ones up to 64 x 64; the code sets no such bounds.
+    # AI-TOD's own code (jwwangchn/cocoapi-aitod). In its paper very tiny objects start at 2 x 2 pixels and medium ones
+    # end at 64 x 64; the code has no such bounds.
     "ai_tod": Protocol(
         name="ai_tod",
         headline="all",
@@ -120,8 +122,8 @@ PROTOCOLS = {
         precision_limit=1500,
         regions_are_crowds=True,
     ),
-    # Of TinyPerson's own scoring code as it is now (ucas-vg/TinyBenchmark): earlier than that are the numbers of its
-    # paper. Sizes start at 1 x 1 pixel, in the paper at 2 x 2.
+    # TinyPerson's own code as it is now (ucas-vg/TinyBenchmark), later than the numbers of its paper. Sizes start at
+    # 1 x 1 pixel, in the paper at 2 x 2.
     "tiny_person": Protocol(
         name="tiny_person",
         headline="tiny",
@@ -141,19 +143,19 @@ PROTOCOLS = {
         region_flags=FLAGS,
         overlaps=(0.25, 0.5, 0.75),
     ),
-    # VisDrone's limits and IoUs in COCO's procedure, not the numbers of its own toolkit (VisDrone2018-DET-toolkit):
-    # docs/fidelity.md lists what differs.
+    # VisDrone's limits and IoUs in COCO's procedure, which differs from that of its own toolkit
+    # (VisDrone2018-DET-toolkit); docs/fidelity.md lists the differences.
     "visdrone": VISDRONE,
-    # The toolkit's own rules, for comparison with published numbers; it has no sizes.
+    # The toolkit's own procedure, for comparison with published numbers; it has no sizes.
     "visdrone_toolkit": dataclasses.replace(VISDRONE, name="visdrone_toolkit", ranges={"all": ANY_AREA}, toolkit=True),
 }
 
 
 def is_regions(category: str) -> bool:
-    """Whether a category of this name stands for regions to ignore, of every class."""
+    """Whether a category of this name stands for ignore regions of every class."""
     return category.strip().lower() in ("ignore", "ignored regions")
 
 
 def sizes_of(areas: np.ndarray) -> np.ndarray:
-    """The index into `SIZES` of each area in square pixels."""
+    """Return the index into `SIZES` of each area in square pixels."""
     return np.searchsorted(LIMITS, areas, side="left")

@@ -1,4 +1,4 @@
-"""AP of resampled images: how much of a score is the choice of pictures."""
+"""Compute the AP of resampled images, to see how much a score depends on the choice of pictures."""
 
 from typing import NamedTuple
 
@@ -12,21 +12,21 @@ from cfinet_jax.metrics.results import Columns
 
 
 class Ranked(NamedTuple):
-    """The detections of a class that are right or wrong at one IoU in one range of sizes, best first."""
+    """Detections of a class that are right or wrong at one IoU in one range of sizes, best first."""
 
     images: Int[np.ndarray, "n"]
-    hits: Int[np.ndarray, "hits"]  # which of them are right
+    hits: Int[np.ndarray, "hits"]  # places of the right ones
 
 
 class Evidence(NamedTuple):
-    """What the AP of every choice of images follows from, image by image by rising id."""
+    """All that is needed to compute the AP of any choice of images; images are in the order of their ids."""
 
-    boxes: Int[np.ndarray, "classes ranges images"]  # to be found
+    boxes: Int[np.ndarray, "classes ranges images"]  # numbers of objects
     ranked: list[list[list[Ranked]]]  # by class, range and IoU
 
 
 def gather(ground_truth: dict, detections: Columns, protocol: Protocol, ranges: tuple[str, ...]) -> Evidence:
-    """That of detections, in the given ranges of a protocol."""
+    """Match detections once, in the given ranges of a protocol."""
     found, annotations = detections_of(ground_truth, detections, protocol), annotations_of(ground_truth, protocol)
     places = [list(protocol.ranges).index(name) for name in ranges]
     limit = protocol.limits.index(protocol.precision_limit)
@@ -42,13 +42,13 @@ def gather(ground_truth: dict, detections: Columns, protocol: Protocol, ranges: 
 
 
 def rank(images: np.ndarray, fates: np.ndarray) -> Ranked:
-    """Without those that are neither right nor wrong."""
+    """Drop the detections that are neither right nor wrong."""
     counted = fates != FREE
     return Ranked(images[counted], np.flatnonzero(fates[counted] == HIT))
 
 
 def average_precision(evidence: Evidence, times: Int[np.ndarray, "images"]) -> Float[np.ndarray, "ranges"]:
-    """AP where every image counts so many times, a mean over IoU and classes; NaN where there is no box to find."""
+    """Compute AP if each image counts `times` times, averaged over IoU and classes; NaN where there is no object."""
     boxes = evidence.boxes @ times  # [classes, ranges]
     values = np.full(boxes.shape, np.nan)
     for k, size in zip(*np.nonzero(boxes), strict=True):
@@ -59,7 +59,7 @@ def average_precision(evidence: Evidence, times: Int[np.ndarray, "images"]) -> F
 
 
 def precision(ranked: Ranked, times: np.ndarray, boxes: int) -> float:
-    """Mean of the best precision at each of `RECALLS` or beyond."""
+    """Return the mean of the best precision at each of `RECALLS` or beyond."""
     weights = times[ranked.images]
     counted, right = np.cumsum(weights)[ranked.hits], np.cumsum(weights[ranked.hits])
     best = np.maximum.accumulate((right / np.maximum(counted, 1))[::-1])[::-1]

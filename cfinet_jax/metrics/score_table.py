@@ -1,16 +1,16 @@
-"""Scores as a table."""
+"""Format metrics as tables in Markdown."""
 
 from cfinet_jax.metrics.proposal_scores import LIMITS, NEAR, endings
 from cfinet_jax.metrics.protocols import ANY_AREA, PROTOCOLS, Protocol
 from cfinet_jax.runtime.markdown import escape, percent, with_head
 
-MIN_BOXES = 50  # of a size or class, for its numbers to mean something
+MIN_BOXES = 50  # a size or class with fewer objects has no reliable score
 
 
 def table(metrics: dict, min_boxes: int = MIN_BOXES) -> str:
-    """The metrics that `metrics.score` returns, in percent.
+    """Format the metrics that `metrics.score` returns, in percent.
 
-    A size or class with fewer than `min_boxes` boxes says `n/a`; the headline always speaks.
+    A size or class with fewer than `min_boxes` boxes shows `n/a`; the headline is always shown.
     """
     protocol = PROTOCOLS[metrics["protocol"]]
     names = "AP", *protocol.marks
@@ -29,7 +29,7 @@ def table(metrics: dict, min_boxes: int = MIN_BOXES) -> str:
 
 
 def proposal_table(metrics: dict, min_boxes: int = MIN_BOXES) -> str:
-    """The scores of proposals that `evaluate` adds to these metrics: recall in percent, and numbers of proposals."""
+    """Format the scores of proposals in the metrics of `evaluate`: recall in percent, and numbers of proposals."""
     protocol, scores = PROTOCOLS[metrics["protocol"]], metrics["proposals"]
     rows = []
     for size, ending in endings(protocol).items():

@@ -1,4 +1,4 @@
-"""Boxes that are given in another form than x y width height in pixels, recognised by all of them together."""
+"""Recognise boxes that are not x y width height in pixels, from all boxes of a file together."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,16 +7,16 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-MIN_BOXES = 10  # fewer may look like anything
-SLACK = 0.02  # of a picture's size: unclipped predictions and rounding leave it by as much
-OUTSIDE = 0.3  # share of the boxes; no sound file has so many that leave their picture
+MIN_BOXES = 10  # fewer boxes could look like any format
+SLACK = 0.02  # share of a picture's size by which rounding and unclipped predictions may leave it
+OUTSIDE = 0.3  # share of boxes outside their picture that no correct file has
 AT_LEAST, NEARLY_ALL = 0.05, 0.99  # shares of the boxes
-ROUNDED = 1.01  # an area may exceed that of its box, whose sides are rounded to pixels, by as much
-TINY = 1.5  # pixels, or a share that is a little too large
+ROUNDED = 1.01  # factor by which an area may exceed that of its box, whose sides may be rounded to pixels
+TINY = 1.5  # pixels; also covers shares of the picture slightly above 1
 
 
 def suspect_units(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"]) -> str | None:
-    """Name the form that boxes seem to have instead of x y width height in pixels, or return None.
+    """Name the format that boxes seem to have instead of x y width height in pixels, or return None.
 
     `sizes` are width and height of the picture of each box. A file of fewer than `MIN_BOXES` is never suspected.
     """
@@ -26,18 +26,18 @@ def suspect_units(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2
     if len(boxes) < MIN_BOXES:
         return None
     if np.mean((np.abs(boxes) <= TINY).all(1)) >= NEARLY_ALL:
-        return "shares of the picture (0 to 1) where pixels belong"
+        return "shares of the picture (0 to 1) instead of pixels"
     first, second, slack = boxes[:, :2], boxes[:, 2:], SLACK * sizes
     leaves = (first + second > sizes + slack).any(1)
     as_corners = ((first < second) & (second <= sizes + slack)).all(1)
     if np.mean(as_corners) > 0.5 and np.mean(as_corners & leaves) > OUTSIDE:
-        return "corners (x1 y1 x2 y2) where sides (x y width height) belong"
-    # Boxes that are not clipped leave their picture on every side. Centres taken for corners leave it to the right and
-    # below only: taken as centres they fit.
+        return "corners (x1 y1 x2 y2) instead of x y width height"
+    # Unclipped boxes leave their picture on every side. Centres read as corners leave it only to the right and below,
+    # and read as centres they fit.
     low, high = first - second / 2, first + second / 2
     as_centres = ((low >= -slack) & (high <= sizes + slack)).all(1)
     if np.sum(leaves) >= max(MIN_BOXES, AT_LEAST * len(boxes)) and np.mean(as_centres) >= NEARLY_ALL:
-        return "centres (cx cy width height) where corners (x y width height) belong"
+        return "centres (cx cy width height) instead of x y width height"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Precision and recall by the rules of VisDrone2018-DET-toolkit, which differ from COCO's (docs/fidelity.md)."""
+"""Compute precision and recall as VisDrone2018-DET-toolkit does, which differs from COCO (docs/fidelity.md)."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,9 +17,10 @@ from cfinet_jax.metrics.results import Columns
 
 
 def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Protocol) -> tuple[np.ndarray, ...]:
-    """Return what COCO's `curves` does, boxes including ignored ones, and the number of pictures with each class.
+    """Return what COCO's `curves` returns, and the number of pictures with each class.
 
-    Every precision is a mean over a part of the recall, so that the mean of all is the area under the curve.
+    The numbers of boxes include ignored ones. Every precision is an average over a part of the recall, so that the mean
+    of all is the area under the curve.
     """
     found, annotations = detections_of(ground_truth, detections, protocol), annotations_of(ground_truth, protocol)
     regions = annotations.classes < 0
@@ -32,7 +33,7 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
     found = found._make(column[~dropped] for column in found)
     annotations = annotations._make(column[~dropped_boxes] for column in annotations)
     order = np.argsort(found.images, kind="stable")
-    row = np.empty(len(order), int)  # in the file of the picture, which holds all classes
+    row = np.empty(len(order), int)  # in the picture's file, which holds all classes
     row[order] = np.arange(len(order)) - np.searchsorted(found.images[order], found.images[order])
 
     shape = len(classes(ground_truth)), 1, len(protocol.limits)
@@ -55,7 +56,7 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
 
 
 def mostly_inside(boxes: Float[np.ndarray, "n 4"], regions: Float[np.ndarray, "m 4"]) -> Bool[np.ndarray, "n"]:
-    """Which boxes have half of their area in regions, counted in whole pixels from 1 on, as the toolkit does."""
+    """Return which boxes have half of their area in regions, in whole pixels that count from 1, as the toolkit does."""
     boxes, regions = (np.maximum(np.floor(each + 0.5), 1).astype(int) for each in (boxes, regions))
     # Cells between the edges of regions are painted, not pixels, so that boxes of any size take the same memory.
     firsts, ends = regions[:, :2], regions[:, :2] + regions[:, 2:] + 1

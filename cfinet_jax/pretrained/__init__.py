@@ -1,4 +1,4 @@
-"""Published weights in: backbones as the start of training, whole detectors to go on with or to detect with."""
+"""Load published weights: a backbone to start training from, or a whole detector to continue with or detect with."""
 
 import json
 import re
@@ -19,15 +19,15 @@ from cfinet_jax.pretrained.weight_files import read
 from cfinet_jax.runtime.files import replacing
 
 BACKBONE = re.compile(r"(params|batch_stats)/backbone/")
-LAST = {BasicBlock: "conv2", Bottleneck: "conv3"}  # convolution of a block
+LAST = {BasicBlock: "conv2", Bottleneck: "conv3"}  # last convolution of a block
 
 
 class Loaded(NamedTuple):
-    """Variables with published weights in their place."""
+    """Variables with published weights filled in."""
 
     variables: dict[str, Any]
-    at_random: frozenset[str]  # names of what stayed as it was
-    account: str  # what came from where, for a person
+    at_random: frozenset[str]  # names of the variables that were not filled
+    account: str  # what was taken from the file, in lines to print
 
 
 def load(
@@ -40,38 +40,42 @@ def load(
     std: Sequence[float] = STD,
     partial: bool = False,
 ) -> Loaded:
-    """Puts the weights of a file or URL into the variables of a detector.
+    """Fill the variables of a detector with the weights of a file or URL.
 
-    A file with a backbone only fills that; any other has to fill the whole model. `partial` takes what fits.
-    `stride_style`, `classes` (names), `mean` and `std` are the model's.
+    Args:
+      source: path or URL. A file with only a backbone fills the backbone; any other must fill the whole model.
+      variables: params and batch_stats, arrays or shapes.
+      stride_style: of the model's backbone, "pytorch" or "caffe".
+      classes: names of the model's classes.
+      mean: subtracted from the model's pictures, R G B.
+      std: what they are divided by.
+      partial: whether to take the arrays that fit and leave the rest as it is.
 
     Raises:
-      UserError: the file cannot be read, is of the other stride style, wants other pictures, or does not fit.
+      UserError: the file cannot be read, has another stride style or normalisation, or does not fit.
     """
     published = translate(read(source), source)
     check_conventions(published, source, stride_style, mean, std)
     backbone_only = all(map(BACKBONE.match, published.arrays))
     every = named(variables)
     leaves = {name: leaf for name, leaf in every.items() if not backbone_only or BACKBONE.match(name)}
-    fitting = {name for name, leaf in leaves.items() if shape_in(published, name) == leaf.shape}
+    fitting = {
+        name: jnp.asarray(array, leaves[name].dtype)
+        for name, array in published.arrays.items()
+        if name in leaves and array.shape == leaves[name].shape
+    }
     if not partial and (len(fitting) < len(leaves) or published.arrays.keys() - leaves.keys()):
         raise UserError(mismatch(published, {name: leaf.shape for name, leaf in leaves.items()}, source))
     if not fitting:
-        raise UserError(f"{source} has nothing that fits this model: choose another file.")
-
-    def fill(path: tuple[Any, ...], leaf: Any) -> Any:
-        name = path_name(path)
-        return jnp.asarray(published.arrays[name], leaf.dtype) if name in fitting else leaf
-
-    filled = jax.tree_util.tree_map_with_path(fill, dict(variables))
+        raise UserError(f"{source} has no array that fits this model: choose another file.")
     at_random = frozenset(every.keys() - fitting)
     if not backbone_only:
         check_classes(published, source, classes)
-    return Loaded(filled, at_random, tell(published, source, fitting, at_random))
+    return Loaded(replaced(variables, fitting), at_random, describe(published, source, fitting, at_random))
 
 
 def check_classes(published: Published, source: str, classes: Sequence[str]) -> None:
-    """The same classes stand in the same order; others are the user's to judge, and told."""
+    """Refuse the same classes in another order; print where other classes differ, which may be intended."""
     theirs, ours = published.classes, tuple(classes)
     if theirs is None or theirs == ours:
         return
@@ -79,41 +83,36 @@ def check_classes(published: Published, source: str, classes: Sequence[str]) -> 
     difference = f"its class {at} is {their!r}, the data set's {our!r}"
     if set(theirs) == set(ours):
         raise UserError(f"{source} has the classes in another order ({difference}): prepare the data set in its order.")
-    print(f"{source} learnt other classes: {difference}.", flush=True)
+    print(f"{source} was trained on other classes: {difference}.", flush=True)
 
 
 def save(path: epath.Path, variables: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes variables as our own safetensors; `facts` (JSON values) become its metadata."""
+    """Write variables as safetensors under our names; `facts` (JSON values) become the file's metadata."""
     arrays = {name: np.asarray(leaf) for name, leaf in named(variables).items()}
-    content = safetensors.numpy.save(arrays, {key: as_text(value) for key, value in facts.items()})
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
     with replacing(path) as partial:
-        partial.write_bytes(content)
+        partial.write_bytes(safetensors.numpy.save(arrays, metadata))
 
 
-def as_text(value: Any) -> str:
-    """A fact as safetensors keep it."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """`params/backbone/conv1/kernel`."""
+def name_of(path: tuple[Any, ...]) -> str:
+    """Return the name of a leaf, such as `params/backbone/conv1/kernel`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a tree by name."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))}
+    """Return the leaves of a tree by name."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables))}
 
 
-def shape_in(published: Published, name: str) -> tuple[int, ...] | None:
-    """The shape of a published array, None where there is none."""
-    return published.arrays[name].shape if name in published.arrays else None
+def replaced(variables: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree with the leaves that `arrays` has by name replaced."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays.get(name_of(path), leaf), dict(variables))
 
 
 def check_conventions(
     published: Published, source: str, stride_style: str, mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """The file was trained as the model computes, on pictures as it will see them."""
+    """Refuse a file trained with another stride style, or on pictures normalised in another way."""
     if published.stride_style not in (None, stride_style):
         places = {"caffe": "the first 1x1 convolution", "pytorch": "the 3x3 convolution"}
         raise UserError(
@@ -122,11 +121,11 @@ def check_conventions(
         )
     for key, values, expected in (("mean", mean, published.mean), ("std", std, published.std)):
         if tuple(values) != expected:
-            raise UserError(f"{source} wants dataset.{key} = {expected}, which is {tuple(values)}: set it so.")
+            raise UserError(f"{source} needs dataset.{key} = {expected}, but it is {tuple(values)}: change it.")
 
 
 def mismatch(published: Published, shapes: dict[str, tuple[int, ...]], source: str) -> str:
-    """One line: why a file does not fit, and every kind of difference with its first names."""
+    """Say in one line why a file does not fit, with the first names of every kind of difference."""
     arrays = published.arrays
     common = sorted(arrays.keys() & shapes.keys())
     differences = {
@@ -151,20 +150,20 @@ def mismatch(published: Published, shapes: dict[str, tuple[int, ...]], source: s
 
 
 def depth_of(names: Iterable[str]) -> int | None:
-    """The depth of the ResNet that has these parameters; None where there is none such."""
+    """Return the depth of the ResNet that has these parameters, None if there is no such ResNet."""
     last = {match[1]: match[2] for name in sorted(names) if (match := re.search(r"(layer\d_\d+)/(conv\d)/", name))}
     known = {(sum(counts), LAST[block]): depth for depth, (block, counts) in DEPTHS.items()}
     return known.get((len(last), max(last.values(), default="")))
 
 
 def shorten(names: Sequence[str], most: int = 3) -> str:
-    """The first few, and how many more there are."""
+    """List the first few names, and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def tell(published: Published, source: str, taken: Collection[str], at_random: Collection[str]) -> str:
-    """What went where, a line for each part; then what stayed at random and what of the file was not used."""
+def describe(published: Published, source: str, taken: Collection[str], at_random: Collection[str]) -> str:
+    """Describe in lines what each part of the model took, what stayed as initialised, and what was not used."""
     lines = [f"Weights of {source} ({published.kind} names):"]
     parts = by_part(taken)
     for part, names in parts.items():
@@ -174,7 +173,7 @@ def tell(published: Published, source: str, taken: Collection[str], at_random: C
         which = f" ({', '.join(names)})" if part in parts else ""
         lines.append(f"  {part}: {len(names):,} arrays as initialised{which}")
     if published.stride_style is None:
-        lines.append("  It does not say its stride style: taken for the model's.")
+        lines.append("  The file does not say its stride style; the model's is assumed.")
     unused = sorted(published.arrays.keys() - set(taken))
     if unused:
         lines.append(f"  not used: {', '.join(unused)}")
@@ -185,7 +184,7 @@ def tell(published: Published, source: str, taken: Collection[str], at_random: C
 
 
 def by_part(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by the part of the detector they belong to, all in alphabetical order."""
+    """Group names by the part of the detector that they belong to, everything in alphabetical order."""
     parts: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: name.split("/")[1:]):
         parts.setdefault(name.split("/")[1], []).append(name)

@@ -1,4 +1,4 @@
-"""What others call the parameters of these networks, and how they lay them out."""
+"""Translate the parameter names and array layouts of other projects into ours."""
 
 import json
 import re
@@ -10,11 +10,11 @@ import numpy as np
 from cfinet_jax.errors import UserError
 from cfinet_jax.pretrained.weight_files import WeightFile
 
-# Input of the pictures that ImageNet's weights and mmdetection's models were trained on: R G B, minus mean, over std.
+# How ImageNet's weights and mmdetection's models expect their pictures: R G B, minus MEAN, divided by STD.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PICTURES = {"mean": MEAN, "std": STD}
 
-# mmdetection's layers, which hold torchvision's names in `backbone`.
+# mmdetection's layers; those of `backbone` have torchvision's names.
 LAYERS: dict[str, str | Callable[[re.Match], str]] = {
     r"backbone\.layer(\d)\.(\d+)\.downsample\.0": r"backbone/layer\1_\2/downsample_conv",
     r"backbone\.layer(\d)\.(\d+)\.downsample\.1": r"backbone/layer\1_\2/downsample_bn",
@@ -39,49 +39,45 @@ LAYERS: dict[str, str | Callable[[re.Match], str]] = {
     r"roi_head\.fc_proj": "imitation/project",
 }
 NORM = re.compile(r"/(bn\d|downsample_bn|norm)$")
-UNUSED = {  # left out, and why
+UNUSED = {  # arrays that are left out, and why
     r".*num_batches_tracked": "a counter of training",
     r"(backbone\.)?fc\.(weight|bias)": "ImageNet's classes",
-    r"ema_.*": "raw weights beside the averaged ones",
+    r"ema_.*": "raw weights stored with the averaged ones",
 }
-POOL_SIZE = 7  # cells a side of a region, in every published model
+POOL_SIZE = 7  # cells per side of a pooled region, in every published model
+STEM = "params/backbone/conv1/kernel"
 
 
 class Published(NamedTuple):
     """Weights under our names: `params/...` and `batch_stats/...`."""
 
     arrays: dict[str, np.ndarray]
-    left_out: dict[str, str]  # name in the file -> why
-    kind: str  # whose names they had
-    stride_style: str | None  # None: the file does not say
+    left_out: dict[str, str]  # name in the file -> reason
+    kind: str  # the project that named them
+    stride_style: str | None  # None if the file does not say
     classes: tuple[str, ...] | None
     mean: tuple[float, ...] = MEAN  # of the pictures
     std: tuple[float, ...] = STD
 
 
 def translate(file: WeightFile, source: str) -> Published:
-    """The weights of a file under our names, for R G B pictures; those of others normalised by MEAN and STD.
+    """Return the weights of a file under our names, for R G B pictures normalised by MEAN and STD.
 
-    Raises `UserError` where the names are of no known kind.
+    A file of ours keeps the normalisation in its metadata. `source` is the file's path or URL, for messages.
+
+    Raises:
+      UserError: the names follow no known scheme.
     """
     arrays = {name.removeprefix("module."): array for name, array in file.arrays.items()}
     if any(name.startswith("params/") for name in arrays):
-        try:
-            facts: Any = {
-                key: tuple(json.loads(file.facts[key])) for key in ("classes", *PICTURES) if key in file.facts
-            }
-            if not all(isinstance(x, str if key == "classes" else int | float) for key in facts for x in facts[key]):
-                raise TypeError("neither names nor numbers")
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{source} says of itself what is not understood: export it anew.") from error
-        return Published(arrays, {}, "cfinet_jax", file.facts.get("stride_style"), **{"classes": None} | facts)
+        return Published(arrays, {}, "cfinet_jax", file.facts.get("stride_style"), **own_facts(file, source))
     if "conv1/kernel" in arrays:
         return of_keras(arrays)
     if "conv1.weight" in arrays:
         if not arrays.get("bn1.running_mean", np.ones(1)).any():
             raise UserError(
-                f"{source} has torchvision's names but no statistics in its batch norm, as converted caffe-style files "
-                "have: what pictures it wants is unknown. Give torchvision's or Keras' own file."
+                f"{source} has torchvision's names but empty batch-norm statistics, as converted caffe-style files "
+                "have, so that the normalisation it needs is unknown. Give torchvision's or Keras' own file."
             )
         prefixed = {f"backbone.{name}": array for name, array in arrays.items()}
         return of_torch(prefixed, {})._replace(kind="torchvision", stride_style="pytorch")
@@ -89,26 +85,36 @@ def translate(file: WeightFile, source: str) -> Published:
         return of_torch(arrays, file.facts)
     first = ", ".join(sorted(arrays)[:3]) or "none"
     raise UserError(
-        f"{source} has names that are not known ({first}): give a ResNet with torchvision's, timm's or Keras' names, a "
-        "detector with mmdetection's, or a file of this project."
+        f"{source} has unknown names ({first}): give a ResNet with torchvision's, timm's or Keras' names, a detector "
+        "with mmdetection's, or a file of this project."
     )
 
 
+def own_facts(file: WeightFile, source: str) -> dict[str, Any]:
+    """Return classes, mean and std from the metadata of a file of ours, as far as it has them."""
+    try:
+        facts = {key: tuple(json.loads(file.facts[key])) for key in ("classes", *PICTURES) if key in file.facts}
+        if not all(isinstance(x, str if key == "classes" else int | float) for key in facts for x in facts[key]):
+            raise TypeError("neither names nor numbers")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{source} has damaged metadata: export it again.") from error
+    return {"classes": None} | facts
+
+
 def of_keras(arrays: dict[str, np.ndarray]) -> Published:
-    """Keras' ResNet, kernels HWIO; caffe style, for B G R pictures that are not divided."""
+    """Translate Keras' ResNet: kernels HWIO, caffe style, for B G R pictures that are not divided by a deviation."""
     found = {}
     for name, array in arrays.items():
         kind = "batch_stats" if name.endswith(("/mean", "/var")) else "params"
         found[f"{kind}/backbone/{name.replace('.', '_')}"] = np.asarray(array, np.float32)  # from layer1.0/bn1/mean
-    stem = "params/backbone/conv1/kernel"
-    found[stem] = to_rgb(found[stem], reverse=True, std=(1.0, 1.0, 1.0))
+    found[STEM] = to_rgb(found[STEM], reverse=True, std=(1.0, 1.0, 1.0))
     return Published(found, {}, "Keras", "caffe", None)
 
 
 def of_torch(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Published:
-    """Torch's layouts: kernels OIHW, matrices [outputs, inputs], regions flattened as channel, row, column.
+    """Translate torch's layouts: kernels OIHW, matrices [outputs, inputs], regions flattened as channel, row, column.
 
-    `facts` are what mmdetection says of a training: its classes, stride style and pictures.
+    `facts` are mmdetection's metadata: the classes and the text of the config.
     """
     found, left_out = {}, {}
     for name, array in arrays.items():
@@ -117,12 +123,11 @@ def of_torch(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Published:
             left_out[name] = reason
             continue
         ours = our_name(name)
-        found[ours or name] = our_layout(ours, array) if ours else array  # what has no name of ours is found out later
+        found[ours or name] = our_layout(ours, array) if ours else array  # an unknown name is reported later
     text = next((x for x in map(facts.get, ("config", "cfg")) if x and isinstance(x, str)), "")
     reverse = "False" in (last(r"\bto_rgb\s*=\s*(\w+)", text), last(r"bgr_to_rgb\s*=\s*(\w+)", text))
     mean, std = (numbers(last(rf"\b{key}\s*=\s*\[([^]]*)\]", text), other, reverse) for key, other in PICTURES.items())
-    stem = "params/backbone/conv1/kernel"
-    found[stem] = to_rgb(found[stem], reverse, std)
+    found[STEM] = to_rgb(found[STEM], reverse, std)
     classes = facts.get("CLASSES")
     if classes is None and isinstance(facts.get("dataset_meta"), dict):
         classes = facts["dataset_meta"].get("classes")
@@ -131,12 +136,12 @@ def of_torch(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Published:
 
 
 def last(pattern: str, text: str) -> str | None:
-    """What a pattern finds last in a config: what it inherits stands before."""
+    """Return the last match of a pattern in a config's text: later settings override inherited ones."""
     return (re.findall(pattern, text) or [None])[-1]
 
 
 def numbers(text: str | None, default: tuple[float, ...], reverse: bool) -> tuple[float, ...]:
-    """Three numbers for R, G, B as a config states them for B, G, R if `reverse`; the default where it does not."""
+    """Parse three numbers as R, G, B; the text has them as B, G, R if `reverse`. Return the default if it has none."""
     try:
         found = tuple(float(x) for x in (text or "").split(","))
     except ValueError:
@@ -145,7 +150,7 @@ def numbers(text: str | None, default: tuple[float, ...], reverse: bool) -> tupl
 
 
 def our_name(name: str) -> str | None:
-    """`backbone.layer1.0.bn1.running_mean` as `batch_stats/backbone/layer1_0/bn1/mean`; None for a stranger."""
+    """Translate `backbone.layer1.0.bn1.running_mean` to `batch_stats/backbone/layer1_0/bn1/mean`; None if unknown."""
     layer, _, leaf = name.rpartition(".")
     ours = next((re.sub(pattern, to, layer) for pattern, to in LAYERS.items() if re.fullmatch(pattern, layer)), None)
     if ours is None or leaf not in ("weight", "bias", "running_mean", "running_var"):
@@ -158,17 +163,20 @@ def our_name(name: str) -> str | None:
 
 
 def our_layout(ours: str, array: np.ndarray) -> np.ndarray:
-    """An array of torch's in our layout, float32."""
+    """Convert an array from torch's layout to that of our parameter `ours`, in float32."""
     array = np.asarray(array, np.float32)
     if ours == "params/roi_head/hidden1/kernel" and array.ndim == 2 and array.shape[1] % POOL_SIZE**2 == 0:
-        outputs = len(array)
+        outputs = len(array)  # the regions are flattened as row, column, channel here
         return array.reshape(outputs, -1, POOL_SIZE, POOL_SIZE).transpose(2, 3, 1, 0).reshape(-1, outputs)
     return np.ascontiguousarray(array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim))))
 
 
 def to_rgb(kernel: np.ndarray, reverse: bool, std: tuple[float, ...]) -> np.ndarray:
-    """The first kernel [7, 7, 3, outputs], of B G R pictures if `reverse`, divided by `std` (R G B), for ours."""
+    """Adapt the first kernel [7, 7, 3, outputs] to R G B pictures divided by STD.
+
+    It was trained on pictures divided by `std` (R G B), in the order B G R if `reverse`.
+    """
     if kernel.ndim != 4 or kernel.shape[2] != 3 or len(std) != 3:
-        return kernel  # fits no model, which is found out later
+        return kernel  # fits no model, which is reported later
     kernel = kernel[:, :, ::-1] if reverse else kernel
     return kernel if std == STD else kernel * (np.asarray(STD, np.float32) / np.asarray(std, np.float32))[:, None]

@@ -1,4 +1,4 @@
-"""Torch checkpoints without torch: the arrays and plain values of a pickle, of which nothing is called."""
+"""Read torch checkpoints without torch: arrays and plain values of a pickle, none of whose functions are called."""
 
 import io
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from cfinet_jax.errors import UserError
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # files of torch before 1.6, and those that mmdetection publishes
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of files by torch before 1.6, which mmdetection still publishes
 DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -26,25 +26,25 @@ DTYPES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
-METADATA = ("mmcv", "mmengine", "numpy", "_codecs")  # what they leave in a checkpoint is no weight: not rebuilt
+METADATA = ("mmcv", "mmengine", "numpy", "_codecs")  # their objects in a checkpoint are not weights: not rebuilt
 
 
 class Storage:
-    """The numbers of one or several tensors; a legacy file brings them behind the pickle that mentions them."""
+    """The numbers of one or more tensors. In a legacy file they follow the pickle that mentions them."""
 
     def __init__(self, dtype: np.dtype, count: int) -> None:
         self.dtype, self.count = dtype, count
         self.encoded = b""
 
     def fill(self, encoded: bytes) -> None:
-        """Takes the numbers as little-endian bytes."""
+        """Set the numbers, given as little-endian bytes."""
         if len(encoded) != self.count * self.dtype.itemsize:
             raise EOFError("cut short")
         self.encoded = encoded
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; offset and strides in numbers."""
+    """A view of a storage; offset and strides count numbers, not bytes."""
 
     storage: Storage
     offset: int
@@ -52,7 +52,7 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """The numbers themselves, in an array of their own. Raises ValueError where they reach beyond the storage."""
+        """Copy the numbers to an array. Raises `ValueError` if the view reaches beyond its storage."""
         dtype = self.storage.dtype
         if math.prod(self.shape) > self.storage.count:
             raise ValueError("a tensor repeats its numbers")
@@ -63,7 +63,7 @@ class Tensor(NamedTuple):
 
 
 def rebuild_tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """What `torch._utils._rebuild_tensor_v2` makes of its first arguments."""
+    """Stand in for `torch._utils._rebuild_tensor_v2`."""
     if not isinstance(storage, Storage):
         raise UserError("it holds a tensor without numbers")
     if not all(isinstance(number, int) for number in (offset, *shape, *strides)):
@@ -72,7 +72,7 @@ def rebuild_tensor(storage: Any, offset: int, shape: Any, strides: Any, *_: Any)
 
 
 def as_dict(pairs: Iterable[tuple[Any, Any]] = ()) -> dict[Any, Any]:
-    """The pairs whose keys are plain: to hash what nests could take for ever."""
+    """Build a dict of the pairs with plain keys: hashing a deeply nested tuple could take for ever."""
     return {key: value for key, value in pairs if isinstance(key, str | int | float)}
 
 
@@ -81,20 +81,20 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch", "Size"): lambda numbers=(): tuple(numbers),
     ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("builtins", "getattr"): None,  # mmengine's history names functions; none is fetched
+    ("builtins", "getattr"): None,  # mmengine's history names functions by it; they stay None
     ("__builtin__", "getattr"): None,
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
 }
 
 
 def named(module: str, name: str) -> Any:
-    """What stands for `module.name`, None for metadata; nothing is ever imported."""
+    """Return our substitute for `module.name`, None for metadata. Nothing is ever imported."""
     if (module, name) not in ALLOWED and module.split(".")[0] not in METADATA:
-        raise UserError(f"it asks to run {f'{module}.{name}'[:80]}, and only weights are read")
+        raise UserError(f"it asks to run {f'{module}.{name}'[:80]}, but only weights are read")
     return ALLOWED.get((module, name))
 
 
-# What an operation puts for the values that it takes from the stack: so many, or None for those above the last mark.
+# operation: (how many values it takes from the stack, None for all above the last mark; what it pushes in return)
 RESULTS: dict[str, tuple[int | None, Callable[[list[Any]], Any]]] = {
     "NONE": (0, lambda _: None), "NEWTRUE": (0, lambda _: True), "NEWFALSE": (0, lambda _: False),
     "EMPTY_TUPLE": (0, tuple), "TUPLE": (None, tuple), "TUPLE1": (1, tuple), "TUPLE2": (2, tuple), "TUPLE3": (3, tuple),
@@ -107,7 +107,7 @@ ADDED = {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None, "ADDITEMS
 
 
 def unpickle(file: Any, storages: dict[str, Storage]) -> Any:
-    """The next pickle of a file, followed step by step: Python's own reader calls whatever a pickle says."""
+    """Interpret the next pickle of a file. Python's own reader would call whatever the pickle names."""
     stack, marks, memo = [], [], {}
 
     def take(count: int | None) -> list[Any]:
@@ -141,23 +141,24 @@ def unpickle(file: Any, storages: dict[str, Storage]) -> Any:
             stack.append(memo[argument])
         elif name not in ("PROTO", "FRAME"):
             if argument is None or operation.stack_before or operation.stack_after[0].name == "any":
-                raise UserError(f"its pickle uses {name}, and only weights are read")
+                raise UserError(f"its pickle uses {name}, but only weights are read")
             stack.append(argument)  # a number or text
 
 
 def storage_of(storages: dict[str, Storage], pid: Any) -> Storage:
-    """The storage that a tensor names."""
+    """Return the storage that a tensor refers to."""
     kind, dtype, key, _, count, *view = pid
     plain = isinstance(dtype, np.dtype) and isinstance(key, str) and isinstance(count, int)
     if kind != "storage" or not plain or any(part is not None for part in view):
-        raise UserError("it holds tensors of a kind that is not read: save its state dict anew")
+        raise UserError("it holds tensors of an unsupported kind: save its state dict again")
     return storages.setdefault(key, Storage(dtype, count))
 
 
 def load(encoded: bytes) -> Any:
-    """The content of a torch file, old or new, with a `Tensor` for every tensor.
+    """Return the content of a torch file of either format, with a `Tensor` for every tensor.
 
-    Raises `UserError` for what is not read, and whatever Python's readers raise for a damaged file.
+    Raises:
+      UserError: the file has something unsupported. A damaged file raises whatever Python's readers raise.
     """
     storages: dict[str, Storage] = {}
     if encoded[:2] == b"PK":
@@ -165,7 +166,7 @@ def load(encoded: bytes) -> Any:
             pickled = min(name for name in archive.namelist() if name.endswith("data.pkl"))
             folder = pickled.removesuffix("data.pkl")
             if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-                raise UserError("its numbers are big-endian: save it anew on another machine")
+                raise UserError("its numbers are big-endian: save it on another machine")
             content = unpickle(io.BytesIO(archive.read(pickled)), storages)
             for key, storage in storages.items():
                 storage.fill(archive.read(f"{folder}data/{key}"))

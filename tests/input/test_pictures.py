@@ -1,4 +1,4 @@
-"""Picture files: any orientation is turned upright, and any content is read or refused."""
+"""Picture files of any orientation are turned upright, and any content is either read or refused."""
 
 import io
 import os
@@ -32,7 +32,7 @@ ENCODINGS = ("bmp", "jpeg", "png", "tiff", "webp")
 
 
 def encoded(encoding: str, size: tuple[int, int] = (40, 60), orientation: int | None = None) -> bytes:
-    """A picture of `size` (height, width) before it is turned."""
+    """Encode a picture of `size` (height, width) before it is turned."""
     pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     file, tags = io.BytesIO(), Image.Exif()
     if orientation is not None:
@@ -42,7 +42,7 @@ def encoded(encoding: str, size: tuple[int, int] = (40, 60), orientation: int | 
 
 
 def read(folder, content: bytes, name: str = "own.jpg") -> tuple[int, int] | None:
-    """The size of what is decoded, or None where it is refused; what the file says of itself does not crash."""
+    """Write and decode a file; return the size, or None if it is refused. Reading its header must not crash."""
     path = epath.Path(folder) / name
     path.write_bytes(content)
     size = upright_size(path)
@@ -67,22 +67,18 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path, encoding, orientation)
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (10, 30000)])
-def test_pictures_of_any_shape(tmp_path, encoding, size):
+def test_pictures_of_any_shape_are_read(tmp_path, encoding, size):
     if encoding == "webp" and max(size) > 16383:
         size = (10, 16383)  # WebP has no larger ones
     assert read(tmp_path, encoded(encoding, size)) == size == upright_size(epath.Path(tmp_path) / "own.jpg")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_wrong_ending_does_not_matter(tmp_path, encoding):
-    for name in ("own.png", "own.jpg", "own.txt"):
-        assert read(tmp_path, encoded(encoding), name) == (40, 60)
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_pictures_cut_short(tmp_path, encoding):
+def test_neither_a_wrong_ending_nor_a_cut_file_crashes(tmp_path, encoding):
     content = encoded(encoding)
-    for length in (0, 1, 2, 8, 30, len(content) // 2, len(content) - 20):
+    for name in ("own.png", "own.jpg", "own.txt"):
+        assert read(tmp_path, content, name) == (40, 60)
+    for length in (1, 2, 8, 30, len(content) // 2, len(content) - 20):
         assert read(tmp_path, content[:length]) in (None, (40, 60))
     assert read(tmp_path, b"") is None
 
@@ -100,17 +96,8 @@ def test_anything_is_read_or_refused(folder, content, start, kept):
 @given(place=st.integers(0, 10**4), value=st.integers(0, 255), encoding=st.sampled_from(ENCODINGS))
 def test_a_changed_byte_is_read_or_refused(folder, place, value, encoding):
     content = bytearray(encoded(encoding))
-    content[place % min(len(content), 200)] = value  # in its head, where sizes stand
+    content[place % min(len(content), 200)] = value  # in the header, which has the size
     read(folder, bytes(content))
-
-
-def test_folders_are_searched(tmp_path):
-    with pytest.raises(UserError, match="No pictures at"):
-        find_pictures(epath.Path(tmp_path))
-    (tmp_path / "a").mkdir()
-    cv2.imwrite(str(tmp_path / "a" / "b.PNG"), np.zeros((3, 4, 3), np.uint8))
-    (tmp_path / "notes.txt").write_text("none")
-    assert find_pictures(epath.Path(tmp_path)) == [epath.Path(tmp_path) / "a" / "b.PNG"]
 
 
 @pytest.mark.parametrize("hidden", ["._b.png", ".ipynb_checkpoints/b.png", "a/.trash/deep/b.png"])
@@ -130,7 +117,7 @@ def test_sizes_of_pictures_of_64_bits(tmp_path, shape):
     assert upright_size(epath.Path(tmp_path) / "a.tiff") == shape[:2]
 
 
-# Extensions as Pillow (upper case) or OpenCV (lower case) writes them.
+# File extensions with the format by which Pillow (upper case) or OpenCV (lower case) writes them.
 WRITTEN = {
     **{f".{ending}": "JPEG" for ending in ("jfif", "jpe", "jpeg", "jpg")},
     **{".jp2": "JPEG2000", ".jpx": "JPEG2000", ".gif": "GIF", ".avif": "AVIF", ".apng": "PNG", ".mpo": "MPO"},
@@ -142,7 +129,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("ending", WRITTEN)
-def test_every_format_of_opencv_is_found_and_has_the_decoded_size(tmp_path, ending):
+def test_every_format_that_opencv_reads_is_found_and_has_the_decoded_size(tmp_path, ending):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     kind, path = WRITTEN[ending], epath.Path(tmp_path) / f"own{ending}"
     if kind.startswith("."):
@@ -164,7 +151,7 @@ def test_the_first_frame_of_an_animation_is_read(tmp_path):
     assert (decode_image((tmp_path / "own.gif").read_bytes(), "own.gif") == 40).all()
 
 
-def test_sizes_that_pillow_cannot_tell_are_decoded(tmp_path, monkeypatch):
+def test_sizes_unknown_to_pillow_are_decoded(tmp_path, monkeypatch):
     path = epath.Path(tmp_path) / "own.png"
     path.write_bytes(encoded("png"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # a "huge" picture raises DecompressionBombError
@@ -175,21 +162,26 @@ def test_sizes_that_pillow_cannot_tell_are_decoded(tmp_path, monkeypatch):
     assert upright_size(epath.Path(tmp_path) / "absent.png") is None
 
 
-def test_only_regular_files_are_opened_and_others_are_named(tmp_path, capsys):
+def test_only_regular_files_are_opened_and_the_rest_is_reported(tmp_path, capsys):
     folder = epath.Path(tmp_path)
-    (folder / "own.png").write_bytes(encoded("png"))
+    with pytest.raises(UserError, match="No pictures at"):
+        find_pictures(folder)
+    (folder / "deeper").mkdir()
+    for name in ("own.png", "deeper/b.JPG"):
+        (folder / name).write_bytes(encoded("png"))
     os.mkfifo(folder / "pipe.jpg")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "gone.tif").symlink_to("absent.tif")
     (tmp_path / "round").symlink_to(tmp_path)
     for name in ("a.heic", "b.HEIC", "c.jxl", "d.dng", "notes.txt"):
         (folder / name).write_bytes(b"")
-    assert find_pictures(folder) == [folder / "own.png"]
+    assert find_pictures(folder) == [folder / "deeper" / "b.JPG", folder / "own.png"]
+    assert find_pictures(folder / "notes.txt") == [folder / "notes.txt"]
     said = capsys.readouterr().out
-    assert "2 .heic" in said and "OpenCV cannot read: convert them" in said and len(said.splitlines()) == 2
-    assert "round is a link back to a folder that it lies in" in said
+    assert "2 .heic" in said and "convert them to PNG" in said and len(said.splitlines()) == 2
+    assert "round is a link back" in said
     assert all(kind in said for kind in (".jpg", ".png", ".tif", ".jxl", ".dng")) and ".txt" not in said
-    assert len(list(files_in(folder))) == 9  # the link that leads back is not followed
+    assert len(list(files_in(folder))) == 10  # the link back is not followed
     for name in ("pipe.jpg", "zero.png"):
         assert upright_size(folder / name) is None
         with pytest.raises(OSError, match="it is a folder, a pipe or a device"):
@@ -197,7 +189,7 @@ def test_only_regular_files_are_opened_and_others_are_named(tmp_path, capsys):
 
 
 def deep_pictures() -> dict[str, np.ndarray]:
-    """Pictures of more than 8 bits by their names, all of the same scene."""
+    """Pictures of more than 8 bits by name, all of the same scene."""
     scene = np.random.default_rng(0).random((40, 60))
     colour = np.random.default_rng(1).random((40, 60, 3))
     return {
@@ -213,7 +205,7 @@ def deep_pictures() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", deep_pictures())
-def test_values_of_more_than_8_bits_are_scaled_by_the_range_of_all(name):
+def test_values_of_more_than_8_bits_are_scaled_by_the_common_range(name):
     pixels = deep_pictures()[name]
     content = cv2.imencode(name[-5:], pixels)[1].tobytes()
     values = deep_values(content, name)
@@ -223,48 +215,45 @@ def test_values_of_more_than_8_bits_are_scaled_by_the_range_of_all(name):
     expected = np.interp(pixels, found, (0, 255))
     expected = expected[..., ::-1] if expected.ndim == 3 else np.repeat(expected[..., None], 3, 2)
     assert np.abs(picture - expected).max() <= 0.51
-    assert (decode_image(content, name, (-1e6, -1e5)) == 255).all()  # cut beyond the range
-    if pixels.dtype == np.uint16:  # without a range as ever: the high byte
+    assert (decode_image(content, name, (-1e6, -1e5)) == 255).all()  # clipped beyond the range
+    if pixels.dtype == np.uint16:  # without a range: the high byte
         high = decode_image(content, name)
         np.testing.assert_array_equal(high[..., ::-1] if pixels.ndim == 3 else high[..., 0], pixels >> 8)
 
 
 @pytest.mark.parametrize("encoding", [*ENCODINGS, "gif", "ppm", "avif", "jpeg2000"])
-def test_a_grey_range_leaves_pictures_of_8_bits_unchanged(encoding):
+def test_pictures_of_8_bits_are_not_scaled(encoding):
     content = encoded(encoding)
     plain = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     for grey_range in (None, (7000.0, 8000.0)):
         np.testing.assert_array_equal(decode_image(content, encoding, grey_range), plain)
 
 
-def test_a_missing_value_is_dark_and_an_outlier_changes_nothing(capsys):
+def test_missing_values_are_dark_and_an_outlier_does_not_change_the_range(capsys):
     values = np.linspace(280, 310, 10_000, dtype=np.float32).reshape(100, 100)
     values[0, :6] = np.nan, np.inf, -3.4e38, 3.4e38, -1e31, 1e30
     read = deep_values(cv2.imencode(".tiff", values)[1].tobytes(), "kelvin.tiff")
     assert read.max() <= 310 and (read[0, :6] == read.min()).all() and read.min() > 279
     whole = [(280.0, 310.0)] * 200
     assert common_range([*whole, (0.0, 65535.0)], 201) == (280.0, 310.0)  # the outlier uses all of it
-    assert "keep them apart" not in capsys.readouterr().out
+    assert "prepare them separately" not in capsys.readouterr().out
     common_range([(0.0, 1.0), (7000.0, 8500.0), (0.0, 65535.0)], 7)
     said = capsys.readouterr().out
-    assert (
-        "3 of 7 pictures" in said
-        and "becomes black" in said
-        and "2 of 3 such pictures use less than a tenth of it: keep them apart" in said
-    )
+    assert "3 of 7 pictures" in said and "becomes black" in said
+    assert "2 of 3 such pictures use less than a tenth of it" in said
     assert common_range([], 3) is None and common_range([(5.0, 5.0)], 1) == (5.0, 6.0)
 
 
 @pytest.mark.parametrize(
     "given", [(1,), (5, 5), (9, 1), (0, np.nan), (0, np.inf), ["0", "4095"], 7, {}, {"a": 0, "b": 1}, [[0], [1]], "09"]
 )
-def test_invalid_ranges_are_refused(given):
+def test_an_invalid_range_is_refused(given):
     with pytest.raises(UserError, match=r"dataset.grey_range is .*give the values"):
         check_range(given)
 
 
 def planar(values: np.ndarray) -> bytes:
-    """A TIFF of uint16 [3, height, width] that stores the colours apart."""
+    """Encode uint16 [3, height, width] as a TIFF with separate colour planes."""
     _, height, width = values.shape
     start, size = 8 + 2 + 12 * 10 + 4, 2 * height * width
     tags = [(256, 1, width), (257, 1, height), (258, 3, start), (259, 1, 1), (262, 1, 2), (273, 3, start + 6)]
@@ -277,7 +266,7 @@ def planar(values: np.ndarray) -> bytes:
 def test_separate_planes_of_16_bits_are_refused():
     content = planar(np.random.default_rng(0).integers(0, 4096, (3, 40, 60)).astype(np.uint16))
     assert decode_image(content, "own.tif").shape == (40, 60, 3)
-    with pytest.raises(UserError, match="own.tif is a TIFF of separate colour planes .*: save it as PNG"):
+    with pytest.raises(UserError, match="own.tif .* separate colour planes .*: save it as PNG"):
         decode_image(content, "own.tif", (0, 4095))
 
 
@@ -305,7 +294,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("kind", GIVEN)
-def test_pictures_are_given_in_many_ways(kind):
+def test_arrays_and_pil_pictures_of_any_kind_are_converted(kind):
     given, expected = GIVEN[kind]
     picture = as_picture(given, None)
     assert picture.dtype == np.uint8 and picture.flags.c_contiguous
@@ -318,30 +307,16 @@ def test_a_pil_picture_is_turned_upright():
         np.testing.assert_array_equal(as_picture(picture, None), decode_image(content, "own.png"))
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        COLOUR.astype(np.int64),
-        COLOUR > 9,
-        COLOUR / 127,
-        COLOUR / 255 - 0.1,
-        np.where(COLOUR > 9, np.nan, 0.5),
-        np.where(COLOUR > 9, np.inf, 0.5),
-        COLOUR.astype(np.int8),
-        COLOUR.astype(complex),
-        COLOUR.transpose(2, 0, 1),
-        COLOUR[None],
-        COLOUR[0, 0],
-        COLOUR[..., :2],
-        COLOUR[:0],
-        COLOUR.astype(object),
-        np.array("text"),
-        None,
-        7,
-        Image.fromarray(GREY[..., 0].astype(np.int32) * 1000),
-    ],
-)
-def test_other_values_are_refused_in_one_line(given):
+NOT_PICTURES = [
+    *(COLOUR.astype(kind) for kind in (np.int64, np.int8, bool, complex, object)),
+    *(COLOUR / 127, COLOUR / 255 - 0.1, np.where(COLOUR > 9, np.nan, 0.5), np.where(COLOUR > 9, np.inf, 0.5)),
+    *(COLOUR.transpose(2, 0, 1), COLOUR[None], COLOUR[0, 0], COLOUR[..., :2], COLOUR[:0]),
+    *(np.array("text"), None, 7, Image.fromarray(GREY[..., 0].astype(np.int32) * 1000)),
+]
+
+
+@pytest.mark.parametrize("given", NOT_PICTURES)
+def test_anything_else_is_refused_in_one_line(given):
     with pytest.raises(UserError, match=r"picture is .* of shape .*: give \[height, width\]") as error:
         as_picture(given, None)
     assert "\n" not in str(error.value)
@@ -352,6 +327,6 @@ def test_arrays_are_scaled_as_files_are():
     expected = np.interp(values.round(), (7000, 8500), (0, 255))
     for array in (values.round().astype(np.uint16), values.round().astype(np.float32)):
         assert np.abs(as_picture(array, (7000, 8500))[..., 0] - expected).max() <= 0.51
-    shares = np.linspace(0, 1, 600).reshape(20, 30)  # are of white, but for a detector that learnt from such
+    shares = np.linspace(0, 1, 600).reshape(20, 30)  # of white, unless the range lies in 0..1 too
     assert np.abs(as_picture(shares, (7000, 8500))[..., 0] - shares * 255).max() <= 0.51
     assert as_picture(shares, (0.25, 0.5))[..., 0].mean() > 150

@@ -1,4 +1,4 @@
-"""Kinds of mistakes by hand-made cases, against plain loops, and what must hold of every count."""
+"""Kinds of mistakes in hand-made cases, compared with plain loops, and invariants of the counts."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def count(annotations: list[dict], detections: list[dict], images: tuple[int, ..
 
 
 def outcomes(annotations: list[dict], detections: list[dict]) -> dict[tuple[int, str], int]:
-    """What there is of a single image, by category and outcome."""
+    """The counts of a single image, by category and outcome."""
     (of_image,) = count(annotations, detections)
     return {(CLASSES[k], OUTCOMES[o]): int(of_image[k, o]) for k, o in zip(*np.nonzero(of_image), strict=True)}
 
@@ -86,7 +86,7 @@ def test_f1_of_images():
 
 @st.composite
 def cases(draw) -> tuple[tuple[int, ...], list[dict], list[dict]]:
-    """Images, annotations and detections of few places and scores, so that overlaps and scores tie."""
+    """Draw images, annotations and detections of few places and scores, so that overlaps and scores tie."""
     images = tuple(range(1, 1 + draw(st.integers(1, 3))))
     places = st.tuples(*[st.integers(0, 6)] * 2, *[st.integers(0, 6)] * 2).map(list)
     entry = {"image_id": st.sampled_from(images), "bbox": places}
@@ -111,7 +111,7 @@ def share_inside(entry: dict, region: dict) -> float:
 
 
 def kind_of(detection: dict, objects: list[dict], regions: list[dict], taken: list[dict]) -> str:
-    """By the definition, one rule after the other; an object that is found joins `taken`."""
+    """Apply the definition rule by rule; an object that is found joins `taken`."""
     overlaps = [plain.iou(corners(detection), corners(entry)) for entry in objects]
     own = [entry["category_id"] == detection["category_id"] for entry in objects]
     best = None
@@ -150,7 +150,7 @@ def test_agrees_with_plain_loops(case):
 
 
 @given(cases(), st.randoms())
-def test_every_detection_has_one_kind_and_images_have_no_order(case, random):
+def test_every_detection_has_one_kind_and_the_order_of_images_does_not_matter(case, random):
     images, annotations, detections = case
     counts = count(annotations, detections, images)
     for k, category_id in enumerate(CLASSES):

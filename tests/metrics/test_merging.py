@@ -1,4 +1,4 @@
-"""Windows cover every pixel; what they find is merged as the original merges it, in any order."""
+"""Windows cover every pixel; their detections are merged as the released code merges them, in any order."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cfinet_jax.input.windows import cut_window, window_origins
-from cfinet_jax.metrics.merging import Found, merge, stitch
+from cfinet_jax.metrics.merging import in_image, merge, stitch
+from cfinet_jax.metrics.results import Found
+from cfinet_jax.structures import Detections, Proposals
 from tests import plain
 
 SIDES = st.integers(1, 60)
@@ -36,13 +38,10 @@ def test_windows_cover_every_pixel_and_overlap(layout):
     assert len(np.unique(origins, axis=0)) == len(origins)
 
 
-def test_windows_are_those_of_sodad():
+def test_windows_of_sodad_and_a_refused_overlap():
     origins = window_origins((3000, 4000), (800, 800), (150, 150))
     assert np.unique(origins[:, 0]).tolist() == [0, 650, 1300, 1950, 2200]
     assert np.unique(origins[:, 1]).tolist() == [0, 650, 1300, 1950, 2600, 3200]
-
-
-def test_an_overlap_as_large_as_the_window_is_refused():
     with pytest.raises(ValueError, match="cannot overlap"):
         window_origins((100, 100), (20, 20), (20, 0))
 
@@ -78,12 +77,23 @@ def test_merging_agrees_with_the_reference(golden):
         assert (np.diff(merged.scores) <= 0).all()
 
 
-def test_nothing_merges_to_nothing():
-    empty = Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
-    assert all(
-        len(part) == 0 for part in (*merge([], np.zeros((0, 2), int), 0.5), *merge([empty], np.zeros((1, 2), int), 0.5))
-    )
-    assert all(len(part) == 0 for part in stitch([empty], np.zeros((1, 2), int), (8, 8)))
+def test_only_valid_rows_of_an_image_are_taken():
+    boxes, scores, valid = np.zeros((2, 3, 4)), np.arange(6.0).reshape(2, 3), np.array([[0, 0, 0], [1, 0, 1]], bool)
+    for seen, labels in (
+        (Detections(boxes, scores, np.full((2, 3), 7), valid), [7, 7]),
+        (Proposals(boxes, scores, valid), [0, 0]),
+    ):
+        found = in_image(seen, 1)
+        assert found.scores.tolist() == [3, 5] and found.labels.tolist() == labels and found.boxes.shape == (2, 4)
+
+
+@pytest.mark.parametrize("numbers", [4, 5])
+def test_nothing_merges_to_nothing(numbers):
+    empty = Found(np.zeros((0, numbers), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+    merged = [merge([empty], np.zeros((1, 2), int), 0.5)]
+    if numbers == 4:
+        merged += [merge([], np.zeros((0, 2), int), 0.5), stitch([empty], np.zeros((1, 2), int), (8, 8))]
+    assert all(found.boxes.shape == (0, numbers) and not len(found.scores) + len(found.labels) for found in merged)
 
 
 @st.composite
@@ -175,13 +185,13 @@ def test_oriented_boxes_are_merged_as_a_greedy_loop_does(rng, overlap):
 
 BOX, FAR = [10, 10, 30, 30], [200, 200, 220, 220]
 LEVEL = [[5, 5, 25, 5], [5, 9, 25, 9], [5, 5, 5, 5]]
-KEPT = {  # boxes x1 y1 x2 y2 best first, their classes, and which stay
+KEPT = {  # boxes x1 y1 x2 y2 best first, their classes, and the places of those kept
     "points in one place": ([[5, 5, 5, 5]] * 3, [0, 0, 0], [0, 1, 2]),
     "lines": (LEVEL, [0, 0, 0], [0, 1, 2]),
     "lines on a box": ([BOX, [10, 20, 30, 20], BOX], [0, 0, 0], [0, 1]),
     "a box of negative sides": ([[9, 9, 2, 2], BOX, [9, 9, 2, 2]], [1, 1, 1], [0, 1, 2]),
     "one place, two classes": ([BOX, BOX, BOX], [0, 1, 0], [0, 1]),
-    # An offset of the largest coordinate and one, 221 and 0, as OpenCV moves classes apart:
+    # Offsets by class, as OpenCV has them, would move the first box onto the last:
     "apart by the offset of a class": ([[-21, -21, -1, -1], FAR, [-21, -21, -1, -1]], [1, 0, 0], [0, 1, 2]),
     "all below zero": ([[-30, -30, -10, -10], [-39, -39, -19, -19]], [0, 1], [0, 1]),
     "the same box below zero": ([[-30, -30, -10, -10]] * 2, [3, 3], [0]),
@@ -190,7 +200,7 @@ KEPT = {  # boxes x1 y1 x2 y2 best first, their classes, and which stay
 
 
 @pytest.mark.parametrize("row", KEPT)
-def test_what_merging_keeps(row):
+def test_boxes_kept_by_merging(row):
     boxes, labels, expected = KEPT[row]
     scores = np.linspace(0.9, 0.1, len(boxes)).astype(np.float32)
     found = Found(np.array(boxes, np.float32), scores, np.array(labels, np.int32))
@@ -208,8 +218,3 @@ def test_upright_boxes_are_merged_as_a_greedy_loop_does(rng, overlap):
             kept.append(int(place))
     merged = merge([Found(boxes, scores, labels)], np.zeros((1, 2), int), overlap)
     np.testing.assert_array_equal(merged.boxes, boxes[kept])
-
-
-def test_no_oriented_box_merges_to_none():
-    empty = Found(np.zeros((0, 5), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
-    assert merge([empty], np.zeros((1, 2), int), 0.5).boxes.shape == (0, 5)

@@ -1,4 +1,4 @@
-"""Oriented boxes: scores, mistakes and DOTA's files against plain loops, and against upright boxes where they are."""
+"""Oriented boxes: scores, mistakes and DOTA's files, compared with plain loops and with upright boxes."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ SODA_A, SODA_A_2025, SODA_D = (PROTOCOLS[name] for name in ("soda_a", "soda_a_20
 
 
 def some_case(seed: int, images: int = 3, classes: int = 2) -> tuple[dict, list[dict]]:
-    """Crowded boxes at all angles, and jittered, doubled and invented detections."""
+    """Draw crowded boxes at all angles, and jittered, doubled and invented detections."""
     rng = np.random.default_rng(seed)
 
     def some_box() -> np.ndarray:
@@ -50,7 +50,7 @@ def some_case(seed: int, images: int = 3, classes: int = 2) -> tuple[dict, list[
 
 
 def fate(box: list, truths: list, taken: set, threshold: float, low: float, high: float, best_only: bool) -> str:
-    """Of the next best detection of an image and class: hit, miss or free; what it takes joins `taken`."""
+    """Decide the fate of an image's next detection: hit, miss or free; the object that it takes joins `taken`."""
     values = [plain.oriented_iou(box, truth) for truth in truths]
     inside = [low <= truth[2] * truth[3] <= high for truth in truths]
     candidates = [k for k, value in enumerate(values) if value >= threshold and k not in taken]
@@ -97,12 +97,18 @@ def test_agrees_with_plain_loops(seed, protocol):
     assert result["protocol"] == protocol.name and "oriented boxes" in str(protocol)
 
 
-def test_the_two_variants_differ():
-    """Two objects and two detections, both nearest to the first object."""
-    boxes = [50, 50, 20, 10, 0.3], [52, 50, 20, 10, 0.3]
-    annotations = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "rbox": box} for box in boxes]
+def ships(boxes, found) -> tuple[dict, list[dict]]:
+    """A ground truth of one image and class, and detections with falling scores."""
+    entry = {"image_id": 1, "category_id": 1}
+    annotations = [entry | {"bbox": [0, 0, 1, 1], "rbox": box} for box in boxes]
     ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "ship"}], "annotations": annotations}
-    found = [{"image_id": 1, "category_id": 1, "bbox": boxes[0], "score": s} for s in (0.9, 0.8)]
+    return ground_truth, [entry | {"bbox": box, "score": 0.9 - 0.1 * k} for k, box in enumerate(found)]
+
+
+def test_the_two_variants_of_soda_a_differ():
+    """Two objects, and two detections that are both nearest to the first object."""
+    boxes = [50, 50, 20, 10, 0.3], [52, 50, 20, 10, 0.3]
+    ground_truth, found = ships(boxes, [boxes[0]] * 2)
     recalls = [score(ground_truth, found, protocol)["AP50"] for protocol in (SODA_A, SODA_A_2025)]
     assert recalls == [pytest.approx(1), pytest.approx(51 / 101)]
 
@@ -121,10 +127,7 @@ TIED = {  # boxes of the ground truth, detections, and the AP50 of eS (0-144) an
 @pytest.mark.parametrize("row", TIED)
 def test_of_objects_that_tie_the_one_inside_the_range_counts(row):
     boxes, number, expected = TIED[row]
-    annotations = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "rbox": box} for box in boxes]
-    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "ship"}], "annotations": annotations}
-    found = [{"image_id": 1, "category_id": 1, "bbox": [50, 50, 16, 8, 0], "score": s} for s in (0.9, 0.8)[:number]]
-    result = score(ground_truth, found, SODA_A_2025)
+    result = score(*ships(boxes, [[50, 50, 16, 8, 0]] * number), SODA_A_2025)
     assert (result["AP50_eS"], result["AP50_rS"]) == tuple(
         each if each is None else pytest.approx(each) for each in expected
     )
@@ -143,11 +146,9 @@ def test_upright_boxes_score_as_in_the_horizontal_protocol(seed):
 
 
 def test_only_the_plain_protocol_counts_large_objects():
-    """Of 50 x 60 pixels; SODA-A's end at 2,000 square pixels."""
+    """An object of 50 x 60 pixels; SODA-A's sizes end at 2,000 square pixels."""
     box = [50.0, 50.0, 60.0, 50.0, 0.3]
-    annotations = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "rbox": box}]
-    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "ship"}], "annotations": annotations}
-    found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9}]
+    ground_truth, found = ships([box], [box])
     scores = score(ground_truth, found, PROTOCOLS["oriented"])
     assert scores["AP"] == scores["AP_larger"] == pytest.approx(1) and scores["AP_N"] is None
     assert score(ground_truth, found, SODA_A)["AP"] is None
@@ -155,14 +156,10 @@ def test_only_the_plain_protocol_counts_large_objects():
 
 @pytest.mark.parametrize("flag", ["ignore", "iscrowd"])
 def test_regions_of_own_data_absorb_all_detections(flag):
-    """SODA-A's has none; of others' it forgives one."""
     boxes = [50.0, 50.0, 60.0, 50.0, 0.3], [200.0, 200.0, 100.0, 100.0, 0.5]
-    annotations = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "rbox": box} for box in boxes]
-    annotations[1][flag] = 1
-    ground_truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "ship"}], "annotations": annotations}
     inside = [[200.0 + shift, 200.0, 10.0, 10.0, 0.0] for shift in (-20, 0, 20)]
-    scored = zip((boxes[0], *inside), (0.5, 0.9, 0.8, 0.7), strict=True)
-    found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": score} for box, score in scored]
+    ground_truth, found = ships(boxes, [*inside, boxes[0]])
+    ground_truth["annotations"][1][flag] = 1
     assert score(ground_truth, found, PROTOCOLS["oriented"])["AP"] == pytest.approx(1)
 
 
@@ -171,14 +168,10 @@ def as_rbox(box: list) -> list[float]:
     return overlaps.as_oriented(np.array([[x, y, width, height]]))[0].tolist()
 
 
-def test_boxes_without_area_find_nothing():
+def test_flat_boxes_find_nothing_and_oriented_ones_have_no_upright_score():
     ground_truth, detections = some_case(2)
     flat = [entry | {"bbox": [*entry["bbox"][:3], 0.0, 0.7], "score": 1.0} for entry in detections]
     assert score(ground_truth, flat, SODA_A)["AP"] == 0
-
-
-def test_oriented_detections_have_no_upright_score():
-    ground_truth, detections = some_case(0)
     with pytest.raises(UserError, match="scores upright boxes: choose oriented or soda_a"):
         score(ground_truth, detections, SODA_D)
 
@@ -192,7 +185,7 @@ def test_blocks_do_not_matter(monkeypatch):
 
 
 def test_mistakes_of_oriented_boxes():
-    """A long thing is missed by what lies across it, though their upright boxes are the same."""
+    """A long object is not found by a detection across it, though their upright boxes are the same."""
     across, along = [50, 50, 40, 5, math.pi / 4], [50, 50, 40, 5, -math.pi / 4]
     entry = {"image_id": 1, "category_id": 1}
     ground_truth = {"images": [{"id": 1}], "annotations": [entry | {"bbox": [34, 34, 32, 32], "rbox": along}]}
@@ -225,13 +218,13 @@ def test_files_of_dota(tmp_path):
     assert (folder / "Task1_large-vehicle.txt").read_text() == ""
 
 
-def test_columns_keep_oriented_boxes():
+def test_oriented_boxes_are_rounded_within_the_range_of_angles():
     box = [50.12345, 40, 20, 10, 0.1234567]
     found = columns_of_image(np.array([box]), np.array([0.5]), np.array([3]), 7)
     np.testing.assert_array_equal(found.boxes, [[50.123, 40, 20, 10, 0.12346]])
     steep = columns_of_image(
         np.array([[9, 9, 4, 2, -np.pi / 2], [9, 9, 4, 2, 1.5707962]]), np.ones(2), np.ones(2, int), 7
     )
-    assert (np.abs(steep.boxes[:, 4]) < np.pi / 2).all()  # rounding leaves the range no more
+    assert (np.abs(steep.boxes[:, 4]) < np.pi / 2).all()  # rounding stays within the range
     again = columns([{"image_id": 7, "category_id": 3, "bbox": box, "score": 0.5}])
     assert again.boxes.shape == (1, 5) and columns([]).boxes.shape == (0, 4)

@@ -1,4 +1,4 @@
-"""The table of protocols: what it must contain and how it introduces itself."""
+"""The protocols have consistent rules and the published sizes, and print them in one line."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from cfinet_jax.metrics.protocols import PROTOCOLS, is_regions
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_rows_are_consistent(name):
+def test_protocols_are_consistent(name):
     protocol = PROTOCOLS[name]
     assert protocol.name == name and protocol.headline in protocol.ranges
     assert protocol.headline not in protocol.sizes and len(protocol.sizes) == len(protocol.ranges) - 1
@@ -19,19 +19,16 @@ def test_rows_are_consistent(name):
     [(name, True) for name in ("ignore", "Ignore", "ignored regions", "Ignored Regions", " IGNORED REGIONS ")]
     + [(name, False) for name in ("ignored", "regions", "car", "", "ignored regions of cars")],
 )
-def test_names_of_regions(category, expected):
+def test_ignore_regions_are_recognised_by_name(category, expected):
     assert is_regions(category) == expected
 
 
-def test_overlaps():
+def test_overlaps_and_sizes_are_the_published_ones():
     ten = pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
     for name, protocol in PROTOCOLS.items():
         assert protocol.overlaps == ((0.25, 0.5, 0.75) if name == "tiny_person" else ten)
     assert PROTOCOLS["tiny_person"].marks == {"AP25": 0, "AP50": 1, "AP75": 2}
     assert PROTOCOLS["coco"].marks == {"AP50": 0, "AP75": 5}
-
-
-def test_sizes_are_the_published_ones():
     coco = PROTOCOLS["coco"].ranges
     assert (coco["S"], coco["M"], coco["L"][0]) == ((0, 1024), (1024, 9216), 9216)
     assert coco["all"][0] == 0 and coco["all"][1] == coco["L"][1] >= 1e5**2

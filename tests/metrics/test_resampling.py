@@ -1,6 +1,4 @@
-"""An image that counts twice is as good as two of it."""
-
-import dataclasses
+"""Counting an image twice gives the AP of a data set that has it twice."""
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ IMAGES = 12
 
 
 def made(rng) -> tuple[dict, Columns]:
-    """Objects of two classes, ignored ones among them, and detections of half of them beside wrong ones."""
+    """Draw objects of two classes, some of them ignored, and right and wrong detections."""
     truth, found = [], []
     for image in range(IMAGES):
         for _ in range(rng.integers(0, 6)):
@@ -35,7 +33,7 @@ def made(rng) -> tuple[dict, Columns]:
 
 
 def repeated(truth: dict, found: Columns, times: np.ndarray) -> tuple[dict, Columns]:
-    """The same with every image so many times, each time with an id of its own."""
+    """Repeat every image `times` times, each copy with its own id."""
     images, annotations, parts = [], [], []
     for image, count in enumerate(times.tolist()):
         for copy in range(count):
@@ -64,15 +62,9 @@ def test_ap_is_that_of_the_images_repeated(protocol, seed):
         np.testing.assert_allclose(average_precision(evidence, times), wanted, atol=1e-9)
 
 
-def test_nothing_to_find_has_no_ap():
-    rules = dataclasses.replace(PROTOCOLS["coco"])
-    truth, found = made(np.random.default_rng(0))
-    evidence = gather(truth, found, rules, ("all",))
-    assert np.isnan(average_precision(evidence, np.zeros(IMAGES, int))).all()
-
-
-def test_nothing_found_has_none():
+def test_nothing_to_find_has_no_ap_and_nothing_found_has_zero():
     rules = PROTOCOLS["coco"]
     truth, found = made(np.random.default_rng(0))
-    evidence = gather(truth, Columns(*(column[:0] for column in found)), rules, ("all",))
-    assert average_precision(evidence, np.ones(IMAGES, int)) == [0.0]
+    assert np.isnan(average_precision(gather(truth, found, rules, ("all",)), np.zeros(IMAGES, int))).all()
+    nothing = Columns(*(column[:0] for column in found))
+    assert average_precision(gather(truth, nothing, rules, ("all",)), np.ones(IMAGES, int)) == [0.0]

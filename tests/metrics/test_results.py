@@ -1,4 +1,4 @@
-"""Detections as columns, and as the JSON that others read."""
+"""Detections as arrays and as JSON in COCO's results format."""
 
 import json
 import tracemalloc
@@ -22,8 +22,8 @@ def test_corners_become_sides():
     assert len(joined([nothing, found, nothing]).scores) == 1 and list(entries(nothing)) == []
 
 
-@pytest.mark.parametrize("count", [0, 1, 5000])  # more than become Python objects at a time
-def test_a_file_gives_back_what_was_written(tmp_path, count):
+@pytest.mark.parametrize("count", [0, 1, 5000])  # 5000: more than one chunk
+def test_written_detections_are_read_back(tmp_path, count):
     found, path = some(count), tmp_path / "detections.json"
     write_coco(found, path)
     content = json.loads(path.read_text())
@@ -42,7 +42,7 @@ def test_writing_many_takes_no_more_memory(tmp_path):
         tracemalloc.stop()
 
 
-def test_doubtful_ones_can_be_left_out():
+def test_detections_below_a_score_can_be_dropped():
     found = some(100)
     sure = found.at_least(0.5)
     assert (sure.scores >= 0.5).all() and len(sure.scores) == (found.scores >= 0.5).sum()

@@ -1,4 +1,4 @@
-"""The table of scores says what it knows."""
+"""Tables show every size and class, and `n/a` for those with too few objects."""
 
 import pytest
 
@@ -12,7 +12,7 @@ CLASSES = {3: "car", 7: "person"}
 
 
 def scored(protocol: str) -> dict:
-    """60 found cars of 8 x 8 pixels and 2 missed persons of 20 x 20."""
+    """Score 60 found cars of 8 x 8 pixels and 2 missed persons of 20 x 20."""
     places = [(3, [12 * i, 0, 8, 8]) for i in range(60)] + [(7, [30 * i, 50, 20, 20]) for i in range(2)]
     annotations = [{"id": i, "image_id": 1, "category_id": c, "bbox": box} for i, (c, box) in enumerate(places)]
     categories = [{"id": key, "name": name} for key, name in CLASSES.items()]

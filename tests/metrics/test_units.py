@@ -1,4 +1,4 @@
-"""Boxes of another form are recognised by all of them together, and sound ones never are."""
+"""Boxes of another format are recognised from all boxes of a file, and correct boxes are never suspected."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ CORNERS, CENTRES, SHARES = "corners (x1 y1 x2 y2)", "centres (cx cy width height
 
 
 def scene(number: int, least: float, most: float, size=(100, 80), place=(1.0, 1.0), seed=0):
-    """Boxes x y w h inside their pictures; sides and place as shares of the size."""
+    """Draw boxes x y w h inside their pictures; sides and place are shares of the size."""
     rng = np.random.default_rng(seed)
     sizes = np.tile(np.array(size, float), (number, 1))
     sides = rng.uniform(least, most, (number, 2)) * sizes
@@ -30,12 +30,12 @@ def as_shares(boxes, sizes):
 
 SMALL, LARGE = scene(200, 0.01, 0.1), scene(200, 0.3, 0.7)
 UPPER = scene(300, 0.02, 0.06, (4000, 3000), (1.0, 0.4))
-OTHER = {  # boxes, sizes, and what they seem to be
+OTHER = {  # boxes, sizes, and the start of the name of their format
     "corners of small objects": (as_corners(SMALL[0]), SMALL[1], CORNERS),
     "corners of large objects": (as_corners(LARGE[0]), LARGE[1], CORNERS),
     "corners in the upper half": (as_corners(UPPER[0]), UPPER[1], CORNERS),
     "corners of just enough": (as_corners(SMALL[0])[:MIN_BOXES], SMALL[1][:MIN_BOXES], CORNERS),
-    "corners, a quarter sound": (np.vstack([as_corners(SMALL[0])[50:], SMALL[0][:50]]), SMALL[1], CORNERS),
+    "corners, a quarter of them correct": (np.vstack([as_corners(SMALL[0])[50:], SMALL[0][:50]]), SMALL[1], CORNERS),
     "centres of large objects": (as_centres(LARGE[0]), LARGE[1], CENTRES),
     "centres of objects at the border": (
         as_centres(np.array([[80.0, 9, 20, 9]] * 12)),
@@ -49,14 +49,14 @@ OTHER = {  # boxes, sizes, and what they seem to be
 
 
 @pytest.mark.parametrize("row", OTHER)
-def test_other_forms_are_recognised(row):
+def test_other_formats_are_recognised(row):
     boxes, sizes, expected = OTHER[row]
     assert (suspect_units(boxes, sizes) or "nothing").startswith(expected)
 
 
 ROUNDED = np.array([[60.0, 50, 42, 31]] * 3)
 UNCLIPPED = SMALL[0] + np.random.default_rng(1).normal(0, 5, SMALL[0].shape) * [1, 1, 0, 0]
-SOUND = {
+CORRECT = {
     "nothing": (np.zeros((0, 4)), np.zeros((0, 2))),
     "small objects": SMALL,
     "large objects": LARGE,
@@ -94,6 +94,6 @@ def test_areas_that_do_not_fit_their_boxes_are_told(row, capsys):
     assert ("own.json: " in capsys.readouterr().out) == told
 
 
-@pytest.mark.parametrize("row", SOUND)
-def test_sound_boxes_are_not_suspected(row):
-    assert suspect_units(*SOUND[row]) is None
+@pytest.mark.parametrize("row", CORRECT)
+def test_correct_boxes_are_not_suspected(row):
+    assert suspect_units(*CORRECT[row]) is None

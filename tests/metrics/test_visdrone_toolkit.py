@@ -1,4 +1,4 @@
-"""VisDrone's own rules: cases computed by hand, and a plain loop written after the toolkit."""
+"""VisDrone's own rules, compared with cases computed by hand and with a plain loop written after the toolkit."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ CASES = {  # ground truth, detections in the order of the file, and the expected
         [*ROWS_OF_BUSES, row(0.99, 1, CAR, 0, 0)],
         {"AP": 0, "AR500": 0},  # by COCO 1
     ),
-    "of every picture its own rows": (
+    "every picture has its own rows": (
         truth(entry(1, CAR, 0, 0), entry(2, CAR, 0, 0)),
         [row(0.5, 2, CAR, 0, 0), *ROWS_OF_BUSES[:9], row(0.4, 1, CAR, 0, 0)],
         {"AR1": 1 / 2, "AR10": 1},
@@ -68,12 +68,12 @@ CASES = {  # ground truth, detections in the order of the file, and the expected
         [row(0.9, 1, CAR, 0, 0), row(0.8, 1, CAR, 150, 150), row(0.7, 1, CAR, 20, 0)],
         {"AP": (1 + 2 / 3) / 5, "AP50": (1 + 2 / 3) / 5},
     ),
-    "what has half of its area in regions is dropped, objects too": (
+    "boxes with half of their area in regions are dropped, objects too": (
         truth(entry(1, CAR, 0, 0), entry(1, CAR, 105, 100), entry(1, REGION, 100, 90, 50, 50)),
         [row(0.9, 1, CAR, 105, 100), row(0.8, 1, CAR, 97, 100), row(0.7, 1, CAR, 0, 0)],
         {"AP": 1, "boxes": {"all": 1}},
     ),
-    "what has less stays": (
+    "boxes with less of it are kept": (
         truth(entry(1, CAR, 0, 0), entry(1, REGION, 100, 90, 50, 50)),
         [row(0.9, 1, CAR, 93, 100), row(0.7, 1, CAR, 0, 0)],
         {"AP": 1 / 2},
@@ -123,7 +123,7 @@ def test_the_cases_differ_from_those_of_cocos_procedure():
         ([120, 100.4, 0.2, 0.2], True),  # sides are one pixel at least
     ],
 )
-def test_half_of_a_box(box, expected):
+def test_boxes_with_half_of_their_area_in_regions(box, expected):
     region = np.array([[100.0, 90, 50, 50]])
     assert mostly_inside(np.array([box], float), region).tolist() == [expected]
     assert mostly_inside(np.array([box] * 2, float), np.vstack([region, region])).tolist() == [expected] * 2
@@ -154,7 +154,7 @@ def test_what_is_inside_regions_is_counted_by_painting_them(seed):
 
 
 def plain_score(ground_truth: dict, detections: list[dict], limit: int) -> tuple[float, float]:
-    """AP and AR of pictures without regions, step by step."""
+    """Compute AP and AR of pictures without regions, step by step."""
     precisions, recalls = [], []
     for category in (CAR, BUS):
         own = [e for e in ground_truth["annotations"] if e["category_id"] == category]

@@ -1,4 +1,4 @@
-"""Crafted torch files: nothing is called, nothing nests for ever, each is one line or harmless."""
+"""Crafted torch files call nothing and cannot exhaust time or memory: each is refused in one line, or harmless."""
 
 import zipfile
 
@@ -12,30 +12,30 @@ from cfinet_jax.pretrained.weight_files import read
 
 
 def text(value: str) -> bytes:
-    """The operation that puts it."""
+    """The operation that pushes a text."""
     return b"X" + len(value).to_bytes(4, "little") + value.encode()
 
 
 def tensor(count: int = 1, shape: bytes = b"K\x01\x85") -> bytes:
-    """The operations that rebuild one of storage 0."""
+    """The operations that rebuild a tensor of storage 0."""
     storage = text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"J" + count.to_bytes(4, "little")
     return b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"tQK\x00" + shape + b"K\x01\x85\x89NtR"
 
 
 def twice(kind: str) -> bytes:
-    """Forty lists or tuples, each of which holds the one before twice: 2^40 things in a few bytes."""
+    """Forty lists or tuples, each of which holds the one before it twice: 2^40 elements in a few bytes."""
     first, both = {"list": (b"]", b"0](%b%be"), "tuple": (b")", b"0%b%b\x86")}[kind]
     recalled = [b"h" + bytes([k]) for k in range(40)]
     return first + b"".join(b"q" + bytes([k]) + both % (recalled[k], recalled[k]) for k in range(40))
 
 
 STATE = b"}(" + text("backbone.conv1.weight") + tensor() + b"u"
-# What `numpy.dtype.__setstate__` would take: three bytes for a number.
+# A state for `numpy.dtype.__setstate__` that would make every bfloat16 number three bytes wide.
 CHANGED = b"ctorch\nBFloat16Storage\n(K\x03" + text("<") + b"NNNJ\x01\0\0\0J\x01\0\0\0K\x00tb0"
 
 
 def beside(fact: str) -> bytes:
-    """Weights that say of themselves what nests."""
+    """Weights with metadata that nest."""
     meta = text("meta") + b"}" + text(fact) + twice("list") + b"s"
     return b"}" + meta + b"s" + text("state_dict") + STATE + b"s"
 
@@ -49,12 +49,12 @@ HARMLESS = {
     "a key nests": b"}" + twice("tuple") + b"K\x01s" + text("state_dict") + STATE + b"s",
 }
 REFUSED = {
-    "what is called nests": (twice("tuple") + b")R", "is damaged"),
-    "a number is called": (b"K\x07)R", "is damaged"),
-    "a memo of billions": (b"}r\xff\xff\xff\x7f", "has names that are not known"),
-    "an extension": (b"\x82\x01", "its pickle uses EXT1, and only weights are read"),
-    "an instance": (b"(icollections\nOrderedDict\n", "its pickle uses INST, and only weights are read"),
-    "a name of a megabyte": (b"c" + b"x" * 2**20 + b"\ny\n", "it asks to run x{80}, and only weights are read"),
+    "arguments that nest": (twice("tuple") + b")R", "is damaged"),
+    "calling a number": (b"K\x07)R", "is damaged"),
+    "a memo of billions": (b"}r\xff\xff\xff\x7f", "has unknown names"),
+    "an extension": (b"\x82\x01", "its pickle uses EXT1, but only weights are read"),
+    "an instance": (b"(icollections\nOrderedDict\n", "its pickle uses INST, but only weights are read"),
+    "a name of a megabyte": (b"c" + b"x" * 2**20 + b"\ny\n", "it asks to run x{80}, but only weights are read"),
     "deep lists": (b"]" * 10**5 + b"a" * (10**5 - 1), "it holds no state dict"),
     "deep tuples": (b")" + b"\x85" * 10**5, "it holds no state dict"),
     "a shape of lists": (b"}" + text("a") + tensor(shape=b"](NNNe\x85") + b"s", "is damaged"),
@@ -69,7 +69,7 @@ REFUSED = {
 
 
 def write(path, body: bytes) -> str:
-    """A torch file of a pickle without its first and last operation, and of one number."""
+    """Write a torch file of one number; `body` is its pickle without the first and last operation."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
         archive.writestr("archive/data/0", bytes(4))
@@ -77,7 +77,7 @@ def write(path, body: bytes) -> str:
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_weights_do_not_need_has_no_effect(tmp_path, name):
+def test_operations_that_weights_do_not_need_have_no_effect(tmp_path, name):
     published = translate(read(write(tmp_path / "model.pth", HARMLESS[name])), "model.pth")
     assert published.arrays["params/backbone/conv1/kernel"].tolist() == [0] and not published.classes
     assert np.dtype(ml_dtypes.bfloat16).itemsize == 2
