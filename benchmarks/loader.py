@@ -44,7 +44,7 @@ def draw(folder: Path, images: int, size: tuple[int, int]) -> tuple[Prepared, Co
     """Pictures as a prepared split, and settings to read them with."""
     preparation.draw(folder / "SODA-D", images, size)
     arguments = {"source": str(folder / "SODA-D"), "data_dir": folder}
-    builders.prepare(builders.sodad(builders.Request("sodad", **arguments)))
+    builders.prepare(builders.make_builder(builders.Request("sodad", **arguments)))
     settings = sodad.get_config().dataset
     settings.data_dir = str(folder)
     return open_dataset(settings, "train"), settings

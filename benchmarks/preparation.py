@@ -95,7 +95,7 @@ def bare(source: Path, windows: list[np.ndarray]) -> None:
 def prepared(source: Path) -> None:
     """The same by `data/prepare.py`, beside the source."""
     settings = {"source": str(source), "data_dir": source.parent / "prepared"}
-    builders.prepare(builders.sodad(builders.Request("sodad", **settings, windows=True)))
+    builders.prepare(builders.make_builder(builders.Request("sodad", **settings, windows=True)))
 
 
 def seconds(function: Callable[[], Any]) -> float:

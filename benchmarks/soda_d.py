@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from benchmarks import tables
 from cfinet_jax.input.dataset import open_dataset
 from cfinet_jax.input.windows import CUT_OFF, boxes_in_window, cut_window
-from cfinet_jax.preparation.coco_annotations import load_coco
+from cfinet_jax.preparation.coco_files import load_coco
 from tests.soda import CATEGORIES, IGNORE, describe
 
 REPOSITORY = Path(__file__).resolve().parents[1]

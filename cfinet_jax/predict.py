@@ -219,14 +219,14 @@ def files_in(images: epath.Path, output: epath.Path) -> dict[str, epath.Path]:
 
 def grey_range_of(files: Sequence[epath.Path]) -> Range | None:
     """Return the range of grey values of a sample of files, the same at every call; None if all of them have 8 bits."""
-    found = []
-    for file in random.Random(0).sample(files, min(SAMPLE, len(files))):
+    found, sample = [], random.Random(0).sample(files, min(SAMPLE, len(files)))
+    for file in sample:
         try:
             values = deep_values(read_bytes(file), str(file))
         except (OSError, UserError):  # reported when its turn comes
             continue
         found += [] if values is None else [extremes(values)]
-    return common_range(found)
+    return common_range(found, len(sample))
 
 
 def resume(model: Model, output: epath.Path) -> dict[str, dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""From files to batches: what happens at run time between a prepared data set and the devices."""
+"""Reading of a prepared data set at run time, from its files to batches for the devices."""

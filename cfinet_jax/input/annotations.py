@@ -1,7 +1,7 @@
-"""What a record says of a picture, and what of it is seen in a window, on the host.
+"""Annotations of a picture, and the part of them that is seen in a window of it, on the host.
 
-By SODA-D's rules a box is cut at the window's border, and one mostly cut off is a region to ignore. By SODA-A's an
-oriented box stays whole, and one mostly cut off is dropped.
+By SODA-D's rules an upright box is clipped at the window's border, and one mostly cut off is ignored. By SODA-A's rules
+an oriented box stays whole, and one mostly cut off is dropped.
 """
 
 from typing import Any, NamedTuple
@@ -22,21 +22,21 @@ from cfinet_jax.input.windows import (
 
 
 class Objects(NamedTuple):
-    """The annotations of a picture or of a window, in its pixels."""
+    """Annotations of a picture or of a window, in its pixels."""
 
-    boxes: Float[np.ndarray, "n 4"]  # of an oriented data set [n, 5]
-    labels: Int[np.ndarray, "n"]  # -1: a region of every class
+    boxes: Float[np.ndarray, "n 4"]  # [n, 5] in an oriented data set
+    labels: Int[np.ndarray, "n"]  # -1: a region in which every class is ignored
     ignore: Bool[np.ndarray, "n"]
-    polygons: Float[np.ndarray, "n 4 2"] | None = None  # the corners of oriented ones, as annotated
+    polygons: Float[np.ndarray, "n 4 2"] | None = None  # corners of oriented boxes, as annotated
 
     def only(self, which: Bool[np.ndarray, "n"]) -> "Objects":
-        """Those of a mask."""
+        """Select entries by a mask."""
         polygons = None if self.polygons is None else self.polygons[which]
         return Objects(self.boxes[which], self.labels[which], self.ignore[which], polygons)
 
 
 def nothing(boxes: str) -> Objects:
-    """No annotation, of a data set with such boxes."""
+    """Return empty annotations of a data set with `boxes` "horizontal" or "oriented"."""
     none = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
     if boxes == "horizontal":
         return none
@@ -44,7 +44,7 @@ def nothing(boxes: str) -> Objects:
 
 
 def objects_of(record: dict[str, Any]) -> Objects:
-    """The annotations of a record, as arrays also where there are none."""
+    """Return the annotations of a record as arrays, of the right shape also where there are none."""
     objects = record["objects"]
     upright = Objects(
         np.array(objects["bbox"], np.float32).reshape(-1, 4),
@@ -58,14 +58,14 @@ def objects_of(record: dict[str, Any]) -> Objects:
 
 
 def without_regions(objects: Objects) -> Objects:
-    """All but regions of every class."""
+    """Drop regions in which every class is ignored."""
     return objects.only(objects.labels >= 0)
 
 
 def training_origins(
     objects: Objects, size: tuple[int, int], window: tuple[int, int], overlap: tuple[int, int]
 ) -> Int[np.ndarray, "windows 2"]:
-    """The origins of the windows of a picture that are trained on, by the rules of its data set."""
+    """Return the origins of the windows to train on, by SODA-D's rules for upright and SODA-A's for oriented boxes."""
     of_a_class = objects.labels >= 0
     if objects.polygons is None:
         return training_windows(size, objects.boxes[of_a_class], objects.boxes[~of_a_class], window, overlap)
@@ -73,9 +73,9 @@ def training_origins(
 
 
 def objects_in_window(objects: Objects, origin: Int[np.ndarray, "2"], size: tuple[int, int]) -> Objects:
-    """What is seen of a picture in a window, in pixels of the window.
+    """Return the annotations that are seen in a window, in its pixels.
 
-    An upright box mostly cut off is a region; an oriented one is dropped, unless it is to be ignored anyway.
+    An upright box mostly cut off is ignored; an oriented one is dropped, unless it is ignored anyway.
     """
     if objects.polygons is None:
         boxes, share = boxes_in_window(objects.boxes, origin, size)
@@ -90,7 +90,7 @@ def objects_in_window(objects: Objects, origin: Int[np.ndarray, "2"], size: tupl
 def paint_regions(
     window: UInt8[np.ndarray, "height width 3"], objects: Objects, seen: Objects, origin: Int[np.ndarray, "2"]
 ) -> None:
-    """Blackens the regions in a window of a picture, but not its objects; of oriented ones also those dropped there."""
+    """Black out the regions in a window, but not its objects (nor oriented objects that were dropped from it)."""
     if objects.polygons is None:
         regions = seen.labels < 0
         fill(window, seen.boxes[regions], seen.boxes[~regions])
@@ -100,10 +100,10 @@ def paint_regions(
 
 
 def sides(boxes: np.ndarray) -> Float[np.ndarray, "n 2"]:
-    """Width and height of boxes of either kind, [n, 4] or [n, 5]."""
+    """Return width and height of boxes of either kind, [n, 4] or [n, 5]."""
     return boxes[:, 2:4] if boxes.shape[1] == 5 else boxes[:, 2:] - boxes[:, :2]
 
 
 def fill_a_pixel(boxes: np.ndarray) -> np.ndarray:
-    """Which boxes of either kind are at least one pixel wide and high: the others are not trained on."""
+    """Tell which boxes of either kind are at least one pixel wide and high; the others are not trained on."""
     return np.all(sides(boxes) >= 1, axis=1)

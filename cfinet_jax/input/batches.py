@@ -30,21 +30,26 @@ from cfinet_jax.input.sizes import scales_of
 from cfinet_jax.input.windows import cut_window, window_origins
 from cfinet_jax.structures import Batch, GroundTruth
 
-EPOCHS = 2**20  # more than anybody trains
-Reader = Callable[[int], tuple[dict[str, Any], np.ndarray]]  # record and decoded picture at a position of a split
+EPOCHS = 2**20  # practically endless
+Reader = Callable[
+    [int], tuple[dict[str, Any], np.ndarray]
+]  # returns record and decoded picture at a position of a split
 
 
 class Windows(NamedTuple):
-    """What a split is read as, in order; a picture that is not cut is one window."""
+    """Windows that a split is read as, in order; a picture that is not cut is one window."""
 
     owners: Int[np.ndarray, "windows"]  # positions of the pictures, ascending
     origins: Int[np.ndarray, "windows 2"]  # row and column in the picture
 
 
 def windows_of(prepared: Prepared, settings: ConfigDict, training: bool) -> Windows:
-    """The pictures of a split, or windows of `stored_size` over them where `window_overlap` is given.
+    """List the pictures of a split, or windows of `stored_size` over them if `window_overlap` is given.
 
-    Evaluation takes windows that cover the pictures, training those that hold an object.
+    Evaluation uses windows that cover the pictures, training those that hold an object.
+
+    Raises:
+      UserError: no window holds an object.
     """
     pictures, overlap = np.arange(len(prepared)), settings.window_overlap
     if overlap is None:
@@ -64,7 +69,7 @@ def windows_of(prepared: Prepared, settings: ConfigDict, training: bool) -> Wind
 
 
 def views(prepared: Prepared, settings: ConfigDict, training: bool) -> Iterator[tuple[tuple[int, int], Objects]]:
-    """Size (height, width) and content of every window of a split, without its pixels."""
+    """Yield size (height, width) and annotations of every window of a split, without reading pictures."""
     windows = windows_of(prepared, settings, training)
     for owner, origin in zip(windows.owners.tolist(), windows.origins, strict=True):
         record = prepared.source[owner]
@@ -85,14 +90,16 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches; a process yields its rows of the global batches of `batch_size` windows.
+    """Return endless shuffled batches: the rows of this process of global batches of `batch_size` windows.
 
-    Every epoch has its own order, and a batch may span two epochs. The global batches depend on the seed alone.
+    Every epoch has its own order, and a batch may span two epochs. The global batches depend only on the seed, not on
+    the number of processes. The iterator's state can be saved and restored.
     """
     count = len(windows.owners)
     if settings.window_overlap is None:
         numbers = grain.MapDataset.range(count).shuffle(seed=seed).repeat()
     else:
+        # Two orders are kept, since a batch may span two epochs.
         order = functools.lru_cache(2)(functools.partial(mixed_order, windows.owners, settings.mixed_pictures, seed))
         numbers = grain.MapDataset.range(EPOCHS * count).map(lambda number: order(number // count)[number % count])
     batches = numbers.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
@@ -109,19 +116,19 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Every window once and in order; the last global batch is filled up with blank images that are not valid."""
+    """Return every window once and in order; blank, invalid images fill the last global batch."""
     filled = math.ceil(len(windows.owners) / batch_size) * batch_size
     batches = grain.MapDataset.range(filled).batch(batch_size, batch_fn=np.asarray)
     kept = kept_pictures(windows, settings, batch_size, settings.read_threads)
-    # Windows in order are all of one picture, which one thread decodes.
+    # Neighbouring windows are of one picture, which one thread decodes: to keep all busy, later pictures are begun.
     decoded = remember(prepared, kept, settings.read_threads, ahead=settings.read_threads)
     return _read(batches, prepared, windows, decoded, settings, batch_size, process_index, process_count)
 
 
 def mixed_order(owners: Int[np.ndarray, "windows"], mixed: int, seed: int, epoch: int) -> Int[np.ndarray, "windows"]:
-    """The windows of an epoch: pictures at random, and the windows of every `mixed` of them at random.
+    """Return the windows of an epoch in random order: groups of `mixed` random pictures, each with its windows mixed.
 
-    So a large picture is decoded once an epoch, and soon forgotten.
+    A large picture is so decoded once per epoch and held only while its group is read.
     """
     random = np.random.default_rng((seed, epoch))
     groups = random.permutation(owners.max() + 1)[owners] // mixed
@@ -138,7 +145,7 @@ def _read(
     process_index: int,
     process_count: int,
 ) -> grain.DatasetIterator:
-    """Turn global batches of window numbers into this process's rows of Batches, a thread for each."""
+    """Turn global batches of window numbers into this process's rows of Batches; each is read by one thread."""
     if batch_size % process_count:
         raise UserError(f"batch size {batch_size} cannot be shared by {process_count} processes: make it a multiple")
     cv2.setNumThreads(1)  # the read threads are the parallelism
@@ -146,7 +153,7 @@ def _read(
     first = rows * process_index
 
     def read(numbers: np.ndarray) -> Batch:
-        images: Any = np.empty((rows, *settings.stored_size, 3), np.uint8)  # of NumPy, where the detector's are JAX's
+        images: Any = np.empty((rows, *settings.stored_size, 3), np.uint8)  # NumPy, where a Batch declares JAX's arrays
         examples = [
             _example(windows, int(numbers[index]), index, decoded, settings, image, nothing(prepared.boxes))
             for index, image in enumerate(images, start=first)
@@ -158,19 +165,20 @@ def _read(
 
 
 def kept_pictures(windows: Windows, settings: ConfigDict, batch_size: int, group: int) -> int:
-    """How many decoded pictures to keep so that none is decoded twice: what the threads are at, in whole groups.
+    """Return how many decoded pictures to keep so that none is decoded twice.
 
-    `group` pictures have their windows shuffled among themselves, or are decoded at the same time.
+    These are the pictures of all batches in work, plus two groups of `group` pictures, whose windows are mixed
+    (training) or that are decoded at the same time (evaluation).
     """
     if settings.window_overlap is None:
         return 0
     windows_each = len(windows.owners) / len(np.unique(windows.owners))
-    batches = 3 * settings.read_threads  # that are read, or wait to be taken
+    batches = 3 * settings.read_threads  # being read, or waiting in Grain's buffer of twice the threads
     return 2 * group + math.ceil(batches * batch_size / windows_each)
 
 
 def remember(prepared: Prepared, kept: int, threads: int, ahead: int = 0) -> Reader:
-    """The function position -> record and picture, the last `kept` at hand and the next `ahead` begun."""
+    """Return a `Reader` that remembers the last `kept` pictures and begins to decode the next `ahead`."""
 
     def read(position: int) -> tuple[dict[str, Any], np.ndarray]:
         record = prepared.source[position]
@@ -182,7 +190,7 @@ def remember(prepared: Prepared, kept: int, threads: int, ahead: int = 0) -> Rea
     begin = functools.lru_cache(kept)(functools.partial(pool.submit, read))
 
     def recall(position: int) -> tuple[dict[str, Any], np.ndarray]:
-        with lock:  # nothing is begun twice
+        with lock:  # lru_cache alone would let two threads begin the same picture
             found = begin(position)
             for later in range(position + 1, min(position + 1 + ahead, len(prepared))):
                 begin(later)
@@ -200,9 +208,9 @@ def _example(
     image: UInt8[np.ndarray, "height width 3"],
     filler: Objects,
 ) -> dict[str, Any]:
-    """Writes the window `number` into `image`; the rest of a Batch without its batch axis.
+    """Write the window `number` into `image`; return the other fields of a Batch without its batch axis.
 
-    Behind the last window it is blank, holds `filler` and is invalid.
+    Beyond the last window the image is blank and invalid, with the annotations `filler`.
     """
     valid = number < len(windows.owners)
     if valid:
@@ -231,7 +239,7 @@ def _example(
 def _window(
     picture: np.ndarray, objects: Objects, origin: np.ndarray, settings: ConfigDict, image: np.ndarray
 ) -> tuple[tuple[int, int], Objects]:
-    """Writes the window at `origin` into `image`, extended by its border; what of it is picture, and what is seen."""
+    """Write the window at `origin` into `image`, extended by its edge; return its own size and annotations."""
     _, size = cut_window(picture, origin, tuple(settings.stored_size), out=image)
     if settings.window_overlap is None:
         return size, objects
@@ -243,7 +251,7 @@ def _window(
 
 
 def check_size(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> None:
-    """A picture that is not cut fits into `stored_size` (height, width)."""
+    """Refuse a picture that is not cut and does not fit into `stored_size` (height, width)."""
     if any(np.greater(picture.shape[:2], stored_size)):
         raise UserError(
             f"image {name} is {picture.shape[0]} x {picture.shape[1]} pixels, larger than dataset.stored_size = "
@@ -252,9 +260,9 @@ def check_size(picture: np.ndarray, stored_size: tuple[int, int], name: str) -> 
 
 
 def _ground_truth(objects: Objects, max_objects: int) -> tuple[GroundTruth, int]:
-    """The entries of at least one pixel, objects before regions, and the number of objects that did not fit."""
+    """Pad the entries of at least one pixel, objects before ignored ones; return also how many objects did not fit."""
     boxes, labels, ignore, _ = objects
-    labels = np.maximum(labels, 0)  # a region of every class needs some label
+    labels = np.maximum(labels, 0)  # -1 would index from the end; `ignore` masks the label of a region
     sound = np.flatnonzero(fill_a_pixel(boxes))
     order = sound[np.argsort(ignore[sound], kind="stable")]
     dropped = max(int(np.sum(~ignore[order])) - max_objects, 0)

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.origin import check_origin
 from cfinet_jax.input.pictures import Range, check_range, decode_image
-from cfinet_jax.input.records import Records, open_folder, read_account
+from cfinet_jax.input.records import Records, damaged, open_folder, read_account
 from cfinet_jax.runtime.files import read_bytes
 from cfinet_jax.runtime.paths import matching, user_path
 
-VERSION = re.compile(r"\d+\.\d+\.\d+")  # the name of a version's folder
+VERSION = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}")  # the name of a version's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Prepared:
 
     source: Sequence[dict[str, Any]]  # records as in `cfinet_jax/input/records.py`
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]  # of the classes, as in the original annotations
-    account: dict[str, Any]  # what `data/prepare.py` skipped or changed in this split; empty: nothing to report
+    category_ids: tuple[int, ...]  # ids of the classes in the original annotations
+    account: dict[str, Any]  # what preparation skipped or changed in this split
     boxes: str = "horizontal"  # or "oriented"
     grey_range: Range | None = None  # the values that become black and white in pictures of more than 8 bits
 
@@ -52,7 +52,7 @@ class Prepared:
 
     @functools.cached_property
     def coco(self) -> dict[str, list[dict[str, Any]]]:
-        """`coco_ground_truth`, read once: every record is."""
+        """The ground truth in COCO's format; every record is read for it, once."""
         return coco_ground_truth(self)
 
 
@@ -60,20 +60,20 @@ def open_dataset(settings: ConfigDict, split: str) -> Prepared:
     """Open a split of the data set `settings.name` under `settings.data_dir`.
 
     Raises:
-      UserError: it is not prepared, has no such split, has lost a file of it, or has another source.
+      UserError: it is not prepared, lacks the split or a file of it, or was prepared from another source.
     """
     return open_splits(settings, split)[split]
 
 
 def open_splits(settings: ConfigDict, *names: str) -> dict[str, Prepared]:
-    """Splits of a data set by their names, all if none is given, opened as `open_dataset` does."""
+    """Open splits of a data set by name, or all of them if no name is given; see `open_dataset`."""
     builder = open_directory(settings)
     greys = grey_range(settings)
     return {split: _open(builder, split, greys) for split in names or builder.info.splits}
 
 
 def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
-    """The newest version of a data set, whole; as `cfinet_jax.preparation` leaves it."""
+    """Open the newest version of a prepared data set after checking its origin."""
     folder = prepared_folder(settings)
     if folder is None:
         raise UserError(
@@ -86,43 +86,47 @@ def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
 
 
 def grey_range(settings: ConfigDict) -> Range | None:
-    """The values that become black and white: those of the settings, else those found when the data were prepared."""
+    """Return the values that become black and white: given in the settings, else found during preparation."""
     given = settings.get("grey_range")
     return check_range(open_directory(settings).info.metadata.get("grey_range") if given is None else given)
 
 
 def prepared_folder(settings: ConfigDict) -> epath.Path | None:
-    """The newest version of a data set, or None."""
+    """Return the folder of the newest version of a data set, or None."""
     folder = user_path(settings.data_dir) / settings.name
-    if not folder.exists():  # to look into a bucket that is not there is an error
+    if not folder.exists():  # listing a missing bucket is an error
         return None
-    # Killed or renamed preparations leave `incomplete.*` and `1.0.0_old` beside the versions.
+    # Beside the versions there may be `incomplete.*` of killed preparations, or copies such as `1.0.0_old`.
     versions = [file.parent for file in matching(folder, "*/dataset_info.json") if VERSION.fullmatch(file.parent.name)]
     return max(versions, key=lambda version: tfds.core.Version(version.name), default=None)
 
 
 def _open(builder: tfds.core.DatasetBuilder, split: str, greys: Range | None) -> Prepared:
+    """Open one split of a prepared data set."""
     folder = epath.Path(builder.data_path)
     if split not in builder.info.splits:
         raise UserError(f"data set {folder} has no split '{split}': choose one of {', '.join(builder.info.splits)}")
+    records, account = Records(builder, split), read_account(folder, split)
+    if len(records) != account.get("images_kept", len(records)):
+        raise damaged(folder / "account.json", f"'{split}' has {len(records)} records")
     return Prepared(
-        source=Records(builder, split),
+        source=records,
         classes=tuple(builder.info.metadata["classes"]),
         category_ids=tuple(builder.info.metadata["category_ids"]),
-        account=read_account(folder, split),
-        boxes=builder.info.metadata.get("boxes", "horizontal"),  # older ones do not say it
+        account=account,
+        boxes=builder.info.metadata.get("boxes", "horizontal"),  # data prepared by earlier versions lack the key
         grey_range=greys,
     )
 
 
 def picture(prepared: Prepared, position: int) -> tuple[np.ndarray, int, str]:
-    """The picture of a record, uint8 RGB, its id and the name of its file."""
+    """Return the picture of a record (uint8 R G B), its id and the name of its file."""
     record = prepared.source[position]
     return read_picture(record, prepared.grey_range), int(record["image_id"]), record["file_name"].decode()
 
 
 def read_picture(record: dict[str, Any], grey_range: Range | None = None) -> np.ndarray:
-    """The picture of a record, uint8 [height, width, 3], from its own bytes or from the file it names."""
+    """Decode the picture of a record, uint8 [height, width, 3], from its bytes or from the file it names."""
     path = record["path"].decode()
     if path:
         try:
@@ -143,9 +147,9 @@ def read_picture(record: dict[str, Any], grey_range: Range | None = None) -> np.
 
 
 def coco_ground_truth(prepared: Prepared) -> dict[str, list[dict[str, Any]]]:
-    """The split in COCO's format with its original category ids; regions of every class are of a category "ignore".
+    """Convert a split to COCO's format with its original category ids; regions get a category "ignore".
 
-    Oriented boxes stand beside those that enclose them, as `rbox`: cx cy w h angle.
+    An oriented box is stored as `rbox` (cx cy w h angle) with the upright box that encloses it.
     """
     classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
     of_regions = max(classes, default=0) + 1

@@ -1,5 +1,6 @@
-"""The folder and annotation files that a prepared data set was made from: recorded, and compared when it is opened."""
+"""Origin of a prepared data set: its folder and annotation files are recorded, and compared when it is opened."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.input.pictures import identity
 from cfinet_jax.runtime.files import length_and_time
 from cfinet_jax.runtime.paths import absolute
 
@@ -22,14 +24,14 @@ def split_entries(annotations: str | None) -> list[str]:
 
 
 def state(files: Iterable[str]) -> list[int | str]:
-    """Return number, newest modification time, bytes and a hash of files; a folder stands for the labels in it."""
+    """Return count, newest modification time, total bytes and a hash of files; a folder stands for its label files."""
     stats, digest = [], hashlib.sha256()
     for path in map(epath.Path, files):
         each = [file for file in sorted(path.iterdir()) if file.suffix in LABELS] if path.is_dir() else [path]
         for file in each:
             try:
                 stats.append(length_and_time(file))
-            except OSError:  # missing, or no file but a folder or a pipe
+            except OSError:  # missing, or a folder or a pipe
                 continue
             named = f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
             digest.update(named.encode(errors="surrogateescape"))  # a name need not be UTF-8
@@ -38,19 +40,26 @@ def state(files: Iterable[str]) -> list[int | str]:
 
 
 def unchanged(files: Iterable[str], before: list[int | str]) -> bool:
-    """Whether files are as `state` found them; records of data prepared earlier lack the hash."""
+    """Whether files are as `state` found them; data prepared by earlier versions lack the hash."""
     now = state(files)
     return now[3:] == before[3:] if before[3:] else now[:3] == before
 
 
-def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
-    """What was prepared in `folder` comes from the source and the annotations that the settings name, as they are now.
+def same_folder(first: str, second: str) -> bool:
+    """Whether two paths lead to one folder, perhaps through links."""
+    with contextlib.suppress(OSError, ValueError):  # there is none, or no file can have this name
+        return identity(epath.Path(first)) == identity(epath.Path(second))
+    return False
 
-    Settings without a source accept everything, and data that were prepared without a record of their files
-    (`files`, `state`) count as unchanged.
+
+def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epath.Path) -> None:
+    """Check that the data in `folder` were prepared from the source and annotations in the settings, as they are now.
+
+    Settings without a source accept everything. Data prepared without a record of their files (`files`, `state`) count
+    as unchanged.
 
     Raises:
-      UserError: it does not.
+      UserError: the source or the annotations differ or have changed.
     """
     if settings.source is None:
         return
@@ -58,7 +67,7 @@ def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epat
     wanted = {"source": str(source), "annotations": " ".join(split_entries(settings.annotations))}
     for key, value in wanted.items():
         before = metadata.get(key, "")
-        if before != value:
+        if before != value and not (key == "source" and before and same_folder(before, value)):
             raise UserError(
                 f"{folder} was prepared from {before or UNNAMED[key]}, not from {value or UNNAMED[key]}: "
                 "delete this folder to prepare it again, or choose another --config.dataset.name"

@@ -29,6 +29,7 @@ ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its value
 PLANAR = 0x011C  # the TIFF tag PlanarConfiguration
 # First bytes of files that may have more than 8 bits per value: TIFF, PNM, AVIF and JPEG 2000, HDR.
 DEEP = (b"II", b"MM", b"P", b"\0\0\0", b"\xff\x4f", b"#?")
+UNKNOWN = 1e30  # values of this size or more stand for missing ones, such as GDAL's -3.4e38
 Range = tuple[float, float]  # the values that become 0 and 255
 # Formats whose header, as Pillow reads it, gives the size that OpenCV decodes. OpenCV ignores an AVIF's orientation.
 AGREED = ("BMP", "DIB", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
@@ -59,14 +60,14 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
 
 
 def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterator[epath.Path]:
-    """Yield every file in a folder and its subfolders, by name; skip links back to a folder that contains them.
+    """Yield every file in a folder and its subfolders, by name; skip hidden ones and links to a folder around.
 
     Raises:
       UserError: a folder cannot be listed.
     """
     try:
         above = (above or frozenset(map(identity, folder.resolve().parents))) | {identity(folder)}
-        paths = sorted(folder.iterdir())
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(
             f"folder {folder} cannot be read ({error.strerror}): change its permissions or move it"
@@ -115,7 +116,7 @@ def upright_size(file: epath.Path) -> tuple[int, int] | None:
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         pass  # Pillow refuses huge pictures and does not know every format
     try:
-        return decode_image(read_bytes(file), str(file)).shape[:2]
+        return open_picture(file, (0, 1)).shape[:2]
     except (OSError, ValueError, UserError):
         return None
 
@@ -160,7 +161,7 @@ def _decode(encoded: bytes, name: str, order: int) -> np.ndarray:
 def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
     """Decode a picture of more than 8 bits per value without scaling, grey or R G B; return None for any other file.
 
-    NaN and infinite values become the smallest value.
+    NaN, infinite and enormous values (1e30 or more) become the smallest value.
 
     Raises:
       UserError: OpenCV would decode wrong values.
@@ -178,7 +179,7 @@ def deep_values(encoded: bytes, name: str) -> np.ndarray | None:
     values = values[..., ::-1] if values.ndim == 3 else values
     if values.dtype == np.uint16:
         return values
-    known = np.isfinite(values)
+    known = np.isfinite(values) & (np.abs(values) < UNKNOWN)
     return np.where(known, values, values[known].min() if known.any() else 0).astype(np.float32)
 
 
@@ -260,8 +261,8 @@ def extremes(values: np.ndarray) -> Range:
     return low, high
 
 
-def common_range(found: Sequence[Range]) -> Range | None:
-    """Choose the range of grey values of a data set and print it; None if all of its pictures have 8 bits.
+def common_range(found: Sequence[Range], pictures: int) -> Range | None:
+    """Choose the range of grey values of a data set of `pictures` and print it; None if all of them have 8 bits.
 
     `found` are the `extremes` of the deeper pictures. One in a hundred may be darker, and one brighter.
     """
@@ -271,7 +272,8 @@ def common_range(found: Sequence[Range]) -> Range | None:
     high = high if high > low else low + 1
     faint = sum(darkest + (high - low) / 10 > brightest for darkest, brightest in found)
     print(
-        f"Grey values of pictures with more than 8 bits: {low:g} becomes black and {high:g} white (dataset.grey_range)."
+        f"Grey values of the {len(found)} of {pictures} pictures with more than 8 bits: {low:g} becomes black and "
+        f"{high:g} white (dataset.grey_range)."
         + (
             f" {faint} of {len(found)} such pictures use less than a tenth of it: prepare them separately."
             if faint
@@ -284,7 +286,11 @@ def common_range(found: Sequence[Range]) -> Range | None:
 
 def check_range(given: Any) -> Range | None:
     """Check and return a range of grey values from settings or metadata."""
-    if given is None or (len(given) == 2 and -np.inf < given[0] < given[1] < np.inf):
-        return given and (given[0], given[1])
+    if given is None:
+        return None
+    with contextlib.suppress(TypeError, ValueError):  # it has another type
+        low, high = given
+        if -np.inf < low < high < np.inf:
+            return low, high
     hint = 'give the values of black and white, such as --config.dataset.grey_range="(0, 4095)".'
     raise UserError(f"dataset.grey_range is {given}: {hint}")

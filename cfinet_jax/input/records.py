@@ -1,11 +1,11 @@
 """The record that every data set is prepared into, and checks of the folder it is read from.
 
-A prepared folder may come from somebody else. So it does not choose the Python classes that read it, and whatever
-differs from what `data/prepare.py` writes ends in one line.
+A prepared folder may come from somebody else. Therefore it must not choose the Python classes that read it, and any
+deviation from what `data/prepare.py` writes ends in a one-line error.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,26 @@ from google.protobuf import json_format
 from tensorflow_datasets.core import read_only_builder
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.runtime.files import length_and_time, read_text, reading
 
-OBJECTS: dict[str, type] = {  # columns with a row an object, and their types
-    "bbox": np.float32,  # x1 y1 x2 y2 in pixels; of an oriented box those that enclose it
-    "label": np.int64,  # -1: a region in which objects of every class are to be ignored
+OBJECTS: dict[str, type] = {  # columns with one row per object, and their types
+    "bbox": np.float32,  # x1 y1 x2 y2 in pixels; for an oriented box its upright hull
+    "label": np.int64,  # -1: a region in which objects of every class are ignored
     "ignore": np.bool_,
     "iscrowd": np.bool_,
     "area": np.float32,
-    "id": np.int64,  # of the annotation it comes from
+    "id": np.int64,  # id of the original annotation
 }
-COLUMNS: dict[str, dict[str, type]] = {  # by what the boxes of a data set are
+COLUMNS: dict[str, dict[str, type]] = {  # by the kind of boxes of a data set
     "horizontal": OBJECTS,
     "oriented": OBJECTS
     | {
-        "rbox": np.float32,  # cx cy w h angle, as `cfinet_jax/boxes/oriented.py` has it
-        "poly": np.float32,  # x1 y1 .. x4 y4 in pixels: the corners as annotated, around which `rbox` lies
+        "rbox": np.float32,  # cx cy w h angle, see `cfinet_jax/boxes/oriented.py`
+        "poly": np.float32,  # x1 y1 .. x4 y4 in pixels: the corners as annotated; `rbox` is fitted to them
     },
 }
-NUMBERS = {"bbox": (4,), "rbox": (5,), "poly": (8,)}  # the shape of a row where it is not one number
+FLOATS = {key for key, kind in COLUMNS["oriented"].items() if kind is np.float32}
+NUMBERS = {"bbox": (4,), "rbox": (5,), "poly": (8,)}  # shape of a row that is not a single number
 ANY = ""  # stands for every key of a JSON object
 METADATA = {"classes": [str], "category_ids": [int], "boxes": str, "source": str, "annotations": str, "files": [str]}
 COUNTS = ("images", "images_kept", "annotations", "annotations_kept", "most_objects")
@@ -41,7 +43,7 @@ DAMAGED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, R
 
 
 def features(boxes: str) -> tfds.features.FeaturesDict:
-    """The record of a data set whose boxes are "horizontal" or "oriented"."""
+    """Return the TFDS features of a record with `boxes` "horizontal" or "oriented"."""
     objects = COLUMNS[boxes].items()
     return tfds.features.FeaturesDict(
         {
@@ -51,7 +53,7 @@ def features(boxes: str) -> tfds.features.FeaturesDict:
             "file_name": tfds.features.Text(),
             "height": np.int32,
             "width": np.int32,
-            # A sequence of objects would be written and read value by value.
+            # Columns: TFDS would write and read a `Sequence` of objects value by value.
             "objects": {
                 key: tfds.features.Tensor(shape=(None, *NUMBERS.get(key, ())), dtype=dtype) for key, dtype in objects
             },
@@ -59,8 +61,14 @@ def features(boxes: str) -> tfds.features.FeaturesDict:
     )
 
 
+def columns(objects: Mapping[str, Any], boxes: str = "horizontal") -> dict[str, np.ndarray]:
+    """Convert the objects of a record to arrays, of the right shape also where there is none."""
+    described = COLUMNS[boxes].items()
+    return {key: np.array(objects[key], dtype).reshape(-1, *NUMBERS.get(key, ())) for key, dtype in described}
+
+
 class Reader(read_only_builder.ReadOnlyBuilder, skip_registration=True):  # pyright: ignore
-    """A prepared folder, read with our features: TFDS would import the classes that its JSON files name."""
+    """Reader of a prepared folder that uses our features: TFDS would import the classes that its JSON files name."""
 
     def __init__(self, folder: epath.Path, boxes: str) -> None:
         self.boxes = boxes
@@ -83,8 +91,9 @@ def open_folder(folder: epath.Path) -> tfds.core.DatasetBuilder:
     if boxes not in (None, *COLUMNS):
         raise damaged(folder / "metadata.json", f"boxes are {boxes!r}")
     try:
+        length_and_time(folder / "dataset_info.json")
         return Reader(folder, boxes or "horizontal")  # data prepared earlier do not say it
-    except DAMAGED as error:
+    except (OSError, *DAMAGED) as error:
         raise damaged(folder / "dataset_info.json", error) from error
 
 
@@ -94,21 +103,29 @@ def read_account(folder: epath.Path, split: str) -> dict[str, Any]:
     if not file.exists():
         return {}
     account = read_json(file, ACCOUNT).get(split)
-    if account is None or len(account.get("largest_picture", (1, 1))) != 2:
+    if account is None or not plausible(account):
         raise damaged(file, f"it does not describe '{split}'")
     return account
 
 
+def plausible(account: dict[str, Any]) -> bool:
+    """Whether the numbers of an account can be true together; older ones lack some."""
+    sides, images = account.get("largest_picture", (1, 1)), account.get("images_kept", 1)
+    kept = account.get("annotations_kept", 0)
+    most = account.get("most_objects", kept)
+    return len(sides) == 2 and min(sides) > 0 and images > 0 and images * most >= kept >= most >= 0
+
+
 class Records(Sequence[dict[str, Any]]):
-    """The records of a split; one that is damaged, or of an unknown class, ends in one line."""
+    """The records of a split; a damaged record or an unknown class raises `UserError`."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str) -> None:
         self.folder, self.split = epath.Path(builder.data_path), split
         self.classes = len(builder.info.metadata["classes"])
         try:
             for file in builder.info.splits[split].filepaths:
-                if not epath.Path(file).exists():
-                    raise UserError(f"{file} is missing: delete {self.folder} and prepare the data set again")
+                with reading(epath.Path(file), f"delete {self.folder} and prepare it again") as path:
+                    length_and_time(path)
             self.source = builder.as_data_source(split)
         except DAMAGED as error:
             raise damaged(self.folder / "dataset_info.json", error) from error
@@ -122,9 +139,14 @@ class Records(Sequence[dict[str, Any]]):
     def __getitem__(self, position: Any) -> Any:
         try:
             record = self.source[position]
-            incomplete = any(value is None for value in (record | record["objects"]).values())
-            if incomplete or record["objects"]["label"].max(initial=-1) >= self.classes:
-                raise ValueError("a value is missing, or its class is not in metadata.json")
+            objects = record["objects"]
+            if any(value is None for value in (record | objects).values()) or len({*map(len, objects.values())}) > 1:
+                raise ValueError("a value is missing")
+            known = objects["label"].min(initial=0) >= -1 and objects["label"].max(initial=-1) < self.classes
+            ordered = (objects["bbox"][:, :2] <= objects["bbox"][:, 2:]).all()
+            if not (known and ordered and all(np.isfinite(objects[key]).all() for key in FLOATS & objects.keys())):
+                raise ValueError("a box is no box, or its class is not in metadata.json")
+            _ = record["path"].decode(), record["file_name"].decode()
             return record
         except DAMAGED as error:
             raise damaged(self.folder, f"record {position} of '{self.split}': {error}") from error
@@ -136,10 +158,10 @@ class Records(Sequence[dict[str, Any]]):
 def read_json(file: epath.Path, form: Any) -> Any:
     """Read a JSON file of a prepared folder, whose content must have a form (see `fits`)."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_text(file))
     except FileNotFoundError as error:
         raise damaged(file, "it is missing") from error
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(file, error) from error
     if not fits(content, form):
         raise damaged(file, "its values are of other types than preparation writes")
@@ -157,6 +179,6 @@ def fits(value: Any, form: Any) -> bool:
 
 
 def damaged(file: epath.Path, reason: object) -> UserError:
-    """The error of a prepared folder that cannot be used as it is."""
+    """Return the error about a damaged file or folder of a prepared data set."""
     folder = file.parent if file.suffix == ".json" else file
     return UserError(f"{file} is damaged ({' '.join(str(reason).split())[:300]}): delete {folder} and prepare it again")

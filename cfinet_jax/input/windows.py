@@ -1,4 +1,4 @@
-"""Windows over a picture too large for the network, and what lies in them, by the rules of SODA-D, of polygons SODA-A.
+"""Windows over a picture too large for the network, and what lies in them: SODA-D's rules, for polygons SODA-A's.
 
 Boxes are x1 y1 x2 y2 and polygons four corners (x, y); an origin is the upper left corner (row, column) of a window;
 sizes are (height, width). All in pixels.
@@ -10,18 +10,18 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-MARGIN = 5  # pixels right of and below the last annotation of a picture that are still searched for training windows
-CUT_OFF = 0.40  # an object with no more than this share of its area in a window is ignored there
-WHOLE = 0.70  # an oriented object with less than this share of its area in a window is none there
+MARGIN = 5  # pixels beyond the last annotation of a picture that training windows may still cover
+CUT_OFF = 0.40  # a box with at most this share of its area in a window is ignored there
+WHOLE = 0.70  # a polygon with less than this share of its area in a window is dropped there
 
 
 def window_origins(
     size: tuple[int, int], window: tuple[int, int], overlap: tuple[int, int]
 ) -> Int[np.ndarray, "windows 2"]:
-    """The origins of windows that cover a picture of `size`.
+    """Return the origins of windows that cover a picture of `size`, row by row.
 
-    Neighbours share `overlap` rows or columns at least; the last window of a row or column ends at the border. A side
-    that fits into one window has one. Row by row.
+    Neighbours share at least `overlap` rows or columns; the last window of a row or column ends at the border. A side
+    that fits into one window has one.
 
     Raises:
       ValueError: the overlap is not smaller than the window.
@@ -43,14 +43,15 @@ def training_windows(
     window: tuple[int, int],
     overlap: tuple[int, int],
 ) -> Int[np.ndarray, "windows 2"]:
-    """The origins of the windows of a picture that are trained on: those with an object in them, column by column.
+    """Return the origins of the windows that hold an object, column by column (SODA-D's training windows).
 
-    Only the part of the picture that is annotated is covered, where objects and regions to ignore count alike.
+    Windows cover only the annotated part of the picture, for which regions to ignore count as well.
     """
     if not len(objects):
         return np.zeros((0, 2), int)
     boxes = np.concatenate([objects, regions]).astype(float)
-    # The reference truncates corners and sides one by one. Corners in float32 know a side to about a thousandth.
+    # The reference truncates corners and sides separately. Sides are rounded first since corners may be float32, from
+    # which a side is known to about a thousandth.
     ends = boxes[:, :2].astype(int) + np.round(boxes[:, 2:] - boxes[:, :2], 3).astype(int)
     annotated = np.minimum(size, ends.max(axis=0)[::-1] + MARGIN)
     origins = column_by_column(window_origins(tuple(annotated.tolist()), window, overlap))
@@ -60,18 +61,18 @@ def training_windows(
 
 
 def column_by_column(origins: Int[np.ndarray, "windows 2"]) -> Int[np.ndarray, "windows 2"]:
-    """Origins in the order in which SODA's tool numbers windows."""
+    """Sort origins in the order in which SODA's tool numbers windows."""
     return origins[np.lexsort((origins[:, 0], origins[:, 1]))]
 
 
 def boxes_in_window(
     boxes: Float[np.ndarray, "n 4"], origin: Int[np.ndarray, "2"], window: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "n 4"], Float[np.ndarray, "n"]]:
-    """Boxes cut by the border of a window, in its pixels, and the share of each one's area that is inside.
+    """Clip boxes to a window; return them in its pixels, and the share of each one's area that is inside.
 
-    A share of zero: the box lies outside. Boxes must have an area.
+    The share is 0 for a box outside and for one without an area.
     """
-    boxes = boxes.astype(float)  # a share of 0.4 is no more than 0.4, which float32 would make it
+    boxes = boxes.astype(float)  # in float32 a share of exactly 0.4 could exceed `CUT_OFF`
     moved = boxes - np.tile(origin[::-1], 2)
     inside = np.clip(moved, 0, np.tile(window[::-1], 2))
     seen, whole = (np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (inside, boxes))
@@ -83,9 +84,9 @@ def fill(
     regions: Float[np.ndarray, "regions 4"],
     objects: Float[np.ndarray, "objects 4"],
 ) -> None:
-    """Blackens a picture, or a window of one, where regions to ignore lie, but not in the boxes of objects.
+    """Black out regions to ignore in a picture or window, but not inside the boxes of objects.
 
-    Boxes end before the pixel that holds their right and lower edge.
+    Boxes end before the pixel that holds their right or lower edge.
     """
     holes, kept = (np.maximum(boxes, 0).astype(int).tolist() for boxes in (regions, objects))
     pixels = [picture[y1:y2, x1:x2].copy() for x1, y1, x2, y2 in kept]
@@ -98,10 +99,10 @@ def fill(
 def windows_with_objects(
     size: tuple[int, int], objects: Float[np.ndarray, "objects 4 2"], window: tuple[int, int], overlap: tuple[int, int]
 ) -> Int[np.ndarray, "windows 2"]:
-    """The origins of the windows of a picture that are trained on in SODA-A: those with enough of an object in them.
+    """Return the origins of the windows that hold at least `WHOLE` of an object (SODA-A's training windows).
 
-    All of the picture is covered. SODA-A's tool also drops windows of which 60 % or less is picture, unless there is no
-    other: since the last window ends at the border, windows of a picture are alike in that.
+    SODA-A's tool also drops windows of which at most 60 % is picture unless there is no other. That never makes a
+    difference here: the last window ends at the border, so all windows of a picture show the same share of picture.
     """
     origins = window_origins(size, window, overlap)
     low, high = objects.min(axis=1), objects.max(axis=1)
@@ -109,7 +110,7 @@ def windows_with_objects(
     for number, origin in enumerate(origins):
         corner = origin[::-1]
         near = np.all((low < corner + np.flip(window)) & (high > corner), axis=1)
-        shown = tuple(np.minimum(window, size - origin).tolist())  # of it what is picture
+        shown = tuple(np.minimum(window, size - origin).tolist())  # the part that is picture
         seen[number] = (share_in_window(objects[near], origin, shown) >= WHOLE).any()
     return origins[seen]
 
@@ -117,10 +118,11 @@ def windows_with_objects(
 def share_in_window(
     polygons: Float[np.ndarray, "n 4 2"], origin: Int[np.ndarray, "2"], window: tuple[int, int]
 ) -> Float[np.ndarray, "n"]:
-    """The share of each polygon's area that lies in a window, 0 where it has none; corners go round either way.
+    """Return the share of each polygon's area that lies in a window, 0 for one without an area.
 
-    A window's border divides sides into parts. With these moved onto it where they lie beyond, what is left of the area
-    is what lies inside.
+    The corners may go round either way. The lines of the window's border divide each side into parts. Clamping the ends
+    of all parts to the window moves the parts outside onto its border, where they enclose nothing: the area of the
+    clamped polygon is the area inside.
     """
     start = polygons.astype(float) - origin[::-1]
     side = np.roll(start, -1, axis=1) - start
@@ -134,6 +136,7 @@ def share_in_window(
 
 
 def _signed_area(polygons: Float[np.ndarray, "n corners 2"]) -> Float[np.ndarray, "n"]:
+    """Return the areas by the shoelace formula, positive or negative by the direction of the corners."""
     following = np.roll(polygons, -1, axis=1)
     return np.sum(polygons[..., 0] * following[..., 1] - polygons[..., 1] * following[..., 0], axis=1) / 2
 
@@ -143,7 +146,7 @@ def fill_polygons(
     regions: Float[np.ndarray, "regions 4 2"],
     objects: Float[np.ndarray, "objects 4 2"],
 ) -> None:
-    """Blackens a picture, or a window of one, in the polygons of regions to ignore, but not in those of objects."""
+    """Black out the polygons of regions to ignore in a picture or window, but not inside those of objects."""
     if not len(regions):
         return
     painted = np.zeros(picture.shape[:2], np.uint8)
@@ -160,9 +163,10 @@ def cut_window(
     border: Literal["edge", "constant"] = "edge",
     out: UInt8[np.ndarray, "rows columns 3"] | None = None,
 ) -> tuple[UInt8[np.ndarray, "rows columns 3"], tuple[int, int]]:
-    """One window of a picture, extended right and below by its border or by black; and the size of what is picture.
+    """Cut a window out of a picture, extended right and below by its edge or by black.
 
-    It is written into `out` if that is given; else it may be a part of the picture itself.
+    Returns:
+      the window, in `out` if given, else perhaps a view of the picture; and the size of the part that is picture.
     """
     (row, column), (rows, columns) = origin.tolist(), window
     inside = picture[row : row + rows, column : column + columns]

@@ -11,7 +11,7 @@ from etils import epath
 from cfinet_jax.boxes import oriented
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.protocols import FLAGS
-from cfinet_jax.metrics.units import suspect_units
+from cfinet_jax.metrics.units import suspect_units, tell_areas
 from cfinet_jax.runtime.files import read_bytes
 from cfinet_jax.runtime.json_values import is_flag, number
 
@@ -27,7 +27,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 0
 
 
 def _is_oriented(value: Any) -> bool:
@@ -40,7 +40,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("id", "image_id", "category_id"), (_is_id, "a whole number")),
     **dict.fromkeys(("score", "area", "width", "height"), (_is_number, "a finite number")),
     **dict.fromkeys(FLAGS, (is_flag, "0 or 1")),
-    "bbox": (_is_box, "four finite numbers, x y width height"),
+    "bbox": (_is_box, "four finite numbers, x y width height, and no side negative"),
     "rbox": (_is_oriented, "five finite numbers, cx cy w h angle in radians"),
     "name": (lambda value: isinstance(value, str), "a text"),
 }
@@ -67,6 +67,7 @@ def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
             repeated, _ = Counter(values).most_common(1)[0]
             raise UserError(f"{path} gives the {key} {repeated!r} to more than one of '{part}': make them unique")
     _check_units(path, content["annotations"], content)
+    tell_areas(path, [entry for entry in content["annotations"] if "area" in entry])
     return content
 
 
@@ -102,6 +103,9 @@ def _check_fields(where: str, entries: list, needed: set[str], optional: set[str
     for place, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not needed <= entry.keys():
             raise UserError(f"{where}: entry {place} needs {', '.join(sorted(needed))}")
+        for key in optional:
+            if entry.get(key, 0) is None:
+                del entry[key]
         for key, (fits, kind) in kinds.items():
             if key in entry and not fits(entry[key]):
                 given, entry[key] = entry[key], number(entry[key])

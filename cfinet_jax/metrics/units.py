@@ -1,12 +1,17 @@
 """Recognise boxes that are not x y width height in pixels, from all boxes of a file together."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
 MIN_BOXES = 10  # fewer boxes could look like any format
 SLACK = 0.02  # share of a picture's size by which rounding and unclipped predictions may leave it
 OUTSIDE = 0.3  # share of boxes outside their picture that no correct file has
 AT_LEAST, NEARLY_ALL = 0.05, 0.99  # shares of the boxes
+ROUNDED = 1.01  # factor by which an area may exceed that of its box, whose sides may be rounded to pixels
 TINY = 1.5  # pixels; also covers shares of the picture slightly above 1
 
 
@@ -34,3 +39,15 @@ def suspect_units(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2
     if np.sum(leaves) >= max(MIN_BOXES, AT_LEAST * len(boxes)) and np.mean(as_centres) >= NEARLY_ALL:
         return "centres (cx cy width height) instead of x y width height"
     return None
+
+
+def tell_areas(path: epath.PathLike, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line if most areas of annotations exceed their boxes, or are below a pixel where the boxes are not."""
+    areas = np.array([entry["area"] for entry in entries], float)
+    sides = np.array([entry["bbox"][2:] for entry in entries], float).reshape(-1, 2)
+    odd = (areas > (sides + 1).prod(1) * ROUNDED) | ((areas < 1) & (sides >= 1).all(1))
+    if len(areas) >= MIN_BOXES and np.mean(odd) > 0.5:
+        print(
+            f"{path}: {odd.sum()} of {len(areas)} areas do not fit their boxes, {areas[odd][0]:g} for {sides[odd][0]} "
+            "pixels: the scores by size depend on them, so correct or remove them."
+        )

@@ -58,11 +58,15 @@ def curves(ground_truth: dict, detections: list[dict] | Columns, protocol: Proto
 def mostly_inside(boxes: Float[np.ndarray, "n 4"], regions: Float[np.ndarray, "m 4"]) -> Bool[np.ndarray, "n"]:
     """Return which boxes have half of their area in regions, in whole pixels that count from 1, as the toolkit does."""
     boxes, regions = (np.maximum(np.floor(each + 0.5), 1).astype(int) for each in (boxes, regions))
-    x, y, w, h = boxes.T
-    right, bottom = np.minimum(*(np.max(each[:, :2] + each[:, 2:], axis=0, initial=1) for each in (boxes, regions)))
-    painted = np.zeros((bottom + 1, right + 1), int)
-    for left, top, width, height in regions:
-        painted[top : top + height + 1, left : left + width + 1] = 1
-    sums = painted.cumsum(0).cumsum(1)
-    x1, x2, y1, y2 = (np.minimum(*ends) for ends in ((x, right), (x + w, right), (y, bottom), (y + h, bottom)))
-    return (sums[y1, x1] + sums[y2, x2] - sums[y1, x2] - sums[y2, x1]) / (w * h) >= 0.5
+    # Cells between the edges of regions are painted, not pixels, so that boxes of any size take the same memory.
+    firsts, ends = regions[:, :2], regions[:, :2] + regions[:, 2:] + 1
+    xs, ys = (np.unique([firsts[:, axis], ends[:, axis]]) for axis in (0, 1))
+    painted = np.zeros((len(xs) - 1, len(ys) - 1), int)
+    for (left, top), (right, bottom) in zip(firsts, ends, strict=True):
+        painted |= np.outer((left <= xs[:-1]) & (xs[:-1] < right), (top <= ys[:-1]) & (ys[:-1] < bottom))
+    low, high = boxes[:, :2, None] + 1, boxes[:, :2, None] + boxes[:, 2:, None] + 1
+    across, down = (
+        (np.minimum(high[:, axis], edges[1:]) - np.maximum(low[:, axis], edges[:-1])).clip(0)
+        for axis, edges in enumerate((xs, ys))
+    )
+    return (across @ painted * down).sum(1) / boxes[:, 2:].prod(1) >= 0.5

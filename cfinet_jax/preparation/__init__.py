@@ -1,1 +1,1 @@
-"""Data sets become prepared TFDS directories: once, before training."""
+"""Preparation of a data set: once, before training, its files become a TFDS directory."""

@@ -1,4 +1,4 @@
-"""Builders of prepared data sets: one function for each kind of source."""
+"""Prepare a data set of any kind, from the command line or on first use by a run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -28,12 +28,23 @@ from cfinet_jax.runtime.files import writing
 from cfinet_jax.runtime.lock import locked
 from cfinet_jax.runtime.paths import absolute, matching, user_path
 
+PUBLISHED: dict[str, Callable[[epath.Path, Journal], Mapping[str, Split]]] = {
+    "sodad": read_sodad,
+    "sodaa": read_sodaa,
+    "dota": read_dota,
+    "visdrone": read_visdrone,
+    **{name: partial(read_layout, layout) for name, layout in LAYOUTS.items()},
+}
+ORIENTED = ("sodaa", "dota")  # published data sets with oriented boxes
+OWN = ("own", "coco")  # kinds whose --boxes and --annotations the user chooses
+KINDS = ("scenes", *OWN, "yolo", *PUBLISHED)
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to prepare: the arguments of `data/prepare.py`."""
+    """A data set to prepare: the arguments of `data/prepare.py`."""
 
-    kind: str  # a key of `BUILDERS`
+    kind: str  # one of `KINDS`
     data_dir: epath.Path
     source: str | None = None
     annotations: Sequence[str] | None = None  # SPLIT=JSON or SPLIT=JSON,IMAGES
@@ -42,94 +53,78 @@ class Request:
     name: str | None = None
 
 
-def scenes(request: Request) -> tfds.core.DatasetBuilder:
-    """The builder of the generated scenes."""
-    if request.source or request.annotations or request.name not in (None, "scenes"):
-        raise UserError("the scenes are generated: leave out --source, --annotations and --name")
-    return ScenesBuilder(data_dir=request.data_dir)
+def make_builder(request: Request) -> tfds.core.DatasetBuilder:
+    """Return the builder of a data set.
 
-
-def coco(request: Request) -> tfds.core.DatasetBuilder:
-    """The builder of a data set described by COCO JSON files, which are found where they are not named."""
+    Raises:
+      UserError: an option is missing or belongs to another kind, or the source is of another kind.
+    """
+    kind = request.kind
+    if request.windows and kind != "sodad":
+        raise UserError("--windows belongs to sodad: leave it out")
+    if request.boxes == "oriented" and kind not in OWN:
+        raise UserError("--boxes=oriented belongs to COCO files: leave it out")
+    if kind == "scenes":
+        if request.source or request.annotations or request.name not in (None, "scenes"):
+            raise UserError("the scenes are generated: leave out --source, --annotations and --name")
+        return ScenesBuilder(data_dir=request.data_dir)
     if not request.source:
-        raise UserError(f"{request.kind} needs --source=FOLDER, the folder of the data set")
-    source, annotations = absolute(request.source), {}
-    for entry in request.annotations or ():
+        raise UserError(f"{kind} needs --source=FOLDER, the folder of the data set")
+    if request.annotations and kind not in OWN:
+        raise UserError(f"--annotations belongs to COCO files: leave it out for {kind}")
+    source = absolute(request.source)
+    read, boxes = reader(request, source)
+    origin = {"source": str(source), "annotations": " ".join(request.annotations or ())}
+    name = request.name or kind
+    builder = OwnBuilder(read=read, origin=origin, name=name, boxes=boxes, data_dir=request.data_dir)
+    if request.windows and builder.data_path.exists() and WINDOWS not in builder.info.splits:
+        raise UserError(f"{builder.data_path} was prepared without windows: delete this folder to prepare it again")
+    return builder
+
+
+def reader(request: Request, source: epath.Path) -> tuple[Callable[[Journal], Mapping[str, Split]], str]:
+    """Return the function that reads the splits of a source, and its kind of boxes.
+
+    An `own` source is recognised by its files: data.yaml (YOLO), a folder labelTxt (DOTA), else COCO.
+    """
+    kind, boxes = request.kind, request.boxes
+    if kind in PUBLISHED:
+        read = partial(read_sodad, windows=True) if request.windows else PUBLISHED[kind]
+        return partial(read, source), "oriented" if kind in ORIENTED else "horizontal"
+    if request.annotations:
+        return partial(read_named, named_annotations(request.annotations, source), source=source, boxes=boxes), boxes
+    if kind == "yolo" or (kind == "own" and (source / "data.yaml").exists()):
+        if boxes == "oriented":
+            raise UserError("the boxes of YOLO are horizontal: leave out --boxes=oriented, or choose configs/coco.py")
+        return partial(read_yolo, source), boxes
+    if kind == "own" and any(matching(source, "*/labelTxt")):
+        if boxes == "horizontal":
+            raise UserError(
+                f"{source} has oriented boxes, as DOTA: add --boxes=oriented, or choose configs/oriented.py"
+            )
+        return partial(read_dota, source), boxes
+    return partial(read_found, source, boxes=boxes), boxes
+
+
+def named_annotations(entries: Sequence[str], source: epath.Path) -> dict[str, tuple[epath.Path, epath.Path]]:
+    """Return the JSON file and the image folder of every split that --annotations names."""
+    annotations = {}
+    for entry in entries:
         split, _, paths = entry.partition("=")
         path, _, folder = paths.partition(",")
         if not (split.isidentifier() and path):
             raise UserError(f"--annotations {entry} must look like SPLIT=JSON or SPLIT=JSON,IMAGES")
         if split in annotations:
             raise UserError(f"--annotations names the split '{split}' twice: give every split one JSON file")
-        path, folder = (source / epath.Path(each).expanduser() for each in (path, folder))
-        annotations[split] = (path, folder)
-    read = partial(read_named, annotations, source=source) if annotations else partial(read_found, source)
-    return own_builder(request, partial(read, boxes=request.boxes), request.boxes)
-
-
-def yolo(request: Request) -> tfds.core.DatasetBuilder:
-    """The builder of a data set described by `data.yaml` and label files."""
-    if not request.source or request.annotations:
-        raise UserError("yolo needs --source=FOLDER, the folder of data.yaml, and no --annotations")
-    if request.boxes == "oriented":
-        raise UserError("the boxes of yolo are horizontal: leave out --boxes=oriented, or choose configs/coco.py")
-    return own_builder(request, partial(read_yolo, absolute(request.source)))
-
-
-def published(request: Request) -> tfds.core.DatasetBuilder:
-    """The builder of a data set in the layout that it is published in."""
-    if not request.source or request.annotations:
-        raise UserError(f"{request.kind} needs --source=FOLDER, the folder of the data set, and no --annotations")
-    read, boxes = PUBLISHED[request.kind], "oriented" if request.kind in AERIAL else "horizontal"
-    return own_builder(request, partial(read, absolute(request.source)), boxes)
-
-
-def own(request: Request) -> tfds.core.DatasetBuilder:
-    """The builder of a folder that describes itself in one of three ways."""
-    if not request.source or request.annotations:
-        return coco(request)
-    source = absolute(request.source)
-    if (source / "data.yaml").exists():
-        return yolo(request)
-    if not any(matching(source, "*/labelTxt")):
-        return coco(request)
-    if request.boxes == "horizontal":
-        raise UserError(f"{source} has oriented boxes, as DOTA: add --boxes=oriented, or choose configs/oriented.py")
-    return own_builder(request, partial(read_dota, source), "oriented")
-
-
-def sodad(request: Request) -> tfds.core.DatasetBuilder:
-    """The builder of SODA-D, whole images and, if asked for, the windows to train on."""
-    if not request.source or request.annotations:
-        raise UserError("sodad needs --source=FOLDER, the folder of Images and Annotations, and no --annotations")
-    builder = own_builder(request, partial(read_sodad, absolute(request.source), request.windows))
-    if request.windows and builder.data_path.exists() and WINDOWS not in builder.info.splits:
-        raise UserError(f"{builder.data_path} was prepared without windows: delete this folder to prepare it again")
-    return builder
-
-
-def own_builder(
-    request: Request, read: Callable[[Journal], Mapping[str, Split]], boxes: str = "horizontal"
-) -> tfds.core.DatasetBuilder:
-    """The builder of what `read` reads, whose boxes are such; the data set keeps where it came from."""
-    origin = {"source": str(absolute(request.source)), "annotations": " ".join(request.annotations or ())}
-    name = request.name or request.kind
-    return OwnBuilder(read=read, origin=origin, name=name, boxes=boxes, data_dir=request.data_dir)
-
-
-AERIAL = {"sodaa": read_sodaa, "dota": read_dota}  # whose boxes are oriented
-PUBLISHED = (
-    AERIAL | {"visdrone": read_visdrone} | {name: partial(read_layout, layout) for name, layout in LAYOUTS.items()}
-)
-BUILDERS = {"scenes": scenes, "coco": coco, "yolo": yolo, "own": own, "sodad": sodad} | dict.fromkeys(
-    PUBLISHED, published
-)
-NAMED = {"scenes", "sodad", *PUBLISHED}  # names of data sets that say of which kind they are
+        annotations[split] = tuple(source / epath.Path(each).expanduser() for each in (path, folder))
+    return annotations
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Build a data set unless it is there already; a build that breaks off leaves nothing behind."""
+    """Build a data set unless it exists; a build that fails leaves nothing behind but the journal."""
     if builder.data_path.exists():
+        if not (builder.data_path / "dataset_info.json").exists():
+            raise UserError(f"{builder.data_path} holds no prepared data set: delete it, then prepare again")
         print(f"{builder.name} is already prepared in {builder.data_path}: delete this folder to prepare it again")
         return
     tfds.disable_progress_bar()  # the builders show their own, with the time left
@@ -144,22 +139,20 @@ def prepare(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def ensure_prepared(settings: ConfigDict) -> None:
-    """Prepare the data set of the config section `dataset` from `settings.source`, once; the scenes need no source.
+    """Prepare the data set of a config section `dataset` if it is not; only the scenes need no `source` for it.
 
     Raises:
       UserError: the source cannot be prepared.
     """
-    kind = settings.name if settings.name in NAMED else "own"
+    kind = settings.name if settings.name == "scenes" or settings.name in PUBLISHED else "own"
     if settings.source is None and kind != "scenes":
-        return  # it has been prepared before, or opening it will fail
+        return  # opening the data set says what to do if it is missing
 
     def work() -> None:
         if prepared_folder(settings) is None:
             print(f"Preparing {settings.source or kind} in {settings.data_dir}, once.", flush=True)
-            annotations, boxes = split_entries(settings.annotations), settings.boxes if kind == "own" else "horizontal"
-            request = Request(
-                kind, user_path(settings.data_dir), settings.source, annotations, boxes, name=settings.name
-            )
-            prepare(BUILDERS[kind](request))
+            entries, boxes = split_entries(settings.annotations), settings.boxes if kind == "own" else "horizontal"
+            folder = user_path(settings.data_dir)
+            prepare(make_builder(Request(kind, folder, settings.source, entries, boxes, name=settings.name)))
 
     processes.by_the_first(work)

@@ -1,4 +1,4 @@
-"""Reads the box of an annotation: what is sound becomes columns of a record, what is not is noted."""
+"""Convert the box of an annotation to columns of a record; note what is wrong with it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,15 @@ import numpy as np
 from cfinet_jax.boxes import oriented
 
 TOLERANCE = 0.01  # pixels by which rounding may push a box over the edge
-LARGEST = 1e18  # of a coordinate or an area; anything beyond, as NaN, is no number
-SHORTEST = 2.0  # pixels of a side of an oriented box: SODA-A and DOTA leave out what is thinner, to train and to score
+LARGEST = 1e18  # larger coordinates and areas are rejected like NaN
+SHORTEST = 2.0  # pixels; SODA-A and DOTA leave out oriented boxes with a shorter side, in training and in scoring
 
 Entry = dict[str, Any]
 Note = Callable[[str], None]  # takes what is wrong with a box
 
 
 def read_upright(entry: Entry, image: Entry, note: Note) -> Entry | None:
-    """`bbox` (x y width height) of an annotation, cut at the border, with its `area`; None if it cannot be used."""
+    """Clip the `bbox` (x y width height) of an annotation to the image; return None if it cannot be used."""
     box: Any = entry.get("bbox")
     if not are_numbers(box, 4):
         note("box is not four finite numbers, skipped")
@@ -36,9 +36,9 @@ def read_upright(entry: Entry, image: Entry, note: Note) -> Entry | None:
 
 
 def read_oriented(entry: Entry, image: Entry, note: Note) -> Entry | None:
-    """`poly` (x1 y1 .. x4 y4), or where there is none `rbox` (cx cy w h angle), as the least rectangle around it.
+    """Fit the smallest rectangle around the `poly` (x1 y1 .. x4 y4) of an annotation, or around its `rbox`.
 
-    Its area is that of the rectangle, which is not cut at the border. The corners may go round either way.
+    The corners may go round either way. The rectangle is not clipped, and its area is the area of the object.
     """
     corners = corners_of(entry, note)
     if corners is None:
@@ -59,7 +59,7 @@ def read_oriented(entry: Entry, image: Entry, note: Note) -> Entry | None:
 
 
 def corners_of(entry: Entry, note: Note) -> np.ndarray | None:
-    """The four corners [4, 2] of an oriented annotation, or None."""
+    """Return the corners [4, 2] of an annotation's `poly`, else of its `rbox` (cx cy w h angle); None if bad."""
     if entry.get("poly") is not None or "rbox" not in entry:
         if not are_numbers(entry.get("poly"), 8):
             note("polygon is not eight finite numbers, skipped")
@@ -75,12 +75,12 @@ def corners_of(entry: Entry, note: Note) -> np.ndarray | None:
 
 
 def crosses_itself(corners: np.ndarray) -> bool:
-    """Whether two opposite sides of a quadrilateral meet."""
-    return any(meet(*np.roll(corners, -first, axis=0)) for first in (0, 1))
+    """Whether two opposite sides of a quadrilateral [4, 2] cross."""
+    return any(cross(*np.roll(corners, -first, axis=0)) for first in (0, 1))
 
 
-def meet(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
-    """Whether the lines from `a` to `b` and from `c` to `d` cross."""
+def cross(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> bool:
+    """Whether the segments from `a` to `b` and from `c` to `d` cross: each separates the ends of the other."""
     return turn(a, b, c) * turn(a, b, d) < 0 and turn(c, d, a) * turn(c, d, b) < 0
 
 
@@ -90,10 +90,12 @@ def turn(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> float:
 
 
 def are_numbers(values: Any, count: int) -> bool:
+    """Whether a JSON value is a list of so many finite numbers."""
     return isinstance(values, list) and len(values) == count and all(map(is_number, values))
 
 
 def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number; NaN fails the comparison."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 

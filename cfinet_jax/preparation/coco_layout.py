@@ -1,18 +1,20 @@
-"""Finds the annotation files of a folder and the images they speak of, where nobody has named them."""
+"""Find the COCO files of a folder and their images, where the user has not named them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.preparation.coco_annotations import Split, check_split, load_coco, read_splits
+from cfinet_jax.preparation.coco_annotations import Split, check_split, read_splits
+from cfinet_jax.preparation.coco_files import load_coco
 from cfinet_jax.preparation.journal import Journal
 from cfinet_jax.preparation.places import Places
 from cfinet_jax.runtime.paths import matching
 
 SPLITS = ("train", "val", "test")
-ANNOTATIONS = (  # of a split; the first row that names a file counts
+ANNOTATIONS = (  # patterns of a split's file; the first one that matches counts
     "{split}.json",
     "annotations/{split}.json",
     "annotations/instances_{split}*.json",
@@ -20,9 +22,9 @@ ANNOTATIONS = (  # of a split; the first row that names a file counts
     "annotations/*_{split}.json",
     "{split}*/_annotations.coco.json",
 )
-# Besides the folder itself and that of the file; the first with an image counts.
+# Folders of images, tried after the source and the folder of the file; the first one that holds an image counts.
 IMAGES = ("images", "{split}*", "images/{split}*", "{split}*/images")
-TRIED = 10  # of the images of a file: a few may be missing
+TRIED = 10  # images of a file that are looked for in a folder: a few may be missing
 
 
 def read_named(
@@ -31,10 +33,10 @@ def read_named(
     boxes: str = "horizontal",
     source: epath.Path | None = None,
 ) -> dict[str, Split]:
-    """The splits of a (JSON file, image folder) each; images may also lie in `source`.
+    """Read each split from its JSON file and image folder; images may also lie in `source`.
 
     Raises:
-      UserError: a file is not COCO as a whole, repeats an image id, or leaves nothing to use.
+      UserError: a file is not COCO, or nothing in it can be used.
     """
 
     def read(split: str, paths: tuple[epath.Path, epath.Path]) -> Split:
@@ -46,7 +48,7 @@ def read_named(
 
 
 def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") -> dict[str, Split]:
-    """The splits of a folder, by the names of its files.
+    """Read the splits of a folder whose files have one of the usual names.
 
     Raises:
       UserError: there is no annotation file, or more than one for a split.
@@ -57,23 +59,23 @@ def read_found(source: epath.Path, journal: Journal, boxes: str = "horizontal") 
             f"{source} holds neither data.yaml (YOLO) nor COCO files ({listed(ANNOTATIONS, SPLITS)}): "
             "rename them, or name them with --annotations SPLIT=JSON[,IMAGES]"
         )
-    return read_splits(found, lambda split, path: read_beside(split, load_coco, path, source, journal, boxes))
+    return read_splits(found, partial(read_beside, load_coco, source, journal, boxes))
 
 
 def find_splits(source: epath.Path, names: Sequence[str], splits: Sequence[str]) -> dict[str, epath.Path]:
-    """The annotation files of the splits that have one."""
+    """Return the annotation file of every split that has one."""
     if not source.is_dir():
         raise UserError(f"--source {source} is no folder: give the folder of the data set")
     return {split: path for split in splits if (path := find_annotations(source, names, split))}
 
 
 def listed(names: Sequence[str], splits: Sequence[str]) -> str:
-    """The names that were looked for, in words."""
+    """Describe the names that were looked for."""
     return f"{', '.join(name.format(split='SPLIT') for name in names)}; SPLIT is {', '.join(splits)}"
 
 
 def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> epath.Path | None:
-    """The annotation file of a split, or None."""
+    """Return the annotation file of a split, or None."""
     for name in names:
         paths = sorted(matching(source, name.format(split=split)))
         if len(paths) > 1:
@@ -88,14 +90,14 @@ def find_annotations(source: epath.Path, names: Sequence[str], split: str) -> ep
 
 
 def read_beside(
-    split: str,
     load: Callable[[epath.Path], dict[str, Any]],
-    path: epath.Path,
     source: epath.Path,
     journal: Journal,
-    boxes: str = "horizontal",
+    boxes: str,
+    split: str,
+    path: epath.Path,
 ) -> Split:
-    """A split, described in the file `path` for `load`, whose images lie somewhere in `source`."""
+    """Read a split from the file `path`, parsed by `load`, whose images lie somewhere in `source`."""
     coco = load(path)
     folders = [folder for name in IMAGES for folder in sorted(matching(source, name.format(split=split)))]
     folder = folder_of(coco["images"], [source, path.parent, *folders])
@@ -103,7 +105,7 @@ def read_beside(
 
 
 def folder_of(images: Sequence[dict[str, Any]], folders: Sequence[epath.Path]) -> epath.Path:
-    """The first folder that holds one of the first images; the first folder if none does."""
+    """Return the first folder that holds one of the first images, or the first folder if none does."""
     names = [image["file_name"] for image in images[:TRIED]]
     return next((folder for folder in folders if any(holds(folder, name) for name in names)), folders[0])
 

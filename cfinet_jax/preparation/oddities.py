@@ -1,7 +1,7 @@
 """Checks of an annotation file, and of a data set, as a whole: every entry may be sound and the whole still wrong."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,12 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.origin import LABELS
 from cfinet_jax.metrics.protocols import is_regions
-from cfinet_jax.metrics.units import MIN_BOXES, suspect_units
-from cfinet_jax.preparation.coco_boxes import are_numbers
+from cfinet_jax.metrics.units import MIN_BOXES, suspect_units, tell_areas
+from cfinet_jax.preparation.coco_boxes import are_numbers, is_number
 
-MOST = 0.5  # share of the boxes; in no sound file so many are cut, skipped or below a pixel
-BOX_PROBLEMS = ("box", "oriented box", "polygon is not")  # beginnings of what is noted of a single box
+MOST = 0.5  # share of the boxes; sound files do not have so many skipped or below a pixel
+BOX_PROBLEMS = ("box", "oriented box", "polygon is not")  # how problems of a single box begin
+CLIPPED = "clipped"  # how the problem of a box that is cut ends; tiles of larger images cut many
 TURNED = "image with an EXIF orientation, turned upright: check that its boxes are drawn on the upright image"
 Groups = Mapping[int, Sequence[dict[str, Any]]]  # annotations by the id of their image
 
@@ -25,31 +26,33 @@ def check_content(
     """Refuse the content of a COCO file that nothing sensible can be learnt from.
 
     Raises:
-      UserError: classes share a name, an image is listed again, or classes or boxes follow another convention.
+      UserError: classes share a name, an image is listed twice, or classes or boxes follow another convention.
     """
     names = {entry["id"]: entry["name"].strip() for entry in coco["categories"]}
     used = [entry.get("category_id") for group in groups.values() for entry in group]
     check_classes(path, names, {key for key in used if isinstance(key, int)})
-    listed = Counter(epath.Path(image["file_name"].replace("://", "/")).as_posix() for image in coco["images"])
-    repeated = [name for name, count in listed.items() if count > 1]
+    uses = Counter(epath.Path(image["file_name"].replace("://", "/")).as_posix() for image in coco["images"])
+    repeated = [name for name, count in uses.items() if count > 1]
     if repeated:
         raise UserError(
-            f"{path} lists {len(repeated)} of {len(listed)} images several times ({repeated[0]} "
-            f"{listed[repeated[0]]} times): make them one entry each, which all annotations of the image refer to"
+            f"{path} lists {len(repeated)} of {len(uses)} images several times ({repeated[0]} "
+            f"{uses[repeated[0]]} times): give each image one entry, which all its annotations refer to"
         )
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
-    pairs = ((entry.get("bbox"), sizes[key]) for key, group in groups.items() for entry in group)
-    upright = [pair for pair in pairs if boxes == "horizontal" and are_numbers(pair[0], 4)]
-    suspicion = suspect_boxes(upright)
-    bad = [(problem, name) for problem, names in problems.items() if problem.startswith(BOX_PROBLEMS) for name in names]
+    pairs = ((entry, sizes[key]) for key, group in groups.items() for entry in group)
+    upright = [pair for pair in pairs if boxes == "horizontal" and are_numbers(pair[0].get("bbox"), 4)]
+    suspicion = suspect_boxes([(entry["bbox"], size) for entry, size in upright])
+    kinds = (each for each in problems if each.startswith(BOX_PROBLEMS) and not each.endswith(CLIPPED))
+    bad = [(problem, name) for problem in kinds for name in problems[problem]]
     if suspicion is None and len(bad) >= max(MIN_BOXES, MOST * len(used)):
         suspicion = f"those of other images ({len(bad)} of {len(used)}, for example {bad[0][1]}: {bad[0][0]})"
     if suspicion:
         raise UserError(f"the boxes of {path} look like {suspicion}: convert them, or correct the image sizes")
+    tell_areas(path, [entry for entry, _ in upright if is_number(entry.get("area")) and entry["area"] > 0])
 
 
 def check_classes(path: epath.Path, names: Mapping[int, str], numbers: set[int]) -> None:
-    """Refuse classes that share a name, and annotations that number them from 1 where they begin at 0, or the reverse.
+    """Refuse classes that share a name, and annotations that number the classes from 1 instead of 0 or vice versa.
 
     Regions to ignore may have several categories.
     """
@@ -58,6 +61,7 @@ def check_classes(path: epath.Path, names: Mapping[int, str], numbers: set[int])
         if count > 1:
             same = " and ".join(str(key) for key in classes if classes[key] == name)
             raise UserError(f"{path} gives the name '{name}' to the classes {same}: rename them, or merge them")
+    # Shifted numbers use the id beyond one end of the classes and never the id at the other end.
     for beyond, opposite in ((max(classes) + 1, min(classes)), (min(classes) - 1, max(classes))):
         shifted = beyond >= 0 and beyond not in names and numbers <= {*names, beyond}
         if shifted and beyond in numbers and opposite not in numbers:
@@ -68,7 +72,7 @@ def check_classes(path: epath.Path, names: Mapping[int, str], numbers: set[int])
 
 
 def suspect_boxes(boxes: list[tuple[Any, tuple[float, float]]]) -> str | None:
-    """Name what boxes seem to be instead of x y width height in pixels, from pairs of one and its image's size."""
+    """Return what boxes seem to hold instead of x y width height in pixels, given each with its image's size."""
     if len(boxes) < MIN_BOXES:
         return None
     values, sizes = (np.array(each, float) for each in zip(*boxes, strict=True))
@@ -77,28 +81,34 @@ def suspect_boxes(boxes: list[tuple[Any, tuple[float, float]]]) -> str | None:
 
 
 def compare_splits(splits: Mapping[str, Any], seen: Mapping[str, tuple[str, int]]) -> None:
-    """Note in the accounts of splits what is odd about them together.
+    """Add to the accounts of the splits what is odd about them together.
 
-    `seen` has the hash of the content, and the EXIF orientation, of the images that were read, by path.
+    `seen` maps the path of every image that was read to the hash of its content and its EXIF orientation.
     """
-    labels = {str(file) for content in splits.values() for file in content.labels}
-    described = labels | {str(file) for content in splits.values() for file in content.files}
-    owners: dict[str, str] = {}  # the first split of an image, by its content
+    owners: dict[str, str] = {}  # the first split that has an image, by its content
     for split, content in splits.items():
         problems = content.account["problems"]
         if all(all(record["objects"]["ignore"]) for record in content.records):
             problems["split without an object to score"] = [split]
         for record in content.records:
             content_hash, orientation = seen.get(record["path"], (record["path"], 1))
-            owner = owners.setdefault(content_hash, split)
-            if owner != split:
-                problems.setdefault(f"image that is also in '{owner}', kept", []).append(record["file_name"])
+            if owner := owners.get(content_hash):
+                problem = "image given twice, kept" if owner == split else f"image that is also in '{owner}', kept"
+                problems.setdefault(problem, []).append(record["file_name"])
+            owners.setdefault(content_hash, split)
             if orientation != 1 and record["objects"]["id"]:
                 problems.setdefault(TURNED, []).append(record["file_name"])
-        for folder in sorted({file.parent for file in content.labels}):
-            files = sorted(folder.iterdir()) if folder.is_dir() else []
-            strays = [file for file in files if file.suffix in LABELS and str(file) not in described]
-            strays = [file.name for file in strays if file.name != "classes.txt"]  # labelling tools write it
-            described |= {str(folder / name) for name in strays}
-            if strays:
-                problems.setdefault("label file that belongs to no image, skipped", []).extend(strays)
+    known = {str(file) for content in splits.values() for file in (*content.labels, *content.files)}
+    for content in splits.values():
+        if strays := [*stray_labels(content.labels, known)]:
+            content.account["problems"]["label file that belongs to no image, skipped"] = [file.name for file in strays]
+            known |= {str(file) for file in strays}  # splits may share a folder
+
+
+def stray_labels(labels: Sequence[epath.Path], known: set[str]) -> Iterable[epath.Path]:
+    """Find unknown label files in the folders of the known ones."""
+    for folder in sorted({file.parent for file in labels}):
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            # Labelling tools write classes.txt.
+            if file.suffix in LABELS and file.name != "classes.txt" and str(file) not in known:
+                yield file

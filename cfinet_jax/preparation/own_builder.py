@@ -1,4 +1,4 @@
-"""Checked annotations as a TFDS data set that refers to the image files, or holds those that were made for it."""
+"""Write checked annotations as a TFDS data set whose records refer to image files, or hold pictures made for it."""
 
 import json
 import re
@@ -12,20 +12,19 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.origin import state
 from cfinet_jax.input.pictures import common_range
-from cfinet_jax.input.records import features
+from cfinet_jax.input.records import columns, features
 from cfinet_jax.preparation.coco_annotations import Split, read_splits, summary
-from cfinet_jax.preparation.features import columns
-from cfinet_jax.preparation.journal import Journal
+from cfinet_jax.preparation.journal import Journal, state_of
 from cfinet_jax.preparation.oddities import compare_splits
 from cfinet_jax.runtime.paths import matching
 
-SHARD = 400  # records in a file; TFDS holds those of one file, which are up to 100 MiB of pictures
+SHARD = 400  # records per file; TFDS holds the records of one file in memory, up to 100 MiB of pictures
 
 
 class Builder(tfds.core.ShardBasedBuilder):
-    """Records of boxes and image paths, and `account.json` on everything that was skipped or changed.
+    """Builder of records with boxes and image paths, and of `account.json` about all that was skipped or changed.
 
-    They stay in order: who trains shuffles them anyway, and TFDS would hold or write them twice to do so.
+    Records stay in order: training shuffles them anyway, and to shuffle them here TFDS would store them twice.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -39,12 +38,17 @@ class Builder(tfds.core.ShardBasedBuilder):
         boxes: str = "horizontal",
         **arguments,
     ):
-        """Take the function that reads every split, and what is to be kept of where it reads: `source`, `annotations`.
+        """Create the builder.
 
-        `boxes` is what those that it reads are, "horizontal" or "oriented"; the rest as every TFDS builder does.
+        Args:
+          read: reads every split.
+          origin: `source` and `annotations`, stored with the data set to recognise it again.
+          name: the name of the data set.
+          boxes: "horizontal" or "oriented".
+          **arguments: arguments of every TFDS builder.
 
         Raises:
-          UserError: the name cannot be that of a data set.
+          UserError: a data set cannot have this name.
         """
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise UserError(f"'{name}' cannot name a data set: use small letters, digits and underscores")
@@ -56,7 +60,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         self.unfinished = epath.Path(self.data_dir).parents[1] / f"{name}.unfinished"
 
     def download_and_prepare(self, **arguments: Any) -> None:
-        """As every TFDS builder does; then what was left to go on from is deleted, and what killed builds began."""
+        """Prepare the data set, then delete the journal and the leftovers of killed builds."""
         super().download_and_prepare(**arguments)
         for leftover in (self.unfinished, *matching(epath.Path(self.data_dir).parent, "incomplete.*")):
             leftover.rmtree(missing_ok=True)
@@ -68,9 +72,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, list[Callable[[], Iterator]]]:
         splits, record = self._read_recorded()
-        first = next((split for split in splits if split != "test"), "test")
-        categories = splits[first].categories
-        splits = read_splits(splits, partial(check_same_categories, first, categories))
+        categories = next(iter(splits.values())).categories
         named = {"classes": list(categories.values()), "category_ids": list(categories), "boxes": self.boxes}
         self.info.metadata.update(self.origin, **record, **named)
         accounts = {split: content.account for split, content in splits.items()}
@@ -83,28 +85,33 @@ class Builder(tfds.core.ShardBasedBuilder):
         return {split: shards(content, self.boxes) for split, content in splits.items()}
 
     def _read_recorded(self) -> tuple[Mapping[str, Split], dict[str, Any]]:
-        """Every split, and the record of the files that describe them: which, in what state, of which grey values."""
+        """Read every split; return also metadata: the files that describe them, their state and the grey range."""
         try:
             with Journal(self.unfinished) as journal:
                 splits = self.read(journal)
+                first = next((split for split in splits if split != "test"), "test")
+                splits = read_splits(splits, partial(check_same_categories, first, splits[first].categories))
                 compare_splits(splits, journal.seen)
             files = sorted({str(file) for content in splits.values() for file in content.files})
-            greys = [made["greys"] for made in journal.made.values() if isinstance(made, dict)]
-            return splits, {"files": files, "state": state(files), "grey_range": common_range(greys)}
-        except OSError as error:  # `data/prepare.py` takes others for a failure to write
+            # The journal may also know pictures that are no longer used.
+            kept = {each["path"] for content in splits.values() if not content.pictures for each in content.records}
+            made = [journal.made.get(state_of(epath.Path(path))) for path in kept]
+            greys = [each["greys"] for each in made if isinstance(each, dict)]
+            return splits, {"files": files, "state": state(files), "grey_range": common_range(greys, len(kept))}
+        except OSError as error:  # here, since `prepare` takes every other OSError for a failure to write
             reason = " ".join(str(error.strerror or error).split())
             raise UserError(f"{error.filename or 'the source'} cannot be read ({reason}): make it readable") from error
 
 
 def shards(content: Split, boxes: str) -> list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]:
-    """What yields the records of every file of a split, each with its key."""
+    """Return a function for every file of a split that yields its records with their keys."""
     count = len(content.records)
     parts = (range(start, min(start + SHARD, count)) for start in range(0, count, SHARD))
     return [partial(keyed, content, part, boxes) for part in parts]
 
 
 def keyed(content: Split, indices: range, boxes: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Records as they are written, with their pictures if these are to be held."""
+    """Yield records as they are written, with their pictures if the data set is to hold them."""
     for index in indices:
         record = content.records[index]
         own = {"image": content.pictures(index), "path": ""} if content.pictures else {}
@@ -112,7 +119,7 @@ def keyed(content: Split, indices: range, boxes: str) -> Iterator[tuple[int, dic
 
 
 def check_same_categories(first: str, categories: dict[int, str], split: str, content: Split) -> Split:
-    """Return the content of a split if it has the categories of the first one."""
+    """Return the content of a split; refuse it if its categories differ from those of the first split."""
     ours, theirs = categories.items(), content.categories.items()
     only = {first: sorted(ours - theirs), split: sorted(theirs - ours)}
     listed = "; ".join(f"only in '{name}': {str(dict(some))[1:-1]}" for name, some in only.items() if some)

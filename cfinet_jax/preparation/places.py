@@ -18,18 +18,19 @@ OUTSIDE = "image outside the folder of the data set, skipped"
 
 
 class Places:
-    """The folders of a data set. A file that is missing from its place is looked for by its name in the first of them.
+    """The folders of a data set, in which files are looked up.
 
-    Its case, Unicode form, URL encoding and backslashes do not matter then. Where the folder that the name states is
-    there, the file must lie in it; elsewhere the file must be the only one, or share most of the folders' names.
+    A file that is not where its path says is searched by name below the first folder, whatever its case, Unicode form,
+    URL encoding or slashes. If the folder that the path states exists, the file must lie in it; otherwise the file must
+    be the only one of its name, or the one that shares most folder names with the path.
     """
 
     def __init__(self, *roots: epath.Path) -> None:
         self.roots, self.lock, self.found = roots, threading.Lock(), set[str]()
 
     def holds(self, path: epath.Path) -> bool:
-        """Whether a path leads to something below one of the folders, here or where links to folders lead."""
-        if any(path.resolve().is_relative_to(root) for root in self.roots):  # which for epath follows no link
+        """Whether a path leads to something below one of the folders, as written or with links resolved."""
+        if any(path.resolve().is_relative_to(root) for root in self.roots):  # epath's `resolve` follows no link
             return True
         try:
             real = epath.Path(os.path.realpath(path))
@@ -38,7 +39,7 @@ class Places:
         return any(real.is_relative_to(os.path.realpath(root)) for root in self.roots)
 
     def find(self, path: epath.Path) -> tuple[epath.Path, str | None]:
-        """Return the file that a path means, and what is odd about it; only `FOUND` lets the file be used."""
+        """Return the file that a path means and what is odd about it: only None and `FOUND` let it be used."""
         if str(path) in self.found:
             return path, FOUND
         inside = self.holds(path)
@@ -58,19 +59,20 @@ class Places:
 
     @functools.cached_property
     def by_name(self) -> dict[str, list[epath.Path]]:
-        """Every file below the first folder; one that links lead to again is passed over."""
+        """Every file below the first folder by its name; folders that links lead to again are skipped."""
         files, seen = defaultdict(list), set()
         for folder, folders, names in os.walk(self.roots[0], followlinks=True):
             if (real := os.path.realpath(folder)) in seen:
                 folders.clear()
                 continue
             seen.add(real)
+            folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 files[spelling(name)[0]].append(epath.Path(folder) / name)
         return files
 
 
 def spelling(path: epath.PathLike) -> list[str]:
-    """Return the parts of a path, the last one first, in one spelling of all that systems and tools make of it."""
+    """Split a path into its parts, last one first, in one spelling for all variants that systems and tools write."""
     text = unicodedata.normalize("NFC", unquote(os.fspath(path), errors="surrogateescape"))
     return text.replace("\\", "/").casefold().split("/")[::-1]

@@ -1,7 +1,7 @@
-"""The windows that are trained on, cut once, while the images are checked; the data set holds them.
+"""Cut the windows of SODA-D that are trained on, once, while the images are checked; the data set then holds them.
 
-Until it is whole they lie end to end in a file, and the journal knows where those of every image are. Cutting that was
-broken off, even killed, goes on with the images of which it knows none.
+Until it is whole they lie end to end in one file, and the journal knows where the windows of each image are. If cutting
+is interrupted, even killed, it resumes with the first image that the journal does not know.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.windows import CUT_OFF, boxes_in_window, cut_window, fill, training_windows
-from cfinet_jax.preparation.coco_annotations import ANY_CLASS, Split, Task, record
+from cfinet_jax.preparation.checked_pictures import Task
+from cfinet_jax.preparation.coco_annotations import ANY_CLASS, Split, account_of, record
 from cfinet_jax.preparation.journal import Journal, state_of
 from cfinet_jax.runtime.files import writing
 
@@ -29,54 +30,55 @@ JPEG_QUALITY = 95
 
 
 class Pile:
-    """Encoded pictures, end to end in a file that is only appended to."""
+    """Encoded pictures, end to end in an append-only file."""
 
     def __init__(self, file: epath.Path) -> None:
         self.file, self.lock = Path(file), threading.Lock()
 
     def add(self, pictures: Iterable[bytes]) -> list[int]:
-        """Appends pictures; where each of them begins, and where the last one ends.
+        """Append pictures; return where each of them begins, followed by where the last one ends.
 
         Raises:
           UserError: they cannot be written.
         """
         ends = itertools.accumulate(map(len, pictures := list(pictures)), initial=0)
         try:
+            # Unbuffered: a picture is in the file before the journal says so. Such a write may take only a part.
             with self.lock, self.file.open("ab", buffering=0) as file:
                 start, rest = file.tell(), memoryview(b"".join(pictures))
                 while rest:
                     rest = rest[file.write(rest) :]
         except OSError as error:
             raise UserError(
-                f"{self.file} cannot be written ({error.strerror}): make room and start again, what is cut stays"
+                f"{self.file} cannot be written ({error.strerror}): free some space, then rerun the command to resume"
             ) from error
         return [start + end for end in ends]
 
     def read(self, start: int, end: int) -> bytes:
-        """What lies between two places."""
+        """Return the bytes between two places."""
         with self.file.open("rb") as file:
             file.seek(start)
             return file.read(end - start)
 
 
 def cuts(annotations: epath.Path, pile: Pile, journal: Journal, images: list[dict[str, Any]]) -> dict[int, Task]:
-    """What cuts the windows of pictures with objects onto the pile, by image id.
+    """Return the tasks that cut the windows of decoded pictures onto the pile, by image id.
 
     Raises:
-      UserError: the pile is of other annotations, or cannot be written; two images share a file.
+      UserError: the pile belongs to other annotations or cannot be written, or two images share a file.
     """
     check_state(annotations, pile)
     with_windows = [(image, origins) for image in images if len(origins := origins_in(image))]
     for path, count in Counter(image["path"] for image, _ in with_windows).items():
-        if count > 1:  # the journal knows what was made of a file
-            raise UserError(f"{annotations} names {path} for {count} images: make them one")
+        if count > 1:  # the journal stores one result per file
+            raise UserError(f"{annotations} names {path} for {count} images: make them one entry")
     made = sum(places is not None for places in journal.made.values())
     print(f"{made} of {len(with_windows)} images are cut already, in {pile.file}")
     return {image["image_id"]: partial(cut, image=image, origins=origins, pile=pile) for image, origins in with_windows}
 
 
 def split_of_windows(train: Split, pile: Pile, journal: Journal) -> Split:
-    """The windows of a split's images in which there are objects, all of which are on the pile."""
+    """Return the split of the windows with objects, all of which are on the pile."""
     records, places = [], []
     for image in train.records:
         if len(origins := origins_in(image)):
@@ -84,21 +86,16 @@ def split_of_windows(train: Split, pile: Pile, journal: Journal) -> Split:
             places += itertools.pairwise(journal.made[state_of(epath.Path(image["path"]))])
     for number, window in enumerate(records, start=1):
         window["image_id"] = number
-    counts = [len(window["objects"]["id"]) for window in records]
-    account = {
-        "images": len(records),
-        "images_kept": len(records),
-        "annotations": sum(counts),
-        "annotations_kept": sum(counts),
-        "largest_picture": WINDOW,
-        "most_objects": max(counts),
-        "problems": {},
-    }
+    account = account_of(records, len(records), sum(len(window["objects"]["id"]) for window in records), {})
     return Split(records, train.categories, account, train.files, pictures=lambda index: pile.read(*places[index]))
 
 
 def check_state(annotations: epath.Path, pile: Pile) -> None:
-    """The pile is of these annotations, or there is none yet."""
+    """Refuse a pile of windows that were cut by other annotations.
+
+    Raises:
+      UserError: it is one, or it cannot be marked as one of these annotations.
+    """
     digest, file = hashlib.sha256(annotations.read_bytes()).hexdigest(), pile.file.with_suffix(".sha256")
     if file.exists() and file.read_text() != digest:
         raise UserError(
@@ -110,30 +107,30 @@ def check_state(annotations: epath.Path, pile: Pile) -> None:
 
 
 def boxes_of(image: dict[str, Any]) -> tuple[Float[np.ndarray, "objects 4"], Float[np.ndarray, "regions 4"]]:
-    """The boxes of a record's objects and those of its regions."""
+    """Return the boxes of a record's objects, and of its regions to ignore."""
     boxes, labels = np.array(image["objects"]["bbox"], float).reshape(-1, 4), np.array(image["objects"]["label"], int)
     return boxes[labels != ANY_CLASS], boxes[labels == ANY_CLASS]
 
 
 def origins_in(image: dict[str, Any]) -> Int[np.ndarray, "windows 2"]:
-    """Where the windows of a record's image begin."""
+    """Return the origins (row, column) of the windows of a record's image."""
     return training_windows((image["height"], image["width"]), *boxes_of(image), WINDOW, OVERLAP)
 
 
 def cut(picture: np.ndarray, image: dict[str, Any], origins: Int[np.ndarray, "windows 2"], pile: Pile) -> list[int]:
-    """Blackens an image, whose picture is B G R, where it is to be ignored; piles up its windows and says where."""
+    """Black out the regions to ignore in a picture (B G R), add its windows to the pile and return their places."""
     objects, regions = boxes_of(image)
     fill(picture, regions, objects)
     return pile.add(encode(cut_window(picture, origin, WINDOW, "constant")[0]) for origin in origins)
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """A picture, B G R, as JPEG."""
+    """Encode a picture (B G R) as JPEG."""
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
 def window_records(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"]) -> Iterator[dict[str, Any]]:
-    """The windows of a record's image as records, without ids and pictures of their own."""
+    """Yield a record for each window of a record's image, still without id and picture."""
     kept = [index for index, label in enumerate(image["objects"]["label"]) if label != ANY_CLASS]
     objects = [{key: values[index] for key, values in image["objects"].items()} for index in kept]
     boxes, _ = boxes_of(image)
@@ -146,6 +143,6 @@ def window_records(image: dict[str, Any], origins: Int[np.ndarray, "windows 2"])
             for entry, box, share in zip(objects, *columns, strict=True)
             if share > 0
         ]
-        named = {"id": 0, "file_name": f"{stem}_{number}.jpg"}  # as SODA's tool names them
+        named = {"id": 0, "file_name": f"{stem}_{number}.jpg"}  # the name that SODA's tool gives
         described = named | {"height": WINDOW[0], "width": WINDOW[1]}
         yield record(described, path.parent, inside)

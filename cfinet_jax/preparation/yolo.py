@@ -1,7 +1,8 @@
-"""Reads a YOLO folder as the content of COCO files, so that the same checks count and name what is broken."""
+"""Read a YOLO folder as the content of COCO files, so that the same checks count and name what is broken."""
 
 import math
 import re
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -9,49 +10,63 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.pictures import find_pictures
+from cfinet_jax.metrics.units import MIN_BOXES
 from cfinet_jax.preparation.coco_annotations import Split, check_split, read_splits
 from cfinet_jax.preparation.coco_layout import SPLITS
 from cfinet_jax.preparation.journal import Journal
-from cfinet_jax.preparation.label_files import coco_of, number, whole
+from cfinet_jax.preparation.label_files import Label, by_label_file, by_line, coco_of, number, whole
 from cfinet_jax.preparation.places import OUTSIDE, Places
 from cfinet_jax.runtime import files, json_values
 
+LIKE_SPLITS = ("train", "val", "test", "dev", "eval", "<<")  # beginnings of keys
+
 
 def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
-    """The splits that `data.yaml` in a folder names.
+    """Read the splits that `data.yaml` in a folder names.
 
     Raises:
-      UserError: the file is missing or not as YOLO has it, or a split leaves nothing to use.
+      UserError: the file is missing or not YOLO's, or a split has nothing that can be used.
     """
     path = source / "data.yaml"
     description = load_description(path)
     names = class_names(description.get("names"), path)
     places = Places(source)
-    root = find_root(places, text_of(description, "path", path))
+    root = find_root(places, description.get("path", ""), path)
     found_in = find_splits(description, root, path, places)
 
     def read(split: str, found: list[epath.Path]) -> Split:
+        by_label_file(found, label_file)
         labels = [label_file(image) for image in found]
-        coco = coco_of(zip(found, labels, strict=True), names, root, read_label)
+        coco = coco_of(zip(found, labels, strict=True), names, root, by_line(read_label))
+        if len(coco["annotations"]) >= MIN_BOXES and all(each["flagged"] for each in coco["annotations"]):
+            raise UserError(f"every line of {labels[0]} and so on is a box and two more numbers: remove these")
         content = check_split(split, coco, path, root, journal, labels, places=places)
         lists = [place for place in found_in[split] if not place.is_dir()]
         return content._replace(files=(*content.files, *lists))
 
-    # Of all splits, before a picture is read.
+    # The pictures of all splits are listed before one is read: a mistake in `val` shows at once.
     images = read_splits(found_in, lambda _, found: images_in(found, places))
     return read_splits(images, read)
 
 
+class Loader(yaml.BaseLoader):
+    """Loader of text, lists and dictionaries only: a class called `no` does not become False. Refuses repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        repeated = [key for key, count in Counter(str(key.value) for key, _ in node.value).items() if count > 1]
+        if repeated:
+            raise yaml.YAMLError(f"the key {repeated[0]} is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def load_description(path: epath.Path) -> dict[str, Any]:
-    """The content of `data.yaml`, every number and word as text."""
+    """Parse `data.yaml`, keeping every number and word as text."""
     try:
-        # The base loader makes nothing but text, lists and dictionaries: a class called `no` is not False.
-        description = yaml.load(files.read_text(path), yaml.BaseLoader)
+        description = yaml.load(files.read_text(path), Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): --source is the folder of data.yaml") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not YAML ({reason})") from error
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(description, dict):
         raise UserError(f"{path} is not YOLO's: it needs the keys 'train', 'val' and 'names'")
     if "kpt_shape" in description:
@@ -59,16 +74,8 @@ def load_description(path: epath.Path) -> dict[str, Any]:
     return description
 
 
-def text_of(description: dict[str, Any], key: str, path: epath.Path) -> str:
-    """An entry that is text; empty where there is none."""
-    value = description.get(key, "")
-    if not isinstance(value, str):
-        raise UserError(f"{path} is not YOLO's: '{key}' must be text")
-    return value
-
-
 def class_names(names: Any, path: epath.Path) -> dict[int, str]:
-    """The classes by index, from a list or a dictionary."""
+    """Return the classes by index, given as a list or as a dictionary."""
     if isinstance(names, list):
         names = {str(index): name for index, name in enumerate(names)}
     if not isinstance(names, dict) or not names:
@@ -80,33 +87,32 @@ def class_names(names: Any, path: epath.Path) -> dict[int, str]:
     return {int(index): name for index, name in names.items()}
 
 
-def find_root(places: Places, path: str) -> epath.Path:
-    """The folder that `path` means; the source where there is none: Ultralytics writes where it keeps its data sets."""
+def find_root(places: Places, entry: Any, path: epath.Path) -> epath.Path:
+    """Return the folder that the entry `path` means, or the source: Ultralytics writes a path of its own machine."""
+    if not isinstance(entry, str):
+        raise UserError(f"{path} is not YOLO's: 'path' must be text")
     (source,) = places.roots
-    root = find_place(places, source, path)
+    root = find_place(places, source, entry)
     if root is None:
-        print(f"'path' of data.yaml, {' '.join(path.split())}, is no folder in {source}, which is taken")
+        print(f"'path' of data.yaml, {' '.join(entry.split())}, is no folder in {source}, which is used instead")
     return root or source
 
 
 def find_splits(
     description: dict[str, Any], root: epath.Path, path: epath.Path, within: Places
 ) -> dict[str, list[epath.Path]]:
-    """The places of every split; `test` may be absent beside others: Roboflow always names it."""
-    places: dict[str, list[epath.Path]] = {}
-    for split in SPLITS:
-        entries = description.get(split)
-        if split == "test" and places and isinstance(entries, str) and find_place(within, root, entries) is None:
-            print(f"test: {' '.join(str(root / entries).split())} is no folder and no .txt, skipped")
-        elif entries:
-            places[split] = find_places(entries, root, f"'{split}' of {path}", within)
-    if not places:
+    """Return the folders and lists of every split; `test` may be missing beside others: Roboflow always names it."""
+    strange = [key for key in description if key not in SPLITS and str(key).startswith(LIKE_SPLITS)]
+    if strange:
+        print(f"{path}: {json_values.shown(strange)} is skipped, since splits are called {', '.join(SPLITS)}")
+    named = {split: entries for split in SPLITS if (entries := description.get(split))}
+    if not named:
         raise UserError(f"{path} names no images: add 'train' and 'val', each a folder, a list of folders or a .txt")
-    return places
+    return read_splits(named, lambda split, entries: find_places(entries, root, f"'{split}' of {path}", within))
 
 
 def find_places(entries: Any, root: epath.Path, where: str, within: Places) -> list[epath.Path]:
-    """The folders and `.txt` files of a split."""
+    """Return the folders and `.txt` files that the entry of a split, `where`, names."""
     places = []
     for entry in entries if isinstance(entries, list) else [entries]:
         if not isinstance(entry, str):
@@ -121,47 +127,45 @@ def find_places(entries: Any, root: epath.Path, where: str, within: Places) -> l
     return places
 
 
-def images_in(found: list[epath.Path], places: Places) -> list[epath.Path]:
-    """The images of a split, each once: those in folders, and those that `.txt` files list."""
-    images = (image for place in found for image in (find_pictures(place) if place.is_dir() else listed(place, places)))
-    return list(dict.fromkeys(images))
-
-
 def find_place(places: Places, root: epath.Path, entry: str) -> epath.Path | None:
-    """The folder or `.txt` below the source that an entry means."""
+    """Return the folder or `.txt` below the source that an entry means, or None."""
     slashed = entry.replace("\\", "/").removeprefix("../")  # Roboflow writes ../train/images for train/images
     for name in (entry, slashed):
         place = root / epath.Path(name).expanduser()
         try:
-            if not places.holds(place):
-                continue
-            if place.is_dir() or (place.suffix == ".txt" and place.is_file()):
+            if places.holds(place) and (place.is_dir() or (place.suffix == ".txt" and place.is_file())):
                 return place
         except (OSError, ValueError):  # no file can have this name
             continue
     return None
 
 
+def images_in(found: list[epath.Path], places: Places) -> list[epath.Path]:
+    """Return the images of a split, each once: all in its folders, and all that its `.txt` files list."""
+    images = (image for place in found for image in (find_pictures(place) if place.is_dir() else listed(place, places)))
+    return list(dict.fromkeys(images))
+
+
 def listed(path: epath.Path, places: Places) -> list[epath.Path]:
-    """The images that a `.txt` names, a line each, relative to its folder; how many lead elsewhere is printed."""
+    """Return the images that a `.txt` lists, one a line, relative to its folder; images outside are counted."""
     lines = [line.strip() for line in files.read_text(path, "replace").splitlines() if line.strip()]
     images = [places.find(path.parent / epath.Path(line).expanduser()) for line in lines]
-    strange = [line for line, (_, odd) in zip(lines, images, strict=True) if odd == OUTSIDE]
-    if strange:
-        print(f"{path}: {len(strange)} lines lead out of {places.roots[0]}, skipped, {strange[0]} the first")
+    outside = [line for line, (_, odd) in zip(lines, images, strict=True) if odd == OUTSIDE]
+    if outside:
+        print(f"{path}: {len(outside)} lines lead out of {places.roots[0]}, skipped, {outside[0]} the first")
     return [image for image, odd in images if odd != OUTSIDE]
 
 
 def label_file(image: epath.Path) -> epath.Path:
-    """The label file of an image: the last folder `images` of its path becomes `labels`."""
+    """Return the label file of an image: the last folder `images` of its path becomes `labels`."""
     before, found, after = str(image.parent / f"{image.stem}.txt").rpartition("/images/")
     return epath.Path(f"{before}/labels/{after}" if found else after)
 
 
-def read_label(line: str, height: int, width: int) -> dict[str, Any]:
-    """A line as category and box `x y w h` in pixels; None for what cannot be read.
+def read_label(line: str, height: int, width: int) -> Label:
+    """Parse a line into category and box `x y w h` in pixels, None for what cannot be read.
 
-    After the class stand `cx cy w h` or the corners `x y` of a polygon, as shares of the image.
+    The class is followed by `cx cy w h` or by the corners `x y` of a polygon, as shares of the image.
     """
     category, *values = map(number, line.split())
     box = None
@@ -174,5 +178,6 @@ def read_label(line: str, height: int, width: int) -> dict[str, Any]:
             box = (min(x), min(y), max(x) - min(x), max(y) - min(y))
     return {
         "category_id": whole(category),
+        "flagged": len(values) == 6 and values[4].is_integer() and values[5].is_integer(),
         "bbox": box and [share * side for share, side in zip(box, (width, height, width, height), strict=True)],
     }

@@ -6,7 +6,9 @@ from typing import Any
 
 
 def number(value: Any) -> Any:
-    """Convert text to the number it holds, and whole floats to integers; return anything else unchanged."""
+    """Convert text to the number it holds, also in a list, and whole floats to integers; return others unchanged."""
+    if isinstance(value, list):
+        return [number(each) if isinstance(each, str) else each for each in value]
     if isinstance(value, str):
         try:
             value = json.loads(value.strip().lower())

@@ -1,4 +1,4 @@
-"""What windows show of oriented data: SODA-A's rules against a plain loop over polygons."""
+"""Windows of oriented data: SODA-A's rules, compared with a plain loop over polygons."""
 
 import itertools
 import math
@@ -74,7 +74,7 @@ def test_shares_are_those_of_a_plain_clip(places, reverse):
     np.testing.assert_allclose(share_in_window(corners[None], origin, window), [expected], atol=1e-6)
 
 
-def test_a_polygon_without_area_lies_nowhere():
+def test_a_polygon_without_area_has_a_share_of_zero():
     lines = np.array([[[5.0, 5.0]] * 4, [[0, 0], [9, 9], [5, 5], [3, 3]]])
     np.testing.assert_array_equal(share_in_window(lines, np.zeros(2, int), (20, 20)), [0, 0])
 
@@ -201,7 +201,7 @@ def test_contents_are_upright(settings, prepared):
     assert contents.boxes.shape[1] == 4 and len(contents.boxes) > 3 and not contents.regions.any()
 
 
-def test_a_split_is_detected_scored_and_left(settings, tmp_path):
+def test_a_split_is_detected_scored_and_written(settings, tmp_path):
     """By a detector that knows; its proposals enclose what it finds."""
     config = sodad.get_config()
     config.dataset.update(dict(settings.items()))

@@ -1,4 +1,4 @@
-"""Reading batches: shuffling, sharding, resuming, padding, windows, and what is said when something is wrong."""
+"""Reading batches: shuffling, sharding, resuming, padding, windows and errors."""
 
 import itertools
 
@@ -17,6 +17,7 @@ from cfinet_jax.input.windows import boxes_in_window, fill, training_windows, wi
 from cfinet_jax.preparation.scenes.render import SIZE, render_scene
 from cfinet_jax.preparation.scenes.scenes_builder import Builder
 from cfinet_jax.preparation.scenes.templates import CLASSES
+from tests import prepared as prepared_data
 
 IMAGES = 11
 
@@ -28,17 +29,8 @@ def settings(tmp_path_factory) -> ConfigDict:
         file_format=tfds.core.FileFormat.ARRAY_RECORD
     )
     return ConfigDict({
-        "name": "scenes",
-        "data_dir": str(folder),
-        "source": None,
-        "annotations": None,
-        "stored_size": (336, 352),
-        "window_overlap": None,
-        "paint_regions": False,
-        "mixed_pictures": 4,
-        "image_size": (640, 512),
-        "max_objects": 20,
-        "read_threads": 2,
+        **prepared_data.settings("scenes", folder), "stored_size": (336, 352), "window_overlap": None,
+        "paint_regions": False, "mixed_pictures": 4, "image_size": (640, 512), "max_objects": 20, "read_threads": 2,
     })  # fmt: skip
 
 
@@ -75,7 +67,7 @@ def alone(entry: dict) -> Prepared:
     return Prepared(source=[entry], classes=CLASSES, category_ids=tuple(range(1, 7)), account={})
 
 
-def test_a_batch_is_what_the_scene_was(settings, prepared):
+def test_a_batch_holds_the_scenes_that_were_rendered(settings, prepared):
     batch = next(evaluation(prepared, settings, 4))
     assert len(prepared) == IMAGES and prepared.classes == CLASSES and prepared.category_ids == (1, 2, 3, 4, 5, 6)
     assert batch.images.shape == (4, 336, 352, 3) and batch.images.dtype == np.uint8
@@ -104,29 +96,6 @@ def test_epochs_are_shuffled_each_in_its_own_way(settings, prepared):
     assert not np.array_equal(ids(training(prepared, settings, 1, IMAGES), 2), epochs.ravel())
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_restored_iterator_goes_on_with_the_next_batch(settings, prepared, threads):
-    settings = ConfigDict({**settings, "read_threads": threads})
-    batches = training(prepared, settings, 0, 4)
-    for _ in range(4):  # into the second epoch
-        next(batches)
-    state, expected = batches.get_state(), next(batches)
-    restored = training(prepared, settings, 0, 4)
-    restored.set_state(state)
-    jax.tree.map(np.testing.assert_array_equal, next(restored), expected)
-    batches.set_state(state)
-    jax.tree.map(np.testing.assert_array_equal, next(batches), expected)
-
-
-@pytest.mark.parametrize("make", [lambda *a: training(*a[:2], 0, *a[2:]), evaluation])
-def test_processes_share_the_global_batches(settings, prepared, make):
-    whole = list(itertools.islice(make(prepared, settings, 4), 3))
-    parts = [list(itertools.islice(make(prepared, settings, 4, process, 2), 3)) for process in range(2)]
-    for batch, *shares in zip(whole, *parts, strict=True):
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *shares)
-        jax.tree.map(np.testing.assert_array_equal, joined, batch)
-
-
 def test_a_batch_must_be_divisible(settings, prepared):
     with pytest.raises(UserError, match="multiple"):
         training(prepared, settings, 0, 4, 0, 3)
@@ -142,7 +111,7 @@ def test_evaluation_sees_every_image_once(settings, prepared):
     assert not last.ground_truth.valid[-1].any() and np.all(last.sizes > 0) and np.all(np.isfinite(last.scales))
 
 
-def test_what_does_not_fit_is_counted(settings):
+def test_objects_beyond_max_objects_are_counted(settings):
     boxes = [[0, 0, 30, 30], [1, 1, 1.5, 9], [2, 2, 9, 9], [3, 3, 9, 9], [4, 4, 9, 9], [9, 9, 9, 20]]
     entry = record(np.zeros((40, 60, 3), np.uint8), boxes, [True] + [False] * 5)
     for room, dropped, kept in ((2, 1, [2, 3]), (3, 0, [2, 3, 4]), (4, 0, [2, 3, 4, 0]), (6, 0, [2, 3, 4, 0])):
@@ -191,7 +160,7 @@ def cut(settings, request) -> ConfigDict:
     return ConfigDict({**settings, **sizes, "paint_regions": request.param})
 
 
-def test_training_windows_hold_what_the_rules_say(prepared, cut):
+def test_training_windows_follow_the_rules(prepared, cut):
     windows = windows_of(prepared, cut, training=True)
     count = len(windows.owners)
     seen = [
@@ -300,18 +269,31 @@ def test_windows_are_scaled_alike(settings):
     assert next(evaluation(alone(entry), settings, 1)).scales == min(640 / 40, 512 / 60)
 
 
-def test_windows_go_on_where_they_were_and_are_shared(prepared, cut):
-    count = len(windows_of(prepared, cut, training=True).owners)
-    reader = training(prepared, cut, 0, 4)
-    for _ in range(count // 4):
-        next(reader)
-    state, expected = reader.get_state(), next(reader)  # across the end of the epoch
-    restored = training(prepared, cut, 0, 4)
-    restored.set_state(state)
-    jax.tree.map(np.testing.assert_array_equal, next(restored), expected)
-    test_a_restored_iterator_goes_on_with_the_next_batch(cut, prepared, 3)
-    for make in (lambda *a: training(*a[:2], 0, *a[2:]), evaluation):
-        test_processes_share_the_global_batches(cut, prepared, make)
+@pytest.fixture(params=["whole", "cut"])
+def either(request, settings, cut) -> ConfigDict:
+    """Settings that read whole pictures, or windows of them."""
+    return settings if request.param == "whole" else cut
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_restored_iterator_continues_with_the_next_batch(either, prepared, threads):
+    settings = ConfigDict({**either, "read_threads": threads})
+    batches = training(prepared, settings, 0, 4)
+    for _ in range(len(windows_of(prepared, settings, training=True).owners) // 4):
+        next(batches)
+    state, expected = batches.get_state(), next(batches)  # across the end of the epoch
+    for restored in (training(prepared, settings, 0, 4), batches):
+        restored.set_state(state)
+        jax.tree.map(np.testing.assert_array_equal, next(restored), expected)
+
+
+@pytest.mark.parametrize("make", [lambda *a: training(*a[:2], 0, *a[2:]), evaluation])
+def test_processes_share_the_global_batches(either, prepared, make):
+    whole = list(itertools.islice(make(prepared, either, 4), 3))
+    parts = [list(itertools.islice(make(prepared, either, 4, process, 2), 3)) for process in range(2)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *shares)
+        jax.tree.map(np.testing.assert_array_equal, joined, batch)
 
 
 def test_the_seed_decides_the_order_of_windows_and_nothing_else(prepared, cut):

@@ -100,6 +100,23 @@ def test_a_changed_byte_is_read_or_refused(folder, place, value, encoding):
     read(folder, bytes(content))
 
 
+@pytest.mark.parametrize("hidden", ["._b.png", ".ipynb_checkpoints/b.png", "a/.trash/deep/b.png"])
+def test_hidden_files_and_folders_are_passed_over(tmp_path, hidden):
+    for name in ("a/b.png", hidden):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((3, 4, 3), np.uint8))
+    assert find_pictures(epath.Path(tmp_path)) == [epath.Path(tmp_path) / "a" / "b.png"]
+    assert find_pictures(epath.Path(tmp_path) / hidden) == [epath.Path(tmp_path) / hidden]  # it was asked for
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (9, 2)])
+def test_sizes_of_pictures_of_64_bits(tmp_path, shape):
+    values = np.linspace(-1, 1e3, int(np.prod(shape))).reshape(shape)
+    values.flat[:2] = np.nan, -1.7e308
+    cv2.imwrite(str(tmp_path / "a.tiff"), values)
+    assert upright_size(epath.Path(tmp_path) / "a.tiff") == shape[:2]
+
+
 # File extensions with the format by which Pillow (upper case) or OpenCV (lower case) writes them.
 WRITTEN = {
     **{f".{ending}": "JPEG" for ending in ("jfif", "jpe", "jpeg", "jpg")},
@@ -192,7 +209,7 @@ def test_values_of_more_than_8_bits_are_scaled_by_the_common_range(name):
     pixels = deep_pictures()[name]
     content = cv2.imencode(name[-5:], pixels)[1].tobytes()
     values = deep_values(content, name)
-    found = common_range([extremes(values)])
+    found = common_range([extremes(values)], 1)
     picture = decode_image(content, name, found)
     assert picture.dtype == np.uint8 and picture.shape == (40, 60, 3) and len(np.unique(picture)) > 200
     expected = np.interp(pixels, found, (0, 255))
@@ -214,19 +231,22 @@ def test_pictures_of_8_bits_are_not_scaled(encoding):
 
 def test_missing_values_are_dark_and_an_outlier_does_not_change_the_range(capsys):
     values = np.linspace(280, 310, 10_000, dtype=np.float32).reshape(100, 100)
-    values[0, :2] = np.nan, np.inf
+    values[0, :6] = np.nan, np.inf, -3.4e38, 3.4e38, -1e31, 1e30
     read = deep_values(cv2.imencode(".tiff", values)[1].tobytes(), "kelvin.tiff")
-    assert np.isfinite(read).all() and read[0, 0] == read.min()
+    assert read.max() <= 310 and (read[0, :6] == read.min()).all() and read.min() > 279
     whole = [(280.0, 310.0)] * 200
-    assert common_range([*whole, (0.0, 65535.0)]) == (280.0, 310.0)  # the outlier uses all of it
+    assert common_range([*whole, (0.0, 65535.0)], 201) == (280.0, 310.0)  # the outlier uses all of it
     assert "prepare them separately" not in capsys.readouterr().out
-    common_range([(0.0, 1.0), (7000.0, 8500.0), (0.0, 65535.0)])
+    common_range([(0.0, 1.0), (7000.0, 8500.0), (0.0, 65535.0)], 7)
     said = capsys.readouterr().out
-    assert "becomes black" in said and "2 of 3 such pictures use less than a tenth of it" in said
-    assert common_range([]) is None and common_range([(5.0, 5.0)]) == (5.0, 6.0)
+    assert "3 of 7 pictures" in said and "becomes black" in said
+    assert "2 of 3 such pictures use less than a tenth of it" in said
+    assert common_range([], 3) is None and common_range([(5.0, 5.0)], 1) == (5.0, 6.0)
 
 
-@pytest.mark.parametrize("given", [(1,), (5, 5), (9, 1), (0, np.nan), (0, np.inf)])
+@pytest.mark.parametrize(
+    "given", [(1,), (5, 5), (9, 1), (0, np.nan), (0, np.inf), ["0", "4095"], 7, {}, {"a": 0, "b": 1}, [[0], [1]], "09"]
+)
 def test_an_invalid_range_is_refused(given):
     with pytest.raises(UserError, match=r"dataset.grey_range is .*give the values"):
         check_range(given)

@@ -1,6 +1,7 @@
-"""A prepared folder of somebody else: it runs no code, and damage ends in one line."""
+"""A prepared folder of somebody else runs no code, and damage ends in one line."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -8,17 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.dataset import Prepared, open_splits
 from cfinet_jax.input.records import features, fits
-from cfinet_jax.preparation.coco_layout import read_found
-from cfinet_jax.preparation.own_builder import Builder
+from tests import prepared
 
 FILES = ("dataset_info.json", "metadata.json", "account.json")
 RECORDS = "mine-train.array_record-00000-of-00001"
@@ -31,14 +28,12 @@ def whole(tmp_path_factory) -> Path:
     for split, count in (("train", 30), ("val", 1)):
         names = [f"{split}{number}.png" for number in range(count)]
         for name in names:
-            cv2.imwrite(str(folder / name), np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8))
-        images = [{"id": number, "file_name": name, "height": 20, "width": 30} for number, name in enumerate(names)]
-        boxes = [{"id": n, "image_id": n, "category_id": 3 + 4 * (n % 2), "bbox": [2, 3, 9, 8]} for n in range(count)]
+            prepared.draw(folder / name, (20, 30))
+        boxes = [{"image_id": n + 1, "category_id": 3 + 4 * (n % 2), "bbox": [2, 3, 9, 8]} for n in range(count)]
         categories = [{"id": 3, "name": "car"}, {"id": 7, "name": "bus"}]
-        content = {"images": images, "annotations": boxes, "categories": categories}
-        (folder / f"{split}.json").write_text(json.dumps(content))
-    builder = Builder(read=partial(read_found, folder), origin={}, name="mine", data_dir=folder / "prepared")
-    builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+        content = prepared.coco(dict.fromkeys(names, (20, 30)), boxes) | {"categories": categories}
+        prepared.write(folder / f"{split}.json", content)
+    assert prepared.call("coco", folder, "--name=mine", to=folder / "prepared")[0] == 0
     return folder / "prepared"
 
 
@@ -50,7 +45,7 @@ def copied(whole, tmp_path) -> Path:
 
 
 def open_all(version: Path) -> dict[str, Prepared]:
-    return open_splits(ConfigDict({"name": "mine", "data_dir": str(version.parents[1]), "source": None}))
+    return open_splits(prepared.settings("mine", version.parents[1]))
 
 
 Change = Callable[[Any], Any]
@@ -92,6 +87,11 @@ ONE_FILE: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("metadata.json", "oriented boxes", edited(lambda kept: kept | {"boxes": "oriented"})),
     ("metadata.json", "source as a number", edited(lambda kept: kept | {"source": 3})),
     ("metadata.json", "files as text", edited(lambda kept: kept | {"files": "abc"})),
+    ("account.json", "no objects", edited(lambda kept: kept | {"train": kept["train"] | {"most_objects": 0}})),
+    ("account.json", "fewer than none", edited(lambda kept: kept | {"train": kept["train"] | {"most_objects": -3}})),
+    ("account.json", "too many", edited(lambda kept: kept | {"train": kept["train"] | {"most_objects": 10**9}})),
+    ("account.json", "no pixel", edited(lambda kept: kept | {"train": kept["train"] | {"largest_picture": [0, 30]}})),
+    ("account.json", "more images", edited(lambda kept: kept | {"train": kept["train"] | {"images_kept": 99}})),
     ("account.json", "without train", edited(lambda kept: {"val": kept["val"]})),
     ("account.json", "train as a list", edited(lambda kept: kept | {"train": []})),
     ("account.json", "size as text", edited(lambda kept: kept | {"train": {"largest_picture": ["20", "30"]}})),
@@ -103,6 +103,8 @@ ONE_FILE: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("dataset_info.json", "unknown key", edited(lambda kept: kept | {"colour": "red"})),
     ("dataset_info.json", "splits as text", edited(lambda kept: kept | {"splits": "train"})),
     ("dataset_info.json", "more records than there are", edited(partial(info, shardLengths=["31"]))),
+    ("dataset_info.json", "half of the records", edited(partial(info, shardLengths=["15"]))),
+    ("dataset_info.json", "a record fewer", edited(partial(info, shardLengths=["29"]))),
     ("dataset_info.json", "no record", edited(partial(info, shardLengths=["0"]))),
     ("dataset_info.json", "no shard", edited(partial(info, shardLengths=[]))),
     ("dataset_info.json", "another template", edited(partial(info, filepathTemplate="{NOTHING}"))),
@@ -116,21 +118,68 @@ DAMAGE = [(file, name, change) for file in FILES for name, change in GENERAL.ite
 
 
 @pytest.mark.parametrize(("file", "name", "change"), DAMAGE, ids=[f"{file}, {name}" for file, name, _ in DAMAGE])
-def test_damage_is_said_in_one_line(copied, file, name, change):
+def test_damage_is_reported_in_one_line(copied, file, name, change):
     (copied / file).write_bytes(change((copied / file).read_bytes()))
     with pytest.raises(UserError, match=r"delete .* and prepare it again|is missing: delete") as error:
         open_all(copied)
     assert "\n" not in str(error.value) and str(copied) in str(error.value)
 
 
-def test_missing_metadata_are_said_in_one_line(copied):
+@pytest.mark.parametrize("file", [*FILES, RECORDS])
+def test_a_pipe_is_no_file(copied, file):
+    (copied / file).unlink()
+    os.mkfifo(copied / file)
+    with pytest.raises(UserError, match=f"{file}.* is .*damaged .*delete .* and prepare it again"):
+        open_all(copied)
+
+
+@pytest.mark.parametrize("given", [["0", "4095"], 7, {"low": 0}, [[0, 1], 2], "09", [5, 5]])
+def test_a_range_of_something_else_is_refused(copied, given):
+    metadata = json.loads((copied / "metadata.json").read_text())
+    (copied / "metadata.json").write_text(json.dumps(metadata | {"grey_range": given}))
+    with pytest.raises(UserError, match="dataset.grey_range is .*: give the values"):
+        open_all(copied)
+
+
+WRONG: dict[str, dict[str, Any]] = {  # what a record of one object may not hold
+    "NaN": {"bbox": [[np.nan, 3, 9, 8]]},
+    "infinite": {"bbox": [[2, 3, np.inf, 8]]},
+    "reversed": {"bbox": [[9, 3, 2, 8]]},
+    "an area of NaN": {"area": [np.nan]},
+    "a class below all": {"label": [-2]},
+    "a class beyond all": {"label": [2]},
+    "a column more": {"label": [0, 1]},
+    "a column fewer": {"ignore": []},
+    "a path of other bytes": {"path": b"caf\xe9.png"},
+    "a name of other bytes": {"file_name": b"\xff"},
+}
+
+
+@pytest.mark.parametrize("row", WRONG)
+def test_a_record_that_cannot_be_is_said_in_one_line(whole, row):
+    records = open_all(whole / "mine" / "1.0.0")["train"].source
+    record = records[1]
+    for key, value in WRONG[row].items():
+        if isinstance(value, bytes):
+            record = record | {key: value}
+        else:
+            column = np.array(value, records[1]["objects"][key].dtype).reshape(
+                -1, *records[1]["objects"][key].shape[1:]
+            )
+            record = record | {"objects": record["objects"] | {key: column}}
+    records.source = [record]
+    with pytest.raises(UserError, match=r"record 0 of 'train': .*: delete .* and prepare it again"):
+        records[0]
+
+
+def test_missing_metadata_are_reported_in_one_line(copied):
     (copied / "metadata.json").unlink()
     with pytest.raises(UserError, match=r"metadata.json is damaged .it is missing.: delete .* and prepare it again"):
         open_all(copied)
 
 
 @pytest.mark.parametrize("place", ["features.json", "dataset_info.json", "legacy", "features.json gone", "moduleName"])
-def test_a_folder_chooses_no_classes(copied, place, monkeypatch):
+def test_a_folder_does_not_choose_the_classes_that_read_it(copied, place, monkeypatch):
     (copied.parent / "evil_module.py").write_text("raise SystemExit('code of the folder ran')")
     monkeypatch.syspath_prepend(str(copied.parent))
     named = json.loads((copied / "features.json").read_text()) | {"pythonClassName": "evil_module.Feature"}

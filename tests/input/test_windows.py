@@ -1,4 +1,4 @@
-"""SODA-D's training windows: the reference's numbers, and rules that hold for every picture."""
+"""SODA-D's training windows: the numbers of the reference, and rules that hold for every picture."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def origins_of(mode: str, image: dict, objects: np.ndarray, regions: np.ndarray)
 
 
 @pytest.mark.parametrize("mode", ["train", "val"])
-def test_windows_and_their_boxes_are_the_references(mode):
+def test_windows_and_their_boxes_equal_the_reference(mode):
     expected = load(f"split_expected_{mode}")
     windows, entries = [], []
     for image, objects, regions, categories in raw_images():
@@ -79,7 +79,7 @@ def test_boxes_in_float32_give_the_same_windows():
 
 
 @pytest.mark.parametrize("mode", ["train", "val"])
-def test_what_is_painted_is_the_references(mode, golden):
+def test_painted_regions_equal_the_reference(mode, golden):
     masks = golden("split_fill_masks")
     seen = set()
     for image, objects, regions, _ in raw_images():

@@ -91,7 +91,7 @@ BAD = {  # ground truth, detections and a part of the message
     "no score": (TRUTH, [FOUND, OBJECT], "found.json: entry 2 needs bbox, category_id, image_id, score"),
     "image without id": ({**TRUTH, "images": [{}]}, [], "truth.json, 'images': entry 1 needs id"),
     "annotation without box": (annotated({"image_id": 1}), [], "'annotations': entry 1 needs bbox"),
-    "area of another type": (annotated(OBJECT | {"area": None}), [], "area of entry 1 must be a finite"),
+    "area of another type": (annotated(OBJECT | {"area": "wide"}), [], "area of entry 1 must be a finite"),
     "class of another type": ({**TRUTH, "categories": [{"id": 5, "name": 5}]}, [], "name of entry 1 must be a text"),
     "other split": (TRUTH, [FOUND | {"image_id": n} for n in (7, 8)], "probably of another split"),
     "unknown image": (TRUTH, [FOUND, FOUND | {"image_id": 7}], "1 of 2 detections have an id"),
@@ -100,6 +100,10 @@ BAD = {  # ground truth, detections and a part of the message
     "score NaN": (TRUTH, [FOUND | {"score": float("nan")}], "score of entry 1 must be a finite number, not 'nan'"),
     "score infinite": (TRUTH, [FOUND | {"score": float("inf")}], "score of entry 1 must be a finite number"),
     "box NaN": (TRUTH, [FOUND | {"bbox": [0, 0, 1, float("nan")]}], "bbox of entry 1 must be four finite numbers"),
+    "a negative side": (TRUTH, [FOUND | {"bbox": [0, 0, 1, -1]}], "bbox of entry 1 must be four finite numbers"),
+    "corners the wrong way round": (TRUTH, [FOUND, FOUND | {"bbox": [9, 9, -3, -3]}], "no side negative"),
+    "a negative side in the ground truth": (annotated(OBJECT, OBJECT | {"bbox": [9, 9, -1e-3, 4]}), [], "entry 2 must"),
+    "a box of words": (TRUTH, [FOUND | {"bbox": ["0", "0", "1", "wide"]}], "bbox of entry 1 must be four finite"),
     "box of three": (TRUTH, [FOUND | {"bbox": [0, 0, 1]}], "bbox of entry 1 must be four finite numbers"),
     "number beyond all floats": (TRUTH, [FOUND | {"score": 10**400}], "score of entry 1 must be a finite number"),
     "corners": (TRUTH, [FOUND | {"bbox": CORNERS}] * 8 + [FOUND] * 4, "found.json seems to have corners"),
@@ -142,6 +146,12 @@ READ = {  # annotations (an object and a region) and the detection of the object
     ),
     "ids as floats": ([OBJECT | {"image_id": 1.0}, REGION | {"category_id": 5.0}], [FOUND | {"image_id": 1.0}]),
     "ids as text": ([OBJECT | {"image_id": "1"}, REGION], [FOUND | {"category_id": "5", "image_id": " 1.0 "}]),
+    "boxes as text": ([OBJECT | {"bbox": ["60", "50", "20.0", 20]}, REGION], [FOUND | {"bbox": "[60, 50, 20, 20]"}]),
+    "an area of null": ([OBJECT | {"area": None}, REGION | {"area": None}], [FOUND]),
+    "everything optional null": (
+        [OBJECT | {"area": None, "ignore": None, "uncertain": None}, REGION | {"ignore": None}],
+        [FOUND],
+    ),
     "scores and areas as text": ([OBJECT | {"area": "400"}, REGION], [FOUND | {"score": "5e-1"}]),
 }
 
@@ -198,6 +208,22 @@ def test_wrong_arguments_are_refused_in_one_line(call, tmp_path):
     ):
         status, _, errors = call(*arguments)
         assert status == 2 and fragment in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("output", ["folder", ".", "folder/"])
+def test_an_output_that_is_a_folder_is_refused_before_the_work(call, tmp_path, output):
+    (tmp_path / "folder").mkdir()
+    status, printed, errors = call(
+        "--protocol=coco", "--annotations=none", "--detections=none", f"--output={tmp_path}/{output}"
+    )
+    assert (status, printed) == (2, "") and "is a folder: name a file" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [{"width": None}, {"height": None}, {"width": None, "height": None}])
+def test_a_size_of_null_is_none(score_them, size):
+    ground_truth = {**TRUTH, "images": [image | size for image in IMAGES], "annotations": [OBJECT | {"area": 9e4}] * 12}
+    status, printed, errors, _ = score_them("coco", ground_truth, [FOUND])
+    assert (status, errors) == (0, "") and "12 of 12 areas do not fit their boxes" in printed
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

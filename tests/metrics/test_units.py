@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cfinet_jax.metrics.units import MIN_BOXES, suspect_units
+from cfinet_jax.metrics.units import MIN_BOXES, suspect_units, tell_areas
 
 CORNERS, CENTRES, SHARES = "corners (x1 y1 x2 y2)", "centres (cx cy width height)", "shares of the picture"
 
@@ -70,6 +70,29 @@ CORRECT = {
     "sizes of pictures unknown": (as_corners(SMALL[0]), np.ones((200, 2))),
     "sides that are no numbers": (np.full((20, 4), np.nan), np.full((20, 2), 9.0)),
 }
+
+
+SIDES = np.array([[10.0, 8]] * 12)
+AREAS = {  # sides of boxes, their areas and whether these are told
+    "of a larger picture": (SIDES, SIDES.prod(1) * 100, True),
+    "shares of the picture": (SIDES, SIDES.prod(1) / 1e4, True),
+    "none": (SIDES, np.zeros(12), True),
+    "most of a larger picture": (SIDES, [8000.0] * 7 + [80.0] * 5, True),
+    "some of a larger picture": (SIDES, [8000.0] * 5 + [80.0] * 7, False),
+    "masks": (SIDES, SIDES.prod(1) / 3, False),
+    "both ends counted": (SIDES, (SIDES + 1).prod(1), False),
+    "few": (SIDES[:9], [8000.0] * 9, False),
+    "below a pixel": (SIDES / 20, (SIDES / 20).prod(1), False),
+    "no box": (SIDES[:0], [], False),
+}
+
+
+@pytest.mark.parametrize("row", AREAS)
+def test_areas_that_do_not_fit_their_boxes_are_told(row, capsys):
+    sides, areas, told = AREAS[row]
+    entries = [{"bbox": [3, 4, *of_one], "area": area} for of_one, area in zip(sides, areas, strict=True)]
+    tell_areas("own.json", entries)
+    assert ("own.json: " in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("row", CORRECT)

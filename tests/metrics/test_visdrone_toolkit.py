@@ -129,6 +129,30 @@ def test_boxes_with_half_of_their_area_in_regions(box, expected):
     assert mostly_inside(np.array([box] * 2, float), np.vstack([region, region])).tolist() == [expected] * 2
 
 
+@pytest.mark.parametrize(
+    ("boxes", "regions", "expected"),
+    [
+        ([[0, 0, 3e5, 3e5]], [[0, 0, 3e5, 2e5]], [True]),
+        ([[1e6, 1e6, 10, 10], [5, 5, 10, 10]], [[0, 0, 30, 30], [1e6, 1e6, 4, 1e5]], [False, True]),
+        ([[0, 0, 4e5, 10]], [[0, 0, 1e5, 1e6], [5e4, 0, 1e5, 20], [0, 8, 3e5, 1]], [False]),
+    ],
+)
+def test_boxes_of_any_size_take_the_same_memory(boxes, regions, expected):
+    assert mostly_inside(np.array(boxes, float), np.array(regions, float)).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_inside_regions_is_counted_by_painting_them(seed):
+    rng = np.random.default_rng(seed)
+    boxes, regions = (np.hstack([rng.uniform(-5, 60, (n, 2)), rng.uniform(0, 30, (n, 2))]) for n in (40, 6))
+    painted = np.zeros((200, 200), bool)
+    for left, top, width, height in np.maximum(np.floor(regions + 0.5), 1).astype(int):
+        painted[top : top + height + 1, left : left + width + 1] = True
+    rounded = np.maximum(np.floor(boxes + 0.5), 1).astype(int)
+    shares = [painted[y + 1 : y + h + 1, x + 1 : x + w + 1].mean() for x, y, w, h in rounded]
+    assert mostly_inside(boxes, regions).tolist() == [share >= 0.5 for share in shares]
+
+
 def plain_score(ground_truth: dict, detections: list[dict], limit: int) -> tuple[float, float]:
     """Compute AP and AR of pictures without regions, step by step."""
     precisions, recalls = [], []

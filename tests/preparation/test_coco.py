@@ -1,29 +1,27 @@
-"""The COCO builder: what is sound is kept, what is broken is named, what is hopeless is refused."""
+"""COCO files: sound entries are kept, broken ones are named, unusable files are refused."""
 
 import json
 import math
 import time
-from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import shapely
-import tensorflow_datasets as tfds
 from etils import epath
-from ml_collections import ConfigDict
 
 from cfinet_jax.boxes import oriented
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.dataset import coco_ground_truth, open_dataset
-from cfinet_jax.preparation.coco_annotations import ANY_CLASS, check_ids
+from cfinet_jax.input.dataset import coco_ground_truth
+from cfinet_jax.preparation.coco_annotations import ANY_CLASS
 from cfinet_jax.preparation.coco_boxes import corners_of, crosses_itself, read_oriented
+from cfinet_jax.preparation.coco_files import check_ids
 from cfinet_jax.preparation.coco_layout import read_named
 from cfinet_jax.preparation.journal import Journal
-from cfinet_jax.preparation.own_builder import Builder
+from tests import prepared
 
 CATEGORIES = [{"id": 7, "name": "ship"}, {"id": 3, "name": "plane"}, {"id": 5, "name": "Ignore"}]
+REGIONS = [{"id": 6, "name": "ignored regions"}, {"id": 8, "name": "Ignored Regions"}]
 
 
 def image(number: int, name: str, height: int = 40, width: int = 60) -> dict:
@@ -37,9 +35,8 @@ def annotation(number: int, image_id: int, bbox: list, category_id: int = 3, **e
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the sound images a.png and b.jpg, of 40 x 60 pixels."""
-    picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     for name in ("a.png", "b.jpg"):
-        cv2.imwrite(str(tmp_path / name), picture)
+        prepared.draw(tmp_path / name, (40, 60))
     return tmp_path
 
 
@@ -69,18 +66,15 @@ def test_categories_become_labels_in_the_order_of_their_ids(folder):
         (annotation(1, 1, [1, 2, 3, 4], ignore=1), 0, True, False),
         (annotation(1, 1, [1, 2, 3, 4], iscrowd=1), 0, True, True),
         (annotation(1, 1, [1, 2, 3, 4], 5), ANY_CLASS, True, True),
+        (annotation(1, 1, [1, 2, 3, 4], 6), ANY_CLASS, True, True),
+        (annotation(1, 1, [1, 2, 3, 4], 8), ANY_CLASS, True, True),
     ],
 )
 def test_ignore_and_crowd(folder, entry, label, ignore, iscrowd):
-    objects = read(folder, [image(1, "a.png")], [entry], split="val").records[0]["objects"]
+    split = read(folder, [image(1, "a.png")], [entry], CATEGORIES + REGIONS, "val")
+    objects = split.records[0]["objects"]
+    assert split.categories == {3: "plane", 7: "ship"}
     assert (objects["label"], objects["ignore"], objects["iscrowd"]) == ([label], [ignore], [iscrowd])
-
-
-@pytest.mark.parametrize("name", ["ignore", "ignored regions", "Ignored Regions"])
-def test_regions_have_several_names(folder, name):
-    categories = [{"id": 3, "name": "plane"}, {"id": 5, "name": name}]
-    split = read(folder, [image(1, "a.png")], [annotation(1, 1, [1, 2, 3, 4], 5)], categories, "val")
-    assert split.categories == {3: "plane"} and split.records[0]["objects"]["label"] == [ANY_CLASS]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +87,7 @@ def test_regions_have_several_names(folder, name):
         ([math.nan, 5, 4, 4], "box is not four finite numbers, skipped", None),
         ([5, 5, math.inf, 4], "box is not four finite numbers, skipped", None),
         ([5, 5, 4], "box is not four finite numbers, skipped", None),
-        (["5", 5, 4, 4], "box is not four finite numbers, skipped", None),
+        (["5 px", 5, 4, 4], "box is not four finite numbers, skipped", None),
         ([-2, 30, 10, 20], "box partly outside the image, clipped", (0, 30, 8, 40)),
         ([5, 5, 0.5, 0.25], None, (5, 5, 5.5, 5.25)),
     ],
@@ -122,7 +116,7 @@ def test_strange_annotations_are_named(folder):
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 37.7])
-def test_polygons_that_cross_themselves_are_told_apart(rng, scale):
+def test_self_crossing_polygons_are_recognised(rng, scale):
     polygons = rng.random((200, 4, 2)) * scale
     crossed = [crosses_itself(corners) for corners in polygons]
     assert crossed == (~shapely.is_valid(shapely.polygons(polygons))).tolist() and 20 < sum(crossed) < 180
@@ -171,12 +165,6 @@ def test_bad_images_are_skipped_with_their_boxes(folder):
     assert (split.account["images"], split.account["images_kept"], split.account["annotations_kept"]) == (7, 1, 1)
 
 
-def test_an_image_without_objects_is_fine(folder):
-    split = read(folder, [image(1, "a.png"), image(2, "b.jpg")], [annotation(1, 2, [1, 1, 5, 5])])
-    assert [len(record["objects"]["id"]) for record in split.records] == [0, 1]
-    assert split.account["problems"] == {}
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -191,7 +179,7 @@ def test_an_image_without_objects_is_fine(folder):
         (json.dumps({"images": [image(1, "?")], "annotations": [], "categories": CATEGORIES}), "1 x image missing"),
     ],
 )
-def test_hopeless_files_are_refused_in_one_line(tmp_path, text, message):
+def test_unusable_files_are_refused_in_one_line(tmp_path, text, message):
     path = epath.Path(tmp_path) / "train.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
@@ -213,50 +201,26 @@ def test_nothing_to_learn_from_is_refused(folder, entries, said):
     assert read(folder, [image(1, "a.png")], entries, split="val").account["images_kept"] == 1  # scored as n/a
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        read_journaled("train", epath.Path(tmp_path) / "none.json")
-
-
-def prepare(folder: Path, name: str = "mine", categories: list = CATEGORIES) -> ConfigDict:
-    """Prepare a train and a val split whose annotation 2 lies outside; the settings to open them with."""
+def test_prepared_data_keep_paths_ids_and_the_account(folder):
     entries = [
         annotation(1, 1, [1, 2, 3.5, 4], 7, area=11),
         annotation(2, 1, [99, 2, 3, 4]),
         annotation(9, 2, [0, 0, 9, 9], 5),
     ]
-    read(folder, [image(1, "a.png"), image(2, "b.jpg")], entries)
-    val = {"images": [image(3, "b.jpg")], "annotations": [], "categories": categories}
-    (folder / "val.json").write_text(json.dumps(val))
-    annotations = {split: (folder / f"{split}.json", folder) for split in ("train", "val")}
-    builder = Builder(read=partial(read_named, annotations), origin={}, name=name, data_dir=folder / "prepared")
-    builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
-    return ConfigDict({"name": name, "data_dir": str(folder / "prepared"), "source": None})
-
-
-def test_prepared_data_keep_paths_ids_and_the_account(folder):
-    prepared = open_dataset(prepare(folder), "train")
-    assert len(prepared) == 2 and prepared.classes == ("plane", "ship") and prepared.category_ids == (3, 7)
-    assert prepared.account["problems"] == {"box outside the image, skipped": ["annotation 2 of a.png"]}
-    assert {record["path"].decode() for record in prepared.source} == {str(folder / "a.png"), str(folder / "b.jpg")}
-    truth = coco_ground_truth(prepared)
+    content = {"images": [image(1, "a.png"), image(2, "b.jpg")], "annotations": entries, "categories": CATEGORIES}
+    prepared.write(folder / "train.json", content)
+    assert prepared.call("coco", folder, to=folder / "prepared")[::2] == (0, "")
+    train = prepared.open_split("coco", folder / "prepared", "train")
+    assert len(train) == 2 and train.classes == ("plane", "ship") and train.category_ids == (3, 7)
+    assert train.account["problems"] == {"box outside the image, skipped": ["annotation 2 of a.png"]}
+    assert {record["path"].decode() for record in train.source} == {str(folder / "a.png"), str(folder / "b.jpg")}
+    truth = coco_ground_truth(train)
     regions = {"id": 8, "name": "ignore"}  # of every class
     assert truth["categories"] == [{"id": 3, "name": "plane"}, {"id": 7, "name": "ship"}, regions]
     entries = {(a["image_id"], a["category_id"]): a for a in truth["annotations"]}
     assert entries.keys() == {(1, 7), (2, 8)}
     assert entries[1, 7]["bbox"] == [1, 2, 3.5, 4] and entries[1, 7]["area"] == 11 and not entries[1, 7]["ignore"]
     assert entries[2, 8]["iscrowd"] == entries[2, 8]["ignore"] == 1
-
-
-def test_splits_with_different_categories_are_refused_and_leave_nothing(folder):
-    with pytest.raises(UserError, match="different categories"):
-        prepare(folder, categories=CATEGORIES[:1])
-    assert not list((folder / "prepared").glob("mine/*"))
-
-
-def test_a_name_must_be_one(folder):
-    with pytest.raises(UserError, match="cannot name a data set"):
-        prepare(folder, name="My data")
 
 
 @pytest.mark.parametrize(
@@ -277,13 +241,6 @@ def test_oriented_boxes_too_thin_or_outside_are_named(rbox, said):
         np.testing.assert_allclose(found["rbox"][:2], rbox[:2], atol=1e-4)
     else:
         assert said in notes[0]
-
-
-def test_a_polygon_that_crosses_itself_is_put_in_order():
-    notes = []
-    found = read_oriented({"poly": [10, 10, 30.5, 20, 30.5, 10, 10, 20]}, image(1, "a.png"), notes.append)
-    assert notes == ["polygon crosses itself, corners put in order"]
-    assert found["area"] == pytest.approx(205) and found["bbox"] == pytest.approx((10, 10, 30.5, 20), abs=1e-3)
 
 
 def test_a_repeated_id_is_found_at_once(tmp_path):

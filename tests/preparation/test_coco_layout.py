@@ -1,10 +1,8 @@
-"""COCO files and their images are found where people put them; what is not clear is asked for."""
+"""COCO files and their images are found in the usual places; ambiguous folders are refused."""
 
 import json
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 from etils import epath
 
@@ -12,19 +10,13 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.preparation.coco_annotations import Split
 from cfinet_jax.preparation.coco_layout import read_found
 from cfinet_jax.preparation.journal import Journal
+from tests import prepared
 
 
 def make(folder: Path, annotations: str, images: str, name: str) -> None:
     """A COCO file at a place, and the picture it names, in a folder."""
-    content = {
-        "images": [{"id": 1, "file_name": name, "height": 4, "width": 6}],
-        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}],
-        "categories": [{"id": 1, "name": "car"}],
-    }
-    for path in (folder / annotations, folder / images / name):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    (folder / annotations).write_text(json.dumps(content))
-    cv2.imwrite(str(folder / images / name), np.zeros((4, 6, 3), np.uint8))
+    prepared.write(folder / annotations, prepared.coco({name: (4, 6)}, [{"bbox": [1, 1, 2, 2]}]))
+    prepared.draw(folder / images / name, (4, 6))
 
 
 def find(folder: Path) -> dict[str, Split]:
@@ -76,7 +68,7 @@ def test_a_few_images_may_be_missing(tmp_path):
     assert (account["images"], account["images_kept"]) == (2, 1)
 
 
-def test_what_is_not_clear_is_asked_for(tmp_path):
+def test_ambiguous_folders_are_refused_with_the_option_that_helps(tmp_path):
     with pytest.raises(UserError, match="holds neither data.yaml .YOLO. nor COCO files .SPLIT.json, .*--annotations"):
         find(tmp_path)
     with pytest.raises(UserError, match="is no folder"):

@@ -1,8 +1,6 @@
-"""What is odd about a data set as a whole is told, or refused where nothing can be learnt from it."""
+"""Oddities of a data set as a whole are reported, or refused where nothing can be learnt from it."""
 
-import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -12,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation.coco_annotations import Split
 from cfinet_jax.preparation.oddities import TURNED, compare_splits
+from tests import prepared
 
 HEIGHT, WIDTH = 40, 60
 Content = dict[str, dict]
@@ -46,16 +44,13 @@ def coco(folder: Path) -> Content:
 
 def write(folder: Path, contents: Content) -> None:
     for split, content in contents.items():
-        (folder / f"{split}.json").write_text(json.dumps(content))
+        prepared.write(folder / f"{split}.json", content)
 
 
-def run(folder: Path, capsys) -> tuple[int, str, Content]:
-    """Status, errors and account of `data/prepare.py`."""
-    command = ["prepare.py", "own", "--name=mine", f"--source={folder}", f"--data_dir={folder}/prepared"]
-    with mock.patch.object(sys, "argv", command):
-        status = prepare.main()
-    account = next(folder.glob("prepared/mine/*/account.json"), None)
-    return status, capsys.readouterr().err, json.loads(account.read_text()) if account else {}
+def run(folder: Path) -> tuple[int, str, Content]:
+    """Prepare a folder; return status, errors and accounts."""
+    status, _, errors = prepared.call("own", folder, "--name=mine", to=folder / "prepared")
+    return status, errors, prepared.accounts(folder / "prepared")
 
 
 def boxes_as(convert: Callable) -> Callable[[Content], None]:
@@ -116,12 +111,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_what_makes_training_pointless_is_refused(tmp_path, capsys, row):
+def test_data_that_nothing_can_be_learnt_from_are_refused(tmp_path, row):
     contents = coco(tmp_path)
     change, message = REFUSED[row]
     change(contents)
     write(tmp_path, contents)
-    status, errors, _ = run(tmp_path, capsys)
+    status, errors, _ = run(tmp_path)
     assert status == 2 and errors.count("\n") == 1
     assert re.search(message, errors), errors
 
@@ -165,7 +160,26 @@ def turned(name: str, orientation: int) -> Callable[[Path, Content], None]:
     return change
 
 
+def beyond(convert: Callable) -> Callable[[Path, Content], None]:
+    return lambda _, contents: boxes_as(convert)(contents)
+
+
+def copied_within(*names: str) -> Callable[[Path, Content], None]:
+    def change(folder: Path, contents: Content) -> None:
+        for name in names:
+            (folder / name).write_bytes((folder / "train0.jpg").read_bytes())
+
+    return change
+
+
+def named_otherwise(folder: Path, contents: Content) -> None:
+    (folder / "x").mkdir()
+    images = contents["train"]["images"]
+    images.append(images[1] | {"id": 9, "file_name": "x/../train1.jpg"})
+
+
 SAME = "annotation given twice, one kept"
+CLIPPED, TWICE = "box partly outside the image, clipped", "image given twice, kept"
 ALSO = "image that is also in 'train', kept"
 TOLD = {
     "all annotations twice": (lambda _, contents: twice(contents), "train", SAME, 20, "annotation 100 of train0.jpg"),
@@ -177,6 +191,24 @@ TOLD = {
     "an image in two splits": (shared, "val", ALSO, 1, "train2.jpg"),
     "a copy in two splits": (copied, "val", ALSO, 1, "val1.jpg"),
     "no image in two splits": (lambda *_: None, "val", ALSO, 0, ""),
+    "a copy in its own split": (copied_within("train2.jpg"), "train", TWICE, 1, "train2.jpg"),
+    "two copies in one split": (copied_within("train1.jpg", "train3.jpg"), "train", TWICE, 2, "train1.jpg"),
+    "an image by another path": (named_otherwise, "train", TWICE, 1, "x/../train1.jpg"),
+    "cut on three sides": (
+        beyond(lambda x, y, w, h: (-x, -y, WIDTH + 2 * x, y + h + x / 9)),
+        "train",
+        CLIPPED,
+        20,
+        "annotation 0",
+    ),
+    "mostly cut off at the right": (
+        beyond(lambda x, y, w, h: (WIDTH - 2, y, 4 * w, h)),
+        "train",
+        CLIPPED,
+        20,
+        "annotation 0",
+    ),
+    "cut at the top": (beyond(lambda x, y, w, h: (x, -h / 2, w, h)), "train", CLIPPED, 20, "annotation 0"),
     "a split without annotations": (without_objects, "val", "split without an object to score", 1, "val"),
     "a split of regions": (regions_only, "val", "split without an object to score", 1, "val"),
     "upside down": (turned("train1.jpg", 3), "train", TURNED, 1, "train1.jpg"),
@@ -186,12 +218,12 @@ TOLD = {
 
 
 @pytest.mark.parametrize("row", TOLD)
-def test_what_is_odd_is_told(tmp_path, capsys, row):
+def test_oddities_are_counted_and_named(tmp_path, row):
     contents = coco(tmp_path)
     change, split, problem, count, example = TOLD[row]
     change(tmp_path, contents)
     write(tmp_path, contents)
-    status, errors, accounts = run(tmp_path, capsys)
+    status, errors, accounts = run(tmp_path)
     names = accounts[split]["problems"].get(problem, [])
     assert (status, errors, len(names)) == (0, "", count) and "".join(names[:1]).startswith(example)
     assert sum(len(account["problems"]) for account in accounts.values()) == (count > 0)  # and nothing else
@@ -210,6 +242,16 @@ def test_pictures_that_were_not_read_are_told_apart_by_their_paths():
     assert problems == {"train": {}, "val": {}, "test": {ALSO: ["a"]}}
 
 
+def test_areas_of_another_scale_are_looked_for(tmp_path):
+    contents = coco(tmp_path)
+    for entry in contents["train"]["annotations"]:
+        entry["area"] = "900"
+    write(tmp_path, contents)
+    with mock.patch("cfinet_jax.preparation.oddities.tell_areas") as tell:
+        assert run(tmp_path)[0] == 0
+    assert [len(call.args[1]) for call in tell.call_args_list] == [20, 0]
+
+
 STRAYS = {  # label files beside those of the pictures, and which of them are told
     "encoded": (["labels/train/a%20b.txt"], ["a%20b.txt"]),
     "another case": (["labels/train/A.txt"], ["A.txt"]),
@@ -221,7 +263,7 @@ STRAYS = {  # label files beside those of the pictures, and which of them are to
 
 
 @pytest.mark.parametrize("row", STRAYS)
-def test_label_files_without_an_image_are_told(tmp_path, capsys, row):
+def test_label_files_without_an_image_are_named(tmp_path, row):
     files, expected = STRAYS[row]
     for seed, name in enumerate(("train/a.jpg", "train/b.jpg", "train/c d.jpg", "val/e.jpg")):
         picture(tmp_path / "images" / name, seed)
@@ -229,35 +271,35 @@ def test_label_files_without_an_image_are_told(tmp_path, capsys, row):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("0 .5 .5 .2 .2\n")
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [car]\n")
-    status, errors, accounts = run(tmp_path, capsys)
+    status, errors, accounts = run(tmp_path)
     assert (status, errors) == (0, "")
     strays = {"label file that belongs to no image, skipped": expected} if expected else {}
     assert accounts["train"]["problems"] == strays and accounts["val"]["problems"] == {}
 
 
-def test_label_files_of_another_split_in_one_folder_are_no_strays(tmp_path, capsys):
+def test_label_files_of_another_split_in_one_folder_are_no_strays(tmp_path):
     for seed, name in enumerate("ab"):
         picture(tmp_path / f"{name}.jpg", seed)
         (tmp_path / f"{name}.txt").write_text("0 .5 .5 .2 .2\n")
     for split, name in (("train", "a"), ("val", "b")):
         (tmp_path / f"{split}.txt").write_text(f"{name}.jpg\n")
     (tmp_path / "data.yaml").write_text("train: train.txt\nval: val.txt\nnames: [car]\n")
-    status, _, accounts = run(tmp_path, capsys)
+    status, _, accounts = run(tmp_path)
     assert status == 0 and all(account["problems"] == {} for account in accounts.values())
 
 
-def test_labels_numbered_from_1_are_refused(tmp_path, capsys):
+def test_labels_numbered_from_1_are_refused(tmp_path):
     for seed, split in enumerate(("train", "val")):
         picture(tmp_path / "images" / split / "a.jpg", seed)
         (tmp_path / "labels" / split).mkdir(parents=True)
         (tmp_path / "labels" / split / "a.txt").write_text("1 .5 .5 .2 .2\n2 .3 .3 .2 .2\n")
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [car, bus]\n")
-    status, errors, _ = run(tmp_path, capsys)
+    status, errors, _ = run(tmp_path)
     assert status == 2 and "classes 0 to 1, but the annotations use 1 to 2" in errors
 
 
 @pytest.mark.parametrize("link", ["images/train/back", "images/train/deep/er/back", "images/train/self", "two"])
-def test_links_that_lead_back_are_passed_over(tmp_path, capsys, link):
+def test_links_to_a_parent_folder_are_skipped(tmp_path, link):
     for seed, name in enumerate(("train/a.jpg", "train/deep/er/b.jpg", "val/c.jpg")):
         picture(tmp_path / "images" / name, seed)
         label = (tmp_path / "labels" / name).with_suffix(".txt")
@@ -271,13 +313,13 @@ def test_links_that_lead_back_are_passed_over(tmp_path, capsys, link):
     targets = {"images/train/self": place, "images/train/away": tmp_path / "away"}
     place.symlink_to(targets.get(link, tmp_path / "images"), target_is_directory=True)
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [car]\n")
-    status, errors, accounts = run(tmp_path, capsys)
+    status, errors, accounts = run(tmp_path)
     assert (status, errors) == (0, "") and accounts["train"]["images"] == 2
     assert all(account["problems"] == {} for account in accounts.values())
 
 
-def test_nothing_is_read_twice_for_it(tmp_path, capsys):
-    """A preparation that goes on knows contents and orientations from its journal."""
+def test_a_resumed_preparation_compares_splits_without_decoding_again(tmp_path):
+    """The journal keeps contents and orientations of the pictures."""
     contents = coco(tmp_path)
     shared(tmp_path, contents)
     turned("train1.jpg", 3)(tmp_path, contents)
@@ -286,9 +328,9 @@ def test_nothing_is_read_twice_for_it(tmp_path, capsys):
         mock.patch("cfinet_jax.preparation.own_builder.check_same_categories", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
-        run(tmp_path, capsys)
+        run(tmp_path)
     with mock.patch("cv2.imdecode", mock.Mock(wraps=cv2.imdecode)) as decoding:
-        _, _, accounts = run(tmp_path, capsys)
+        _, _, accounts = run(tmp_path)
     assert decoding.call_count == 0
     assert accounts["train"]["problems"] == {TURNED: ["train1.jpg"]}
     assert accounts["val"]["problems"] == {ALSO: ["train2.jpg"]}

@@ -1,12 +1,9 @@
 """Pictures are found by their names where these are unique, below the folder of the data set, and nowhere else."""
 
-import json
 import os
 from pathlib import Path
 from unittest import mock
 
-import cv2
-import numpy as np
 import pytest
 from etils import epath
 
@@ -16,28 +13,20 @@ from cfinet_jax.preparation.coco_layout import read_found, read_named
 from cfinet_jax.preparation.journal import Journal
 from cfinet_jax.preparation.places import FOUND, MISSING, OUTSIDE, SEVERAL
 from cfinet_jax.preparation.yolo import read_yolo
-
-PICTURE = np.zeros((4, 6, 3), np.uint8)
+from tests import prepared
 
 
 def draw(*paths: Path) -> None:
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", PICTURE)[1])
+        prepared.draw(path, (4, 6))
 
 
 def coco(folder: Path, *names: str, size: tuple[int, int] = (4, 6)) -> Split:
-    """The split train of a COCO file of such names, the first of which is `sound.png` in the folder itself."""
+    """Read images with these names, the last with a stated size, after `sound.png` in the folder itself."""
     draw(folder / "sound.png")
-    height, width = size
-    images = [{"id": n, "file_name": name, "height": 4, "width": 6} for n, name in enumerate(("sound.png", *names))]
-    images[-1] |= {"height": height, "width": width}
-    content = {
-        "images": images,
-        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 2, 2]}],
-        "categories": [{"id": 1, "name": "car"}],
-    }
-    (folder / "train.json").write_text(json.dumps(content))
+    content = prepared.coco(dict.fromkeys(("sound.png", *names), (4, 6)), [{"bbox": [1, 1, 2, 2]}])
+    content["images"][-1].update(height=size[0], width=size[1])
+    prepared.write(folder / "train.json", content)
     with Journal(epath.Path(folder / "unfinished")) as journal:
         return read_found(epath.Path(folder), journal)["train"]
 
@@ -119,7 +108,7 @@ def test_links_that_lead_back_or_to_themselves_end(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(6, 4), (5, 6), (4, 6)])
-def test_swapped_sides_are_told_with_their_likely_cause(tmp_path, size):
+def test_swapped_sides_are_named_with_their_likely_cause(tmp_path, size):
     draw(tmp_path / "a.png")
     problems = {
         (6, 4): {"image with height and width swapped (turned by its EXIF orientation?), skipped": ["a.png"]},
@@ -150,7 +139,7 @@ def test_a_closed_picture_is_named(tmp_path):
     draw(tmp_path / "a.png")
     closed = PermissionError(13, "Permission denied")
     with (
-        mock.patch("cfinet_jax.preparation.coco_annotations.state_of", side_effect=closed),
+        mock.patch("cfinet_jax.preparation.checked_pictures.state_of", side_effect=closed),
         pytest.raises(UserError, match="2 x image cl"),
     ):
         coco(tmp_path, "a.png")

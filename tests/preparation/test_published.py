@@ -1,28 +1,22 @@
-"""Published data sets, each in a tiny copy of its true layout: boxes, labels, regions, and what is broken."""
+"""Published data sets, each in a tiny copy of its layout: boxes, labels, regions and broken entries."""
 
-import contextlib
-import io
 import json
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
-import cv2
 import numpy as np
 import pytest
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.dataset import open_dataset
-from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation import builders
 from cfinet_jax.preparation.journal import Journal
 from cfinet_jax.preparation.visdrone import FOLDERS
+from tests import prepared
+from tests.prepared import write
 
 SIDE = 32
 AI_TOD = ("airplane", "bridge", "storage-tank", "ship", "swimming-pool", "vehicle", "person", "wind-mill")
@@ -30,16 +24,7 @@ VISDRONE = ["pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle"
 
 
 def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(
-        str(path),
-        np.random.default_rng(zlib.crc32(str(path).encode())).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8),
-    )
-
-
-def write(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    prepared.draw(path, (SIDE, SIDE), zlib.crc32(str(path).encode()))
 
 
 def visdrone(folder: Path, text: str = "1,2,10,8,1,4,0,1\n") -> None:
@@ -114,14 +99,6 @@ def read(name: str, folder: Path) -> dict:
         return builders.PUBLISHED[name](epath.Path(folder), journal)
 
 
-def call_prepare(name: str, folder: Path) -> tuple[int, str]:
-    """Status and errors of `data/prepare.py`."""
-    errors = io.StringIO()
-    command = ["prepare.py", name, f"--source={folder}", f"--data_dir={folder}/prepared"]
-    with mock.patch.object(sys, "argv", command), contextlib.redirect_stderr(errors):
-        return prepare.main(), errors.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "splits", "classes", "ids"),
     [
@@ -134,12 +111,11 @@ def call_prepare(name: str, folder: Path) -> tuple[int, str]:
 )
 def test_every_set_is_prepared(tmp_path, name, splits, classes, ids):
     MAKERS[name](tmp_path)
-    assert call_prepare(name, tmp_path) == (0, "")
+    assert prepared.call(name, tmp_path, to=tmp_path / "prepared")[::2] == (0, "")
     for split in splits:
-        settings = ConfigDict({"name": name, "data_dir": f"{tmp_path}/prepared", "source": None, "annotations": None})
-        prepared = open_dataset(settings, split)
-        assert (len(prepared), list(prepared.classes), list(prepared.category_ids)) == (1, classes, ids)
-    accounts = json.loads(next(tmp_path.glob("prepared/*/*/account.json")).read_text())
+        opened = prepared.open_split(name, tmp_path / "prepared", split)
+        assert (len(opened), list(opened.classes), list(opened.category_ids)) == (1, classes, ids)
+    accounts = prepared.accounts(tmp_path / "prepared")
     assert accounts.keys() == splits and all(account["problems"] == {} for account in accounts.values())
 
 
@@ -166,6 +142,13 @@ def test_visdrone_has_regions_and_objects_that_do_not_count(tmp_path):
         "annotation of an unknown category, skipped": [f"line 4 of the labels of {image}"]  # others
     }
     assert train.files[0] == epath.Path(tmp_path / "VisDrone2019-DET-train/annotations")
+
+
+@pytest.mark.parametrize("categories", [(4, 11), (5, 9, 11, 0), (11, 10), (2, 10, 11)])
+def test_visdrone_need_not_have_its_first_class(tmp_path, categories):
+    lines = [f"1,{4 * k},10,8,1,{category},0,1" for k, category in enumerate(categories)]
+    visdrone(tmp_path, "\n".join(lines))
+    assert read("visdrone", tmp_path)["train"].account["annotations_kept"] == len(categories) - 1
 
 
 @pytest.mark.parametrize(
@@ -205,7 +188,7 @@ lines = st.lists(st.lists(words, max_size=10).map(",".join), max_size=5).map("\n
 
 
 @given(content=st.one_of(st.binary(max_size=200), lines.map(lambda text: text.encode(errors="surrogatepass"))))
-def test_whatever_stands_in_a_file_of_visdrone_is_counted(drones, content):
+def test_any_content_of_a_visdrone_file_is_counted(drones, content):
     (drones / "VisDrone2019-DET-val/annotations/0000001_02999_d_0000005.txt").write_bytes(content)
     val = read("visdrone", drones)["val"]
     clipped = len(val.account["problems"].get("box partly outside the image, clipped", ()))
@@ -228,7 +211,7 @@ def test_ai_tod_is_found_in_every_layout(tmp_path, annotations, images):
 
 
 @pytest.mark.parametrize(("names", "task"), [(("sea_person", "earth_person"), ""), (("person",), "all")])
-def test_persons_with_a_mark_are_none_to_learn_from(tmp_path, names, task):
+def test_marked_persons_are_ignored(tmp_path, names, task):
     tiny_person(tmp_path, names, task)
     for content in read("tiny_person", tmp_path).values():
         objects = content.records[0]["objects"]
@@ -236,7 +219,7 @@ def test_persons_with_a_mark_are_none_to_learn_from(tmp_path, names, task):
         assert objects["ignore"] == [False, True, True, True, True]
 
 
-def test_an_unknown_category_of_tiny_person_is_no_person(tmp_path):
+def test_unknown_categories_of_tiny_person_are_skipped(tmp_path):
     tiny_person(tmp_path)
     path = tmp_path / "annotations/tiny_set_test.json"
     content = json.loads(path.read_text())
@@ -251,7 +234,7 @@ def test_an_unknown_category_of_tiny_person_is_no_person(tmp_path):
     }
 
 
-def test_what_nobody_could_tell_is_a_region_of_hit_uav(tmp_path):
+def test_the_category_dontcare_of_hit_uav_becomes_regions(tmp_path):
     hit_uav(tmp_path)
     for content in read("hit_uav", tmp_path).values():
         objects = content.records[0]["objects"]
@@ -302,10 +285,10 @@ REFUSED = {  # a set, what happens to its folder, and a part of the line
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
+def test_unusable_folders_are_refused_in_one_line(tmp_path, row):
     name, change, fragment = REFUSED[row]
     change(tmp_path)
-    status, errors = call_prepare(name, tmp_path)
+    status, _, errors = prepared.call(name, tmp_path, to=tmp_path / "prepared")
     assert status == 2 and len(errors.splitlines()) == 1 and fragment.replace("TMP", str(tmp_path)) in errors
     assert not list(tmp_path.glob(f"prepared/{name}/*"))
 
@@ -330,7 +313,7 @@ contents = st.fixed_dictionaries(
     ("name", "file"), [("hit_uav", "annotations/train.json"), ("tiny_person", "annotations/tiny_set_train.json")]
 )
 @given(content=st.one_of(contents, entries, simple))
-def test_whatever_stands_in_a_json_file_is_read_or_refused(tmp_path_factory, name, file, content):
+def test_any_json_file_is_read_or_refused_in_one_line(tmp_path_factory, name, file, content):
     folder = tmp_path_factory.mktemp(name)
     write(folder / file, content)
     picture(folder / "train/a.png")

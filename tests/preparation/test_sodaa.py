@@ -1,22 +1,18 @@
-"""SODA-A and other oriented data: what is prepared, what is mended or skipped, and what is refused."""
+"""SODA-A and other oriented data: polygons are read, put in order or skipped; unusable files are refused."""
 
-import json
 import math
 import sys
 from pathlib import Path
-from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from cfinet_jax.boxes import oriented
 from cfinet_jax.input import dataset
-from cfinet_jax.preparation import __main__ as prepare
-from cfinet_jax.preparation import builders
 from cfinet_jax.preparation.coco_boxes import read_oriented
 from cfinet_jax.preparation.dota import parse
+from tests import prepared
 from tests.soda import draw
 from tests.sodaa import IGNORE, IMAGES, NAMES, make, turned
 
@@ -27,15 +23,15 @@ def raw(tmp_path) -> Path:
 
 
 def call(source: Path, *arguments: str, name: str = "sodaa") -> int:
-    """The status of `data/prepare.py`, which prepares beside the source."""
-    data = [f"--source={source}", f"--data_dir={source.parent / 'prepared'}"]
-    with mock.patch.object(sys, "argv", ["prepare.py", name, *data, *arguments]):
-        return prepare.main()
+    """Prepare the source beside it, showing what is said; return the status."""
+    status, output, errors = prepared.call(name, source, *arguments)
+    print(output, end="")
+    print(errors, end="", file=sys.stderr)
+    return status
 
 
 def open_split(source: Path, split: str, name: str = "sodaa") -> dataset.Prepared:
-    settings = {"name": name, "data_dir": str(source.parent / "prepared"), "source": None}
-    return dataset.open_dataset(ConfigDict(settings), split)
+    return prepared.open_split(name, source.parent / "prepared", split)
 
 
 @pytest.mark.parametrize("images", ["Images", "Images/{split}"])
@@ -43,10 +39,10 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
     source = make(tmp_path / "SODA-A", images)
     assert call(source) == 0
     for split, expected in IMAGES.items():
-        prepared = open_split(source, split)
-        assert prepared.boxes == "oriented" and prepared.classes == tuple(NAMES[:-1])
-        assert prepared.category_ids == tuple(range(9))
-        records = {Path(record["file_name"].decode()).stem: record for record in prepared.source}
+        opened = open_split(source, split)
+        assert opened.boxes == "oriented" and opened.classes == tuple(NAMES[:-1])
+        assert opened.category_ids == tuple(range(9))
+        records = {Path(record["file_name"].decode()).stem: record for record in opened.source}
         assert records.keys() == expected.keys()
         for name, (size, entries) in expected.items():
             objects, (height, width) = records[name]["objects"], size
@@ -64,7 +60,8 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
                 assert area == pytest.approx(rbox[2] * rbox[3], rel=1e-5)
     problems = open_split(source, "train").account["problems"]
     assert problems == {
-        "oriented box with a side of less than 2 pixels, skipped": ["annotation 6 of the labels of 00001.jpg"]
+        "oriented box with a side of less than 2 pixels, skipped": ["annotation 6 of the labels of 00001.jpg"],
+        "image given twice, kept": ["00003.jpg"],
     }
     truth = open_split(source, "train").coco["annotations"][0]
     np.testing.assert_allclose(truth["rbox"], [100, 120, 30, 12, math.radians(30)], rtol=1e-5)
@@ -112,18 +109,6 @@ def test_polygons_are_mended_or_named(row):
         assert found["area"] == pytest.approx(np.prod(sides))
 
 
-def test_rboxes_are_read_where_there_is_no_polygon():
-    noted = []
-    found = read_oriented({"rbox": [50, 40, 10, 30, 3.0]}, {"height": 100, "width": 150}, noted.append)
-    np.testing.assert_allclose(found["rbox"], [50, 40, 30, 10, 3.0 - math.pi / 2])
-    assert read_oriented({"rbox": [50, 40, 10, 30]}, {"height": 100, "width": 150}, noted.append) is None
-    assert read_oriented({"rbox": [50, 40, 10, 30, 45]}, {"height": 100, "width": 150}, noted.append) is None
-    assert noted == [
-        "oriented box is not five finite numbers, skipped",
-        "oriented box whose angle is not in radians, skipped",
-    ]
-
-
 REFUSED = {  # content of a file of train, and what is said
     "not JSON": ("{", "00001.json is not JSON"),
     "no annotations": ('{"categories": []}', "00001.json is not SODA-A's: it has no list 'annotations'"),
@@ -131,13 +116,13 @@ REFUSED = {  # content of a file of train, and what is said
     "a class without a name": ('{"annotations": [], "categories": [{"id": 3}]}', "every one of 'categories' needs"),
     "a class of another name": (
         '{"annotations": [], "categories": [{"id": 3, "name": "boat"}]}',
-        "calls the category 3 otherwise",
+        "give the category 3 different names",
     ),
 }
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_files_that_are_none_are_refused_in_one_line(raw, row, capsys):
+def test_files_of_another_format_are_refused_in_one_line(raw, row, capsys):
     content, said = REFUSED[row]
     (raw / "Annotations" / "train" / "00001.json").write_text(content)
     assert call(raw) == 2
@@ -169,7 +154,7 @@ HEADER = "imagesource:GoogleEarth\ngsd:0.146\n"
 
 @pytest.fixture
 def dota(tmp_path) -> Path:
-    """A split with two objects, one of them difficult, and lines that are none."""
+    """A split with two objects, one of them difficult, and lines that cannot be read."""
     lines = {
         "train": [
             "10 10 40 10 40 20 10 20 ship 0",
@@ -193,20 +178,20 @@ def test_label_files_of_dota(dota, capsys):
         cv2.imwrite(str(dota / "train" / "images" / f"{name}.png"), draw(100, 120))
     assert call(dota, name="dota") == 0
     assert "train: 2 pictures without a label file are left out, P2 the first" in capsys.readouterr().out
-    prepared = open_split(dota, "train", "dota")
-    assert (prepared.boxes, prepared.classes, prepared.category_ids) == (
+    opened = open_split(dota, "train", "dota")
+    assert (opened.boxes, opened.classes, opened.category_ids) == (
         "oriented",
         ("large vehicle", "ship"),
         (1, 2),
     )
-    objects = prepared.source[0]["objects"]
+    objects = opened.source[0]["objects"]
     assert list(objects["label"]) == [1, 0] and list(objects["ignore"]) == [False, True]
     np.testing.assert_allclose(objects["rbox"][:, :4], [[25, 15, 30, 10], [65, 60, 30, 20]], rtol=1e-6)
-    assert prepared.account["annotations"] == 4 and prepared.account["problems"] == {
+    assert opened.account["annotations"] == 4 and opened.account["problems"] == {
         "polygon is not eight finite numbers, skipped": ["line 5 of the labels of P1.png"],
         "annotation of an unknown category, skipped": ["line 6 of the labels of P1.png"],
     }
-    assert open_split(dota, "val", "dota").classes == prepared.classes
+    assert open_split(dota, "val", "dota").classes == opened.classes
 
 
 @pytest.mark.parametrize(
@@ -217,7 +202,43 @@ def test_a_line_of_dota(rest, name, difficult):
     assert parse(f"1 2 3 4 5 6 7 8 {rest}") == ([1, 2, 3, 4, 5, 6, 7, 8], name, difficult)
 
 
-def test_a_folder_that_is_not_dotas_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["P1.bmp", "P1.PNG", "P1.tiff"])
+def test_two_pictures_of_one_label_file_are_refused(raw, dota, name, capsys):
+    for source, folder, kind in ((dota, dota / "val" / "images", "dota"), (raw, raw / "Images", "sodaa")):
+        name = name.replace("P1", "00001") if kind == "sodaa" else name
+        cv2.imwrite(str(folder / name.lower()), draw(100, 120))
+        (folder / name.lower()).rename(folder / name)
+        assert call(source, name=kind) == 2
+        error = capsys.readouterr().err
+        assert name in error and "share the label file" in error and error.count("\n") == 1
+
+
+CORNERS_OF = [
+    f"{10 + n} {10 + n / 2} {40 + n} {10 + n / 2} {40 + n} {20 + n / 3:.1f} {10 + n} {20 + n / 3:.1f}"
+    for n in range(24)
+]
+ORDERS = {  # lines, and whether the class stands before the corners
+    "a class": ([f"0 {corners}" for corners in CORNERS_OF], True),
+    "classes and difficulties": ([f"{n % 3} {corners} {n % 2}" for n, corners in enumerate(CORNERS_OF)], True),
+    "some in the right order": (
+        [f"1 {each}" for each in CORNERS_OF[:18]] + [f"{each} 1" for each in CORNERS_OF[18:]],
+        True,
+    ),
+    "classes of numbers": ([f"{corners} {n % 15} 0" for n, corners in enumerate(CORNERS_OF)], False),
+    "classes of names": ([f"{corners} ship 0" for corners in CORNERS_OF], False),
+    "few lines": ([f"0 {corners}" for corners in CORNERS_OF[:9]], False),
+}
+
+
+@pytest.mark.parametrize("row", ORDERS)
+def test_classes_before_the_corners_are_refused(dota, row, capsys):
+    lines, refused = ORDERS[row]
+    (dota / "train" / "labelTxt" / "P1.txt").write_text("\n".join(lines))
+    assert call(dota, name="dota") == (2 if refused else 0)
+    assert ("give the class after the corners" in capsys.readouterr().err) == refused
+
+
+def test_a_folder_of_another_layout_is_refused(tmp_path, capsys):
     assert call(tmp_path, name="dota") == 2
     assert "holds no SPLIT/labelTxt/NAME.txt" in capsys.readouterr().err
 
@@ -230,14 +251,12 @@ def test_coco_files_are_read_as_asked(tmp_path, boxes):
     folder = tmp_path / "own"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), draw(100, 120))
-    entry = {"image_id": 1, "category_id": 1, "poly": turned(50, 50, 40, 10, 45), "bbox": [32, 32, 36, 36]}
-    image = {"id": 1, "file_name": "a.png", "height": 100, "width": 120}
-    content = {"images": [image], "annotations": [entry], "categories": [{"id": 1, "name": "ship"}]}
-    (folder / "train.json").write_text(json.dumps(content))
+    entry = {"poly": turned(50, 50, 40, 10, 45), "bbox": [32, 32, 36, 36]}
+    prepared.write(folder / "train.json", prepared.coco({"a.png": (100, 120)}, [entry]))
     assert call(folder, f"--boxes={boxes}", "--name=mine", name="coco") == 0
-    prepared = open_split(folder, "train", "mine")
-    objects = prepared.source[0]["objects"]
-    assert prepared.boxes == boxes and ("rbox" in objects) == (boxes == "oriented")
+    opened = open_split(folder, "train", "mine")
+    objects = opened.source[0]["objects"]
+    assert opened.boxes == boxes and ("rbox" in objects) == (boxes == "oriented")
     if boxes == "oriented":
         np.testing.assert_allclose(objects["rbox"], [[50, 50, 40, 10, math.pi / 4]], rtol=1e-5)
     else:
@@ -255,17 +274,3 @@ def test_own_data_may_be_in_dotas_layout(dota, capsys):
 def test_other_layouts_have_no_oriented_boxes(tmp_path, name, capsys):
     assert call(tmp_path, "--boxes=oriented", name=name) == 2
     assert "--boxes=oriented belongs to COCO files" in capsys.readouterr().err
-
-
-def test_own_data_are_prepared_as_the_configuration_has_them(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(builders, "prepare", asked.append)
-    for kind in builders.BUILDERS:
-        monkeypatch.setitem(builders.BUILDERS, kind, lambda request: request)
-    for boxes in ("horizontal", "oriented"):
-        for name in ("mine", "sodaa"):
-            settings = {"name": name, "boxes": boxes, "source": "FOLDER", "annotations": None, "data_dir": "prepared"}
-            builders.ensure_prepared(ConfigDict(settings))
-    assert [(request.kind, request.boxes) for request in asked] == [
-        ("own", "horizontal"), ("sodaa", "horizontal"), ("own", "oriented"), ("sodaa", "horizontal"),
-    ]  # fmt: skip

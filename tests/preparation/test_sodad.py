@@ -1,9 +1,10 @@
-"""SODA-D: what is prepared from a tiny one follows the rules of its tool, survives a kill, and says what it saw."""
+"""SODA-D: a tiny copy is prepared by the rules of its tool; preparation survives a kill and reports what it read."""
 
 import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,15 +16,16 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import train_batches, windows_of
-from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation import sodad_windows
 from configs import sodad
+from tests import prepared
 from tests.soda import IGNORE, IMAGES, draw, make, make_cut
+
+TWICE = "image given twice, kept"  # those of one size are drawn alike
 
 
 @pytest.fixture
@@ -32,15 +34,15 @@ def raw(tmp_path) -> Path:
 
 
 def call(source: Path, *arguments: str) -> int:
-    """The status of `data/prepare.py`, which prepares beside the source."""
-    data = [f"--source={source}", f"--data_dir={source.parent / 'prepared'}"]
-    with mock.patch.object(sys, "argv", ["prepare.py", "sodad", *data, *arguments]):
-        return prepare.main()
+    """Prepare the source beside it, showing what is said; return the status."""
+    status, output, errors = prepared.call("sodad", source, *arguments)
+    print(output, end="")
+    print(errors, end="", file=sys.stderr)
+    return status
 
 
 def open_split(source: Path, split: str) -> dataset.Prepared:
-    settings = {"name": "sodad", "data_dir": str(source.parent / "prepared"), "source": None}
-    return dataset.open_dataset(ConfigDict(settings), split)
+    return prepared.open_split("sodad", source.parent / "prepared", split)
 
 
 def cut(source: Path) -> list[bytes]:
@@ -87,10 +89,10 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
     source = make(tmp_path / "SODA-D", images)
     assert call(source) == 0
     for split, expected in IMAGES.items():
-        prepared = open_split(source, split)
-        records = {record["file_name"].decode(): record for record in prepared.source}
+        opened = open_split(source, split)
+        records = {record["file_name"].decode(): record for record in opened.source}
         assert records.keys() == expected.keys()
-        assert prepared.account["problems"].keys() <= {"image that is also in 'train', kept"}  # drawn alike
+        assert opened.account["problems"].keys() <= {"image that is also in 'train', kept", TWICE}  # drawn alike
         for name, (size, entries) in expected.items():
             record = records[name]
             assert record["path"].decode() == str(source / images.format(split=split) / name) and not record["image"]
@@ -106,8 +108,8 @@ def test_images_are_referred_to_with_their_boxes(tmp_path, images):
 
 def test_windows_follow_the_rules(raw):
     assert call(raw, "--windows") == 0
-    prepared = open_split(raw, "train_windows")
-    records = {record["file_name"].decode(): record for record in prepared.source}
+    opened = open_split(raw, "train_windows")
+    records = {record["file_name"].decode(): record for record in opened.source}
     assert sorted(record["image_id"] for record in records.values()) == list(range(1, len(records) + 1))
     expected = {
         f"{name.partition('.')[0]}_{number}.jpg": window
@@ -115,14 +117,14 @@ def test_windows_follow_the_rules(raw):
         for number, window in enumerate(plain_windows(name))
     }
     assert records.keys() == expected.keys() and len(records) == 7
-    assert prepared.largest_picture == (800, 800) and prepared.most_objects == 4
+    assert opened.largest_picture == (800, 800) and opened.most_objects == 4
     for name, ((left, top), inside) in expected.items():
         objects = records[name]["objects"]
         rows = zip(objects["label"], objects["ignore"], *np.transpose(objects["bbox"]), strict=True)
         np.testing.assert_allclose([[*row] for row in rows], inside, atol=1e-4)
         np.testing.assert_allclose(objects["area"], [(x2 - x1) * (y2 - y1) for *_, x1, y1, x2, y2 in inside], rtol=1e-5)
-        position = [record["file_name"].decode() for record in prepared.source].index(name)
-        picture, *_ = dataset.picture(prepared, position)
+        position = [record["file_name"].decode() for record in opened.source].index(name)
+        picture, *_ = dataset.picture(opened, position)
         assert picture.shape == (800, 800, 3)
         size, entries = IMAGES["train"]["small.front.jpg" if "small" in name else "a.jpg"]
         whole = np.zeros((2000, 2500, 3))  # black beyond the border
@@ -143,9 +145,9 @@ def test_windows_cut_while_reading_are_those_cut_beforehand(raw):
     settings.update(data_dir=str(raw.parent / "prepared"), max_objects=8, read_threads=1)
     read = []
     for split in ("train", "train_windows"):
-        prepared = dataset.open_dataset(settings, split)
-        windows = windows_of(prepared, settings, training=True)
-        epoch = itertools.islice(train_batches(prepared, windows, settings, 0, 1), len(windows.owners))
+        opened = dataset.open_dataset(settings, split)
+        windows = windows_of(opened, settings, training=True)
+        epoch = itertools.islice(train_batches(opened, windows, settings, 0, 1), len(windows.owners))
         rows = [jax.tree.map(lambda leaf: leaf[0], batch) for batch in epoch]
         read.append(sorted(rows, key=lambda row: row.ground_truth.boxes.tolist()))
     assert len(read[0]) == len(read[1]) > 3
@@ -185,12 +187,13 @@ def die_at_the_seventh(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     encoded.append(arguments)
     return encode(*arguments)
-with mock.patch("cv2.imencode", die_at_the_seventh), mock.patch("cfinet_jax.preparation.threads.MOST", 1):
+one_thread = mock.patch("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
+with mock.patch("cv2.imencode", die_at_the_seventh), one_thread:
     prepare.main()
 """
 
 
-def test_a_killed_preparation_goes_on(raw, tmp_path, capsys):
+def test_a_killed_preparation_resumes(raw, tmp_path, capsys):
     whole = make(tmp_path / "whole" / "SODA-D")
     assert call(whole, "--windows") == 0
     command = [sys.executable, "-c", KILLED, "sodad", f"--source={raw}", f"--data_dir={tmp_path / 'prepared'}"]
@@ -214,8 +217,8 @@ def test_a_picture_is_decoded_once_to_check_and_cut_it(raw, monkeypatch):
         return encode(window)
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError):
-        patched.setattr("cfinet_jax.preparation.threads.MOST", 1)
-        patched.setattr(windows, "encode", stop_at_the_last)
+        patched.setattr("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
+        patched.setattr(sodad_windows, "encode", stop_at_the_last)
         call(raw, "--windows")
     assert decoding.call_count == 4  # all of train, whose last picture has the last window
     assert call(raw, "--windows") == 0
@@ -235,13 +238,13 @@ def test_a_full_disk_keeps_what_is_cut(raw, tmp_path, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return file
 
-    monkeypatch.setattr("cfinet_jax.preparation.threads.MOST", 1)
+    monkeypatch.setattr("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
     with monkeypatch.context() as patched:
         patched.setattr(sodad_windows.Path, "open", full)
         assert call(raw, "--windows") == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "sodad.unfinished/windows cannot be written (No space left on device): make room and start again" in error
+    assert "sodad.unfinished/windows cannot be written (No space left on device): free some space, then rerun" in error
     kept = cut(raw)
     assert len(kept) == 6 and not list(tmp_path.glob("prepared/sodad/1*"))
     assert call(raw, "--windows") == 0
@@ -259,6 +262,16 @@ def test_a_file_of_two_images_is_refused(raw, capsys):
     assert "Images/a.jpg for 2 images: make them one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.float32, np.float64])
+def test_windows_of_more_than_8_bits_are_refused(raw, kind, capsys):
+    path = raw / "Images" / "a.jpg"
+    picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(kind)
+    path.write_bytes(cv2.imencode(".tiff", picture)[1].tobytes())
+    assert call(raw, "--windows") == 2
+    assert re.search("pictures of more than 8 bits .*: leave out --windows\n$", capsys.readouterr().err)
+    assert call(raw) == 0
+
+
 def test_windows_of_other_annotations_are_not_mixed(raw, monkeypatch, capsys):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(
@@ -273,7 +286,7 @@ def test_windows_of_other_annotations_are_not_mixed(raw, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("images", [True, False])
-def test_windows_that_are_cut_are_referred_to(tmp_path, images, capsys):
+def test_windows_cut_by_the_authors_tool_are_used_as_they_are(tmp_path, images, capsys):
     source = tmp_path / "SODA-D"
     cut = make_cut(source / "divData") if images else make_cut(source)
     if images:
@@ -292,7 +305,7 @@ def test_windows_that_are_cut_are_referred_to(tmp_path, images, capsys):
             open_split(source, "val")
 
 
-def test_what_is_broken_is_named_and_skipped(raw, capsys):
+def test_broken_images_and_missing_files_are_named_and_skipped(raw, capsys):
     for name in ("a.jpg", "b.jpg"):
         whole = (raw / "Images" / name).read_bytes()
         (raw / "Images" / name).write_bytes(whole[: len(whole) // 2])
@@ -302,6 +315,7 @@ def test_what_is_broken_is_named_and_skipped(raw, capsys):
     assert open_split(raw, "train").account["problems"] == {
         "image broken or cut short, skipped": ["a.jpg"],
         "image missing, skipped": ["region.jpg"],
+        TWICE: ["small.front.jpg"],
     }
     assert [record["file_name"] for record in open_split(raw, "train_windows").source] == [b"small_0.jpg"]
     assert "1 x image in no annotation file, skipped: c.jpg" in capsys.readouterr().out
@@ -333,7 +347,7 @@ def broken(raw: Path, change: str) -> Path:
         ("in a file", "cannot be written"),
     ],
 )
-def test_what_is_hopeless_is_refused_in_one_line(raw, change, said, capsys):
+def test_unusable_folders_are_refused_in_one_line(raw, change, said, capsys):
     arguments = [] if change == "windows to score" else ["--windows"]
     assert call(broken(raw, change), *arguments) == 2
     error = capsys.readouterr().err

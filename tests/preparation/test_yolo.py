@@ -1,28 +1,24 @@
-"""YOLO folders: every way of naming images and classes, and what is broken is counted, named or refused."""
+"""YOLO folders: every way of naming images and classes; broken entries are counted, named or refused."""
 
-import contextlib
-import io
 import os
-import sys
+import re
 from pathlib import Path
 from unittest import mock
 
-import cv2
 import numpy as np
 import pytest
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 from PIL import Image
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.dataset import open_dataset
 from cfinet_jax.input.pictures import ORIENTATION
-from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation import label_files, yolo
 from cfinet_jax.preparation.journal import Journal
 from cfinet_jax.preparation.yolo import label_file, read_yolo
+from tests import prepared
 
 HEIGHT, WIDTH = 40, 80
 NAMES = "names: [plane, ship]\n"
@@ -34,11 +30,9 @@ BOX = {"train/a": "0 0.5 0.5 0.1 0.1"}
 
 def make(folder: Path, description: str = SPLITS + NAMES, labels: dict[str, str] = BOX) -> Path:
     """A folder with the pictures a.png and b.jpg to train on and c.png; labels by name."""
-    picture = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for name in ("train/a.png", "train/b.jpg", "val/c.png"):
-        for kind in ("images", "labels"):
-            (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / "images" / name), picture)
+        (folder / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+        prepared.draw(folder / "images" / name, (HEIGHT, WIDTH))
     for name, text in labels.items():
         (folder / "labels" / f"{name}.txt").write_text(text)
     (folder / "data.yaml").write_text(description)
@@ -76,6 +70,9 @@ def test_boxes_and_classes(tmp_path):
         "train: [images/train, images/train]\nval: [images/val]\n" + NAMES,
         "train: train.txt\nval: images/val\ntest:\nnc: 2\n" + NAMES,
         "train: ../images/train\nval: ../images/val\ntest: ../test/images\n" + NAMES,  # which need not be there
+        SPLITS + "test: [images/test]\n" + NAMES,
+        SPLITS + "test: {a: b}\n" + NAMES,
+        SPLITS + "test: [[images/val], 3]\n" + NAMES,
         "path: own\n" + SPLITS + NAMES,  # as Ultralytics writes, beside whose other data sets the folder lies
         "path: /nowhere\n" + SPLITS + NAMES,
     ],
@@ -120,7 +117,7 @@ def test_shares_are_of_the_upright_picture(tmp_path):
         ("/d/pictures/a.jpg", "/d/pictures/a.txt"),
     ],
 )
-def test_where_labels_lie(image, labels):
+def test_the_last_folder_images_of_a_path_becomes_labels(image, labels):
     assert label_file(epath.Path(image)) == epath.Path(labels)
 
 
@@ -188,20 +185,20 @@ FOLDERS = {  # data.yaml, or None, and a part of the refusal
     "list of nothing": ("train: list.txt\n" + NAMES, "no image of"),
     "list of what is missing": ("train: lost.txt\n" + NAMES, "1 x image missing, skipped: none.png"),
     "impossible name": ('train: "a\\0b"\n' + NAMES, "is no folder and no .txt"),
+    "an index twice": (SPLITS + "names: {0: plane, 1: ship, 1: truck}", "the key 1 is given twice"),
+    "an index twice, line by line": (SPLITS + "names:\n  0: plane\n  0: ship\n", "the key 0 is given twice"),
+    "a split twice": (SPLITS + NAMES + "train: images/val\n", "the key train is given twice"),
     "key points": (SPLITS + NAMES + "kpt_shape: [17, 3]", "only boxes and polygons"),
 }
 
 
 def prepare_yolo(folder: Path) -> tuple[int, str]:
-    """Status and errors of `data/prepare.py yolo`."""
-    command = ["prepare.py", "yolo", f"--source={folder}", f"--data_dir={folder}/prepared", "--name=own"]
-    errors = io.StringIO()
-    with mock.patch.object(sys, "argv", command), contextlib.redirect_stderr(errors):
-        return prepare.main(), errors.getvalue()
+    """Prepare a YOLO folder; return status and errors."""
+    return prepared.call("yolo", folder, "--name=own", to=folder / "prepared")[::2]
 
 
 @pytest.mark.parametrize("row", FOLDERS)
-def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
+def test_unusable_folders_are_refused_in_one_line(tmp_path, row):
     description, fragment = FOLDERS[row]
     make(tmp_path)
     (tmp_path / "list.txt").write_text("\n")
@@ -215,11 +212,71 @@ def test_hopeless_folders_are_refused_in_one_line(tmp_path, row):
     assert not list(tmp_path.glob("prepared/own/*"))
 
 
-def test_what_is_not_there_is_said(tmp_path, capsys):
+def test_missing_folders_of_data_yaml_are_reported(tmp_path, capsys):
     read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
     output = capsys.readouterr().out
-    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is taken\n" in output
-    assert f"test: {tmp_path}/test/images is no folder and no .txt, skipped\n" in output
+    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is used" in output
+    assert re.search(f"'test' cannot be used .*{tmp_path}/test/images is no folder and no .txt", output)
+
+
+@pytest.mark.parametrize("key", ["valid: images/val", "validation: [images/val]", "<<: {val: images/val}", "dev: x"])
+def test_keys_that_are_no_splits_are_told(tmp_path, capsys, key):
+    assert read(make(tmp_path, f"train: images/train\n{key}\n{NAMES}")).keys() == {"train"}
+    assert re.search(f"{key.split(':')[0]}.* is skipped, since splits are called train, val", capsys.readouterr().out)
+
+
+SHARED = {  # a picture beside images/train/a.png, and what stands in the label file of both
+    "a mask": ("a.jpg", "0 0.5 0.5 0.1 0.1", True),
+    "another case": ("a.PNG", "0 0.5 0.5 0.1 0.1", True),
+    "without objects": ("a.tif", "", True),
+    "no label file": ("b.png", None, False),
+    "another name": ("a_mask.png", None, False),
+}
+
+
+@pytest.mark.parametrize("row", SHARED)
+def test_pictures_that_share_a_label_file_are_refused(tmp_path, row):
+    name, labels, refused = SHARED[row]
+    make(tmp_path, labels=BOX if labels is None else {"train/a": labels, "train/b": "0 0.5 0.5 0.1 0.1"})
+    if labels is None:
+        (tmp_path / "labels/train/b.txt").unlink(missing_ok=True)
+    (tmp_path / "images/train" / name).write_bytes((tmp_path / "images/train/b.jpg").read_bytes())
+    if refused:
+        with pytest.raises(UserError, match=f"a.png and .*{name}|{name} and .*a.png") as error:
+            read(tmp_path)
+        assert "share the label file" in str(error.value) and "\n" not in str(error.value)
+    else:
+        assert read(tmp_path)["train"].account["images"] == 3
+
+
+TAILS = {  # what follows `class cx cy w h` in lines, and whether it can be no corner
+    "zeros": (["0 0"] * 12, True),
+    "truncated and occluded": (["0 1", "1 0", "0 0", "0 2"] * 3, True),
+    "ones as floats": (["1.0 1.0"] * 10, True),
+    "triangles": ([f"0.{70 + n} 0.{90 - n}" for n in range(12)], False),
+    "one triangle": (["0 0"] * 11 + ["0.6 0.9"], False),
+    "one box": (["0 0"] * 11 + [""], False),
+    "few": (["0 0"] * 9, False),
+}
+
+
+@pytest.mark.parametrize("row", TAILS)
+def test_boxes_with_two_more_numbers_are_no_triangles(tmp_path, row):
+    tails, refused = TAILS[row]
+    lines = "\n".join(f"0 {0.3 + n / 50} 0.4 0.2 0.3 {tail}" for n, tail in enumerate(tails))
+    make(tmp_path, labels={"train/a": lines, "train/b": ""})
+    if refused:
+        with pytest.raises(UserError, match=r"labels/train/a.txt and so on is a box and two more numbers"):
+            read(tmp_path)
+    else:
+        assert read(tmp_path)["train"].account["annotations_kept"] == len(tails)
+
+
+def test_a_test_split_without_pictures_is_left_out(tmp_path, capsys):
+    (tmp_path / "images/test").mkdir(parents=True)
+    splits = read(make(tmp_path, SPLITS + "test: images/test\n" + NAMES))
+    assert splits.keys() == {"train", "val"}
+    assert "The split 'test' cannot be used and is left out: No pictures at" in capsys.readouterr().out
 
 
 def test_every_split_is_found_before_a_picture_is_read(tmp_path):
@@ -233,7 +290,7 @@ def test_every_split_is_found_before_a_picture_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(("module", "name"), [(yolo, "find_pictures"), (label_files, "upright_size")])
-def test_what_cannot_be_read_is_named(tmp_path, module, name):
+def test_unreadable_folders_are_named(tmp_path, module, name):
     make(tmp_path)
     with mock.patch.object(module, name, side_effect=PermissionError(13, "Permission denied", f"{tmp_path}/images")):
         status, errors = prepare_yolo(tmp_path)
@@ -241,7 +298,7 @@ def test_what_cannot_be_read_is_named(tmp_path, module, name):
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
-def test_a_label_file_that_cannot_be_read_is_not_taken_for_none(error):
+def test_an_unreadable_label_file_is_refused_and_not_taken_as_missing(error):
     with (
         mock.patch("cfinet_jax.runtime.files.read_bytes", side_effect=error),
         pytest.raises(UserError, match=f"label file a.txt cannot be read .{error.strerror}.: make it readable"),
@@ -267,19 +324,18 @@ CHANGES = {  # of a prepared folder: whether it matters
 
 
 @pytest.mark.parametrize("row", CHANGES)
-def test_a_folder_that_changed_is_not_used_as_it_was(tmp_path, row):
+def test_data_prepared_from_an_earlier_state_are_refused(tmp_path, row):
     change, matters = CHANGES[row]
     make(tmp_path, "train: list.txt\nval: images/val\n" + NAMES)
     write(tmp_path / "list.txt", "images/train/a.png\nimages/train/b.jpg\n")
     assert prepare_yolo(tmp_path)[0] == 0
-    prepared = {"name": "own", "data_dir": f"{tmp_path}/prepared", "annotations": None}
-    settings = ConfigDict(prepared | {"source": str(tmp_path)})
+    settings = prepared.settings("own", tmp_path / "prepared", tmp_path)
     open_dataset(settings, "train")
     change(tmp_path)
     if matters:
         with pytest.raises(UserError, match=f"was prepared from an earlier state of {tmp_path}: delete this folder to"):
             open_dataset(settings, "train")
-        settings = ConfigDict(prepared | {"source": None})
+        settings = prepared.settings("own", tmp_path / "prepared")
     assert len(open_dataset(settings, "train")) == 2
 
 
@@ -290,8 +346,7 @@ def test_strange_files_among_the_labels_do_not_matter(tmp_path):
     (tmp_path / "labels/train/link.txt").symlink_to("link.txt")
     write(tmp_path / "labels/train" / os.fsdecode(b"caf\xe9.txt"), "0 0.5 0.5 0.1 0.1")
     assert prepare_yolo(tmp_path) == (0, "")
-    settings = {"name": "own", "data_dir": f"{tmp_path}/prepared", "annotations": None, "source": str(tmp_path)}
-    assert len(open_dataset(ConfigDict(settings), "train")) == 2
+    assert len(open_dataset(prepared.settings("own", tmp_path / "prepared", tmp_path), "train")) == 2
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +359,7 @@ lines = st.lists(st.lists(words, max_size=9).map(" ".join), max_size=5).map("\n"
 
 
 @given(content=st.one_of(st.binary(max_size=200), lines.map(lambda text: text.encode(errors="surrogatepass"))))
-def test_whatever_stands_in_a_label_file_is_counted(folder, content):
+def test_any_content_of_a_label_file_is_counted(folder, content):
     (folder / "data.yaml").write_text(SPLITS + NAMES)
     (folder / "labels/train/a.txt").write_bytes(content)
     train = read(folder)["train"]
@@ -326,7 +381,7 @@ descriptions = st.dictionaries(st.sampled_from(["path", "train", "val", "test", 
 @given(
     content=st.one_of(st.binary(max_size=200), st.text().map(str.encode), descriptions.map(lambda x: repr(x).encode()))
 )
-def test_whatever_stands_in_data_yaml_is_read_or_refused(folder, content):
+def test_any_data_yaml_is_read_or_refused_in_one_line(folder, content):
     (folder / "data.yaml").write_bytes(content)
     (folder / "list.txt").write_text("images/train/a.png")
     try:
@@ -336,7 +391,7 @@ def test_whatever_stands_in_data_yaml_is_read_or_refused(folder, content):
 
 
 @given(content=st.one_of(st.binary(max_size=200), st.text().map(str.encode)))
-def test_whatever_stands_in_a_list_is_read_or_refused(folder, content):
+def test_any_list_is_read_or_refused_in_one_line(folder, content):
     (folder / "data.yaml").write_text("train: list.txt\n" + NAMES)
     (folder / "list.txt").write_bytes(content)
     try:

@@ -13,6 +13,7 @@ from cfinet_jax.runtime import json_values
         ("null", None, True), ("640", 640, False), (640.0, 640, False), (2, 2, False), ("-1", -1, False),
         (0.5, 0.5, False), ("yes", "yes", False), ("", "", False), ("0x1", "0x1", False), ([1], [1], False),
         ("[" * 10**5, "[" * 10**5, False), ("001", "001", False), ("nan", "nan", False),
+        (["1", " 2.5", 3.0], [1, 2.5, 3.0], False), ("[1, 2]", [1, 2], False), ([["1"], "x"], [["1"], "x"], False),
     ],
 )  # fmt: skip
 def test_numbers_and_flags_are_read_from_text(value, number, flag):

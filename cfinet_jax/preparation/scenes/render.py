@@ -1,4 +1,4 @@
-"""Renders a road scene with small objects, distractors and regions to ignore; everything follows from the seeds."""
+"""Render a road scene with small objects, distractors and regions to ignore, determined by its seeds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ from cfinet_jax.preparation.scenes.textures import texture
 SIZE = 320  # pixels, height and width of a scene
 SUPERSAMPLING = 4
 FIRST_SEED = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # splits never share a seed
-OUTLINE = 0.5  # pixels around the strokes
+OUTLINE = 0.5  # pixels of outline around the strokes
 TEMPLATES = 200  # templates per family and split
-CONTRAST = 75  # least difference in brightness of body and background, detail and body
-ANY_CLASS = -1  # label of a region in which objects of every class are to be ignored
+CONTRAST = 75  # minimum difference in brightness between body and background, and detail and body
+ANY_CLASS = -1  # label of a region in which objects of every class are ignored
 
 RIM = np.ones((2 * round(OUTLINE * SUPERSAMPLING) + 1,) * 2, np.uint8)
 
@@ -34,11 +34,12 @@ class Scene(NamedTuple):
 
 
 def brightness(colour: np.ndarray) -> float:
+    """Return the luma of a colour, 0 to 255."""
     return float(colour @ (0.299, 0.587, 0.114))
 
 
 def contrasting(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    """A random colour clearly brighter or darker than the other."""
+    """Draw a colour clearly brighter or darker than the other."""
     level = brightness(other)
     darker, brighter = max(level - CONTRAST, 0), max(255 - level - CONTRAST, 0)
     target = rng.uniform(0, darker + brighter)
@@ -49,7 +50,7 @@ def contrasting(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
 
 
 def palette(rng: np.random.Generator, background: np.ndarray) -> dict[str, list[float]]:
-    """The colours of one instance; drawn without knowing its class, so that colour tells nothing."""
+    """Draw the colours of one instance, independently of its class, so that colour gives nothing away."""
     body = contrasting(rng, background)
     detail = contrasting(rng, body)
     outline = rng.uniform(0, 45) if brightness(body) > 127 else rng.uniform(210, 255)
@@ -121,7 +122,7 @@ def paste(
     area: Sequence[float] | np.ndarray,
     taken: list[np.ndarray],
 ) -> np.ndarray | None:
-    """Draw a template somewhere inside `area` (x1 y1 x2 y2) off the boxes taken; its box, or None without room."""
+    """Draw a template at random in `area` (x1 y1 x2 y2) beside the boxes `taken`; return its box, None without room."""
     x1, y1, x2, y2 = area
     place = rng.uniform((x1 + 3, y1 + 3), (x2 - 3, y2 - 3)).astype(int)
     near = image[max(place[1] - 12, 0) : place[1] + 12, max(place[0] - 12, 0) : place[0] + 12]
@@ -148,7 +149,7 @@ def blend(image: np.ndarray, colour: np.ndarray, alpha: np.ndarray, corner: np.n
 
 
 def draw_region(rng: np.random.Generator, image: np.ndarray, pick: Callable[[Family], Template]) -> np.ndarray:
-    """Fill a rectangle with blurred tiny objects that nobody could label; its box."""
+    """Fill a random rectangle with blurred tiny objects that nobody could label; return its box."""
     width, height = rng.integers(45, 90, 2)
     x, y = rng.integers(0, SIZE - width), rng.integers(0, SIZE - height)
     box = np.array([x, y, x + width, y + height], np.float32)
@@ -200,5 +201,5 @@ def render_scene(split: str, index: int) -> Scene:
 
 
 def draw_side(rng: np.random.Generator) -> float:
-    """The side of an instance in pixels: log-normal, most of it from 8 to 32."""
+    """Draw the side of an instance in pixels: log-normal, clipped to 8..32."""
     return float(np.clip(14.4 * math.exp(rng.normal(0, 0.35)), 8, 32))

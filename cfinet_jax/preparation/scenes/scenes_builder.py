@@ -1,4 +1,4 @@
-"""Generated road scenes as a TFDS data set."""
+"""Write generated road scenes as a TFDS data set."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cfinet_jax.input.records import features
-from cfinet_jax.preparation.features import columns
+from cfinet_jax.input.records import columns, features
 from cfinet_jax.preparation.scenes.render import SIZE, Scene, render_scene
 from cfinet_jax.preparation.scenes.templates import CLASSES
 from cfinet_jax.runtime.progress import track
@@ -17,12 +16,12 @@ JPEG_QUALITY = 95
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Scenes rendered on the spot: nothing is downloaded."""
+    """Builder of the scenes, which are rendered while they are written: nothing is downloaded."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, counts: Mapping[str, int] = COUNTS, **arguments):
-        """Take the number of images per split in `counts`, the rest as every TFDS builder does."""
+        """Create the builder, with the number of images per split and the arguments of every TFDS builder."""
         self.counts = counts
         super().__init__(**arguments)
 
@@ -42,7 +41,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def example(scene: Scene, index: int) -> dict:
-    """A scene as a record; the image as JPEG."""
+    """Return the record of a scene, with its image as JPEG."""
     jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     areas = np.prod(scene.boxes[:, 2:] - scene.boxes[:, :2], axis=1)
     return {

@@ -1,4 +1,4 @@
-"""What the things in a scene look like: parametrised outlines, told apart by structure and never by colour.
+"""Parametrised outlines of the things in a scene, which differ in structure and never in colour.
 
 Coordinates are in units of the thing's height: y runs from 0 (top) to 1, x from 0 to the aspect ratio.
 """
@@ -13,7 +13,7 @@ CLASSES = ("people", "bicycle", "vehicle", "traffic-sign", "traffic-light", "war
 
 
 class Stroke(NamedTuple):
-    """A filled polygon (`width` 0) or a line of the given width, in one role of the instance's palette."""
+    """A filled polygon (`width` 0) or a line of some width, in one colour of the instance's palette."""
 
     role: str  # body | detail | dim | lamp
     points: np.ndarray
@@ -146,7 +146,7 @@ def warning_cone(rng: np.random.Generator) -> Template:
 
 
 def common_aspect(rng: np.random.Generator) -> float:
-    """An aspect ratio as objects have it, so that it does not give a distractor away."""
+    """Draw an aspect ratio that objects have too, so that it does not give a distractor away."""
     return rng.choice([0.45, 0.95, 1.7]) * rng.uniform(0.88, 1.14)
 
 
@@ -203,5 +203,5 @@ DISTRACTORS = (bar, cross, blob, zigzag, shard, hoop)
 
 @functools.cache
 def template(make: Family, seed: int) -> Template:
-    """The template of the family `make` that belongs to `seed`, which is drawn once."""
+    """Return the template that `make` draws from `seed`."""
     return make(np.random.default_rng((2, seed)))

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def noise(rng: np.random.Generator, size: int, cells: tuple[int, ...], channels: int = 1) -> np.ndarray:
-    """Smooth noise of about unit deviation, float32 [size, size, channels]: one octave per number of cells."""
+    """Draw smooth noise of about unit deviation, float32 [size, size, channels]: one octave per number of cells."""
     total = np.zeros((size, size, channels), np.float32)
     for level, n in enumerate(cells):
         octave = rng.standard_normal((n, n, channels), dtype=np.float32) / (level + 1)
@@ -14,7 +14,7 @@ def noise(rng: np.random.Generator, size: int, cells: tuple[int, ...], channels:
 
 
 def tone(rng: np.random.Generator) -> np.ndarray:
-    """A muted colour that leaves room for brighter and darker things."""
+    """Draw a muted colour that leaves room for brighter and darker things."""
     return (rng.uniform(75, 180) + rng.uniform(-30, 30, 3)).astype(np.float32)
 
 
@@ -28,7 +28,7 @@ def gradient(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def asphalt(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Grained ground with dashed lane marks and cracks."""
+    """Draw grained ground with dashed lane marks and cracks."""
     base = tone(rng)
     ground = base + 5 * noise(rng, size, (6, 40, 160))
     marks = np.zeros((size, size), np.float32)
@@ -75,7 +75,7 @@ TEXTURES = (cloudy, gradient, asphalt, bricks, foliage)
 
 
 def stretch_wires(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Draw wires, posts and kerbs right across the image; things in front of them are no islands of colour."""
+    """Draw wires, posts and kerbs right across the image, so that objects are not islands on a plain background."""
     size, ground = len(image), np.array(cv2.mean(image)[:3])
     for _ in range(rng.integers(5, 11)):
         start, stop = rng.uniform(0, size, 2)
@@ -85,7 +85,7 @@ def stretch_wires(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def texture(seed: int, size: int) -> np.ndarray:
-    """The background that belongs to `seed`."""
+    """Return the background that belongs to `seed`, float32 [size, size, 3]."""
     rng = np.random.default_rng((1, seed))
     image = TEXTURES[rng.integers(len(TEXTURES))](rng, size)
     stretch_wires(rng, image)

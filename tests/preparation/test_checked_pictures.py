@@ -1,11 +1,11 @@
-"""Work in threads: in order, and none is left behind."""
+"""Work in threads keeps its order and leaves no thread behind."""
 
 import threading
 import time
 
 import pytest
 
-from cfinet_jax.preparation.threads import map_images
+from cfinet_jax.preparation.checked_pictures import map_images
 
 
 def test_results_come_in_order():
@@ -14,7 +14,7 @@ def test_results_come_in_order():
     ]
 
 
-def test_what_waits_is_dropped_when_the_work_breaks_off():
+def test_waiting_work_is_dropped_when_one_piece_fails():
     before, begun = threading.active_count(), []
 
     def fail_at_the_third(number: int) -> None:
