@@ -32,11 +32,10 @@ from cfinet_jax.train_step import TrainState, train_step
 ON_NONFINITE = ("stop", "skip")
 
 
-def train(config: ConfigDict, workdir: epath.PathLike, programs: dict[str, Any] | None = None) -> dict:
+def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
     """Trains to `training.images`, from the newest checkpoint if there is one; returns the final metrics.
 
-    The workdir then holds checkpoints, logs and the report. `programs` takes what has been compiled, for runs of the
-    same experiment from other seeds, and gives it to them. Raises `UserError` for what the user can mend, and
+    The workdir then holds checkpoints, logs and the report. Raises `UserError` for what the user can mend, and
     `Interrupted` after SIGTERM or SIGINT, with everything saved.
     """
     workdir = user_path(workdir)
@@ -49,8 +48,7 @@ def train(config: ConfigDict, workdir: epath.PathLike, programs: dict[str, Any] 
     windows = windows_of(run.training, config.dataset, training=True)
     here, count = jax.process_index(), jax.process_count()
     batches = train_batches(run.training, windows, config.dataset, config.seed, size, here, count)
-    programs = {} if programs is None else programs
-    detect = programs.setdefault("detect", evaluate.make_detect(run.detector, config.dataset, run.mesh))
+    detect = evaluate.make_detect(run.detector, config.dataset, run.mesh)
     key = mesh.replicate(jax.random.fold_in(jax.random.key(config.seed), 1), run.mesh)
 
     with contextlib.ExitStack() as opened:  # an open log would write to TensorBoard while Python ends
@@ -75,17 +73,17 @@ def train(config: ConfigDict, workdir: epath.PathLike, programs: dict[str, Any] 
             if evaluation_due(first, config) and first not in log.evaluated:  # where the run broke off
                 evaluate_state(config, run, state, detect, log)
             monitor = Monitor(config, log, first)
-            asked: Any = False
+            step, asked = None, False
             for number in range(first + 1, steps + 1):
                 request.unsaved = True
                 batch = next(batches)
                 placed = mesh.place_batch(batch, run.mesh)
-                if "step" not in programs:
+                if step is None:
                     step = make_step(config, run.detector, run.optimizer, run.mesh)
-                    programs["step"] = compile_step(step, state, placed, key)
+                    step = compile_step(step, state, placed, key)
                     monitor.progress.restart_clock()
                 with jax.transfer_guard("disallow"):
-                    state, metrics = programs["step"](state, placed, key)
+                    state, metrics = step(state, placed, key)
                 monitor.follow(batch, metrics)
                 before, asked = asked, mesh.any_process(request.signal is not None, run.mesh)
                 # A single process knows at once; several read the shared answer one step later, to wait for nobody.
