@@ -1,7 +1,7 @@
-"""The runs of a study, one after another: finished ones are skipped, one that fails does not stop the rest."""
+"""Runs of a study, one after another: finished ones are skipped, and one that fails does not stop the others."""
 
 import traceback
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from cfinet_jax.training import train
 
 
 class Run(NamedTuple):
-    """A row of a study from one seed."""
+    """A row of a study, trained from one seed."""
 
     row: str
     seed: int
@@ -24,6 +24,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The name for messages."""
         return f"{self.row}, seed {self.seed}"
 
     @property
@@ -33,7 +34,7 @@ class Run(NamedTuple):
 
     @property
     def failure(self) -> str | None:
-        """Why it broke off, if the last try did, in one line."""
+        """Why the last attempt failed, in one line; None if it did not."""
         path = self.folder / "failure.txt"
         if self.finished or not path.exists():
             return None
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 
 
 def runs_of(study: Study, config: ConfigDict, workdir: epath.Path, seeds: int) -> list[Run]:
-    """Those of all rows, a row's seeds together. Raises `UserError` for a row that cannot be set."""
+    """Return the runs of all rows, seed by seed. Raises `UserError` for a row that cannot be set."""
     runs = []
     for row in study.rows:
         changed = config_of(row, config)
@@ -53,32 +54,28 @@ def runs_of(study: Study, config: ConfigDict, workdir: epath.Path, seeds: int) -
 
 
 def run_all(runs: list[Run]) -> None:
-    """Runs what is not finished; what another process is at is left to it.
+    """Run what is not finished, each from its newest checkpoint, except what another process is running.
 
-    A run goes on from its newest checkpoint. What is compiled for a row serves all of its seeds. Raises `Interrupted`
-    after SIGTERM or SIGINT, with everything saved.
+    Raises `Interrupted` after SIGTERM or SIGINT, with everything saved.
     """
-    experiment, programs = "", {}
-    with requests():  # a training has its own; this one is for the time between them
+    with requests():  # a training handles signals by itself; this is for the time between trainings
         for number, run in enumerate(runs, start=1):
             if run.finished:
                 continue
-            if digest(run.config) != experiment:
-                experiment, programs = digest(run.config), {}
             try:
                 with locked(run.folder / "claim"):
-                    if not run.finished:
+                    if not run.finished:  # another process may have finished it before we had the lock
                         print(f"\nRun {number} of {len(runs)}: {run.name}, in {run.folder}", flush=True)
-                        try_once(run, programs)
+                        try_once(run)
             except InUse:
-                print(f"{run.name}: another process is at it.", flush=True)
+                print(f"{run.name}: another process is running it.", flush=True)
 
 
-def try_once(run: Run, programs: dict[str, Any]) -> None:
-    """Trains, evaluates and reports; a failure is written down, unless it would be that of every run."""
+def try_once(run: Run) -> None:
+    """Train, evaluate and report. A failure is recorded, unless every other run would fail in the same way."""
     (run.folder / "failure.txt").unlink(missing_ok=True)
     try:
-        train(run.config, run.folder, programs)
+        train(run.config, run.folder)
     except Exception as error:
         if isinstance(error, Unwritable) or (isinstance(error, OSError) and error.errno in NO_SPACE):
             raise
