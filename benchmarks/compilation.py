@@ -53,12 +53,10 @@ def stages(name: str, batch: int) -> dict[str, float]:
     config, over = common.load_config(name), mesh.make_mesh()
     config.dataset.batch_size = batch
     detector, sgd = build(config, drawn.CLASSES)
-    state = state_shapes(config, detector, over)
-    key = mesh.shapes(jax.eval_shape(lambda: jax.random.key(0)), over, mesh.EVERYWHERE)
-    shipped: Any = compile.shipped_shapes(config.dataset, "batch_size", over)
+    shapes = compile.step_shapes(config, detector, over)
     moments = [time.perf_counter()]
     step: Any = make_step(config, detector, sgd, over)
-    for stage in (lambda step: step.trace(state, shipped, key), lambda step: step.lower(), lambda step: step.compile()):
+    for stage in (lambda step: step.trace(*shapes), lambda step: step.lower(), lambda step: step.compile()):
         step = stage(step)
         moments.append(time.perf_counter())
     return dict(zip(("trace", "lower", "compile"), np.diff(moments).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What the rules of assignment do to a lone object: counted again, and left as a page."""
+"""`--mode=rules`: positive anchors of a lone object, counted again, and the page."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ CONSTANTS = tiny.COMMON["similarities"]
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """So that it is quick."""
+    """Few places and sizes, to be quick."""
     monkeypatch.setattr(rules, "PLACES", 3)
     monkeypatch.setattr(rules, "SIDES", (6, 16))
 
@@ -40,7 +40,7 @@ def test_positive_anchors_are_counted_in_network_pixels():
 @pytest.mark.parametrize(
     ("name", "of_a_cell"), [("coarse_to_fine", 1), ("cascade", 1), ("guided_anchor", 1), ("rpn", 3)]
 )
-def test_a_cell_has_as_many_anchors_as_the_network_gives_it(name, of_a_cell):
+def test_the_grid_has_the_anchors_of_the_network(name, of_a_cell):
     settings = tiny.settings()
     settings.proposal_network.name = name
     network = build_detector(settings, 1).proposal_network
@@ -49,7 +49,7 @@ def test_a_cell_has_as_many_anchors_as_the_network_gives_it(name, of_a_cell):
     assert (rules.count_positives(grid, {"rka": rules.rules_of(network)["rka"]})["rka"] == 2).all()
 
 
-def test_a_page_with_pictures_is_left(tmp_path):
+def test_the_mode_writes_a_page_with_pictures(tmp_path):
     status, output, errors = tiny.call_main(
         f"--config={tiny.__file__}", f"--workdir={tmp_path / 'rules'}", "--mode=rules"
     )
@@ -61,7 +61,7 @@ def test_a_page_with_pictures_is_left(tmp_path):
         assert f"| {row} |" in text
 
 
-def test_similarities_fall_with_the_shift():
+def test_fall_is_the_similarity_over_the_shift():
     def measure(a, b):
         return jnp.exp(-jnp.abs(a[:, None, 0] + a[:, None, 2] - b[None, :, 0] - b[None, :, 2]) / 2)
 

@@ -70,7 +70,7 @@ def events_of(plane: Any, module: str) -> Iterator[Event]:
 
 
 def divided(events: list[Event], containers: Collection[str]) -> np.ndarray:
-    """Return the time `[events]` of each event; events that overlap share it equally, so that the sum is the clock's."""
+    """Return the time `[events]` of each event; events that overlap share it equally, so that times add up."""
     start, end = np.array([[event.start, event.end] for event in events]).reshape(-1, 2).T
     outer = np.array([event.instruction in containers for event in events], bool)
     # Between two neighbouring moments nothing starts or ends.
