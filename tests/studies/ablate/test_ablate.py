@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from cfinet_jax.errors import Interrupted, Unwritable, UserError
 from cfinet_jax.runtime.lock import locked
@@ -90,6 +91,11 @@ def test_a_study_is_run_once_and_reported(ablate, trainings, tmp_path):
     assert saved["differences"]["plain"]["AP"] == [0.0, 0.0, 0.0, 2]
     assert all(Path(tmp_path, "work", folder).exists() for folder in links(page))
 
+    trainings.clear()
+    damaged = next((tmp_path / "work" / "runs").glob("*/seed_1")) / "metrics.json"
+    damaged.write_text("")
+    status, output, _ = ablate("mine")
+    assert status == 0 and len(trainings) == 1 and trainings[0][1] == 1 and str(damaged) in output
     trainings.clear()
     assert ablate("mine")[0] == 0 and trainings == []
     assert ablate("two")[0] == 0 and trainings == []  # another study with the same rows
@@ -176,23 +182,27 @@ def test_a_study_of_runs_too_short_to_log_has_scores(ablate, trainings, tmp_path
         ("proposals.npz", ""),
     ],
 )
-def test_a_run_with_a_damaged_file_is_run_again(ablate, trainings, tmp_path, name, content):
-    study = "recall" if name == "proposals.npz" else "two"
-    assert ablate(study)[0] == 0
-    trainings.clear()
-    path = next((tmp_path / "work" / "runs").glob("*/seed_1")) / name
-    path.unlink()
+def test_a_run_with_a_damaged_file_is_no_longer_finished(trained, tmp_path, capsys, name, content):
+    measure = "proposals/AR300" if name == "proposals.npz" else "AP"
+    ignored = shutil.ignore_patterns("checkpoints", "lock", "overlays")
+    folder = epath.Path(shutil.copytree(trained[0], tmp_path / "run", ignore=ignored))
+    (folder / "finished").touch()
+    run = runs.Run("row", 0, tiny.tiny_config(), folder)
+    intervals.reopen_damaged([run], measure)
+    assert run.finished and capsys.readouterr().out == ""
+    (folder / name).unlink()
     if content is not None:
-        path.write_text(content)
-    status, output, errors = ablate(study)
-    assert (status, errors) == (0, "") and len(trainings) == 1 and trainings[0][1] == 1
-    assert len([line for line in output.splitlines() if str(path) in line and "score this run again" in line]) == 1
+        (folder / name).write_text(content)
+    intervals.reopen_damaged([run], measure)
+    assert not run.finished
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(folder / name) in line and "score this run again" in line
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe broke off"])
 def test_a_damaged_record_of_a_failure_is_shown_as_far_as_it_goes(tmp_path, content):
     (tmp_path / "failure.txt").write_bytes(content)
-    failure = runs.Run("row", 0, None, runs.epath.Path(tmp_path)).failure
+    failure = runs.Run("row", 0, None, epath.Path(tmp_path)).failure
     assert failure is not None and ("broke off" in failure or "failure.txt" in failure or failure == "")
 
 
@@ -211,7 +221,7 @@ def test_a_run_that_another_process_is_running_is_left_to_it(ablate, trainings, 
     ablate("two", "--seeds=1")
     trainings.clear()
     folder = next((tmp_path / "work" / "runs").glob("*"))
-    with locked(runs.epath.Path(folder / "seed_1" / "claim")):
+    with locked(epath.Path(folder / "seed_1" / "claim")):
         status, output, errors = ablate("two")
     assert status == 2 and len(trainings) == 1 and "another process is running it" in output
     assert re.search("1 of 4 runs are not finished [(](base|plain), seed 1[)]: another process is running", errors)

@@ -6,11 +6,10 @@ import pytest
 from cfinet_jax.build import build
 from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import make_detect
-from cfinet_jax.restore import state_shapes
 from cfinet_jax.runtime import mesh
 from cfinet_jax.runtime.settings import flatten, identity
 from cfinet_jax.studies.ablate.study import OF_NO_EFFECT, Row, check_rows, config_of, digest, load_study
-from cfinet_jax.studies.compile import shipped_shapes
+from cfinet_jax.studies.compile import shipped_shapes, step_shapes
 from cfinet_jax.training import make_step
 from configs import ablations, coco, scenes, sodaa, sodad
 from tests import tiny, tiny_oriented
@@ -18,26 +17,21 @@ from tests import tiny, tiny_oriented
 BASE = tiny.tiny_config()
 ORIENTED = tiny_oriented.get_config()
 STUDIES = ablations.get_studies(BASE)
-ROWS = [(study, row.name) for study in STUDIES for row in STUDIES[study].rows]
-EXPERIMENTS = {
-    digest(config): (row, config)
+TRAINED = {
+    digest(config): pytest.param(config, id=row.name)
     for study in STUDIES.values()
     if study.measure != "anchors"
     for row in study.rows
     for config in [config_of(row, ORIENTED if study.boxes == "oriented" else BASE)]
 }
-TRAINED = [pytest.param(config, id=row.name) for row, config in EXPERIMENTS.values()]
 
 
-@pytest.mark.parametrize("config", TRAINED)
-def test_step_and_detection_trace(config):
-    """Every experiment of every study, once."""
+@pytest.mark.parametrize("config", TRAINED.values())
+def test_steps_and_detections_of_the_paper_s_experiments_trace(config):
     over = mesh.make_mesh()
     detector, sgd = build(config, 6)
-    state = state_shapes(config, detector, over)
-    key = mesh.shapes(jax.eval_shape(lambda: jax.random.key(0)), over, mesh.EVERYWHERE)
-    step = make_step(config, detector, sgd, over)
-    after, metrics = jax.eval_shape(step, state, shipped_shapes(config.dataset, "batch_size", over), key)
+    arguments = state, _, _ = step_shapes(config, detector, over)
+    after, metrics = jax.eval_shape(make_step(config, detector, sgd, over), *arguments)
     assert jax.tree.structure(after) == jax.tree.structure(state) and {"loss", "finite"} <= metrics.keys()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     detect = make_detect(detector, config.dataset, over)
