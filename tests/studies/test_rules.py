@@ -25,7 +25,9 @@ def test_positive_anchors_are_counted_in_network_pixels():
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == len(grid.levels) == 3 * (48**2 + 24**2)
     known = {name: rule for name, rule in rules.rules_of(network).items() if name in ("max_iou", "nwd", "rka")}
-    counts = rules.count_positives(grid, known)
+    positives = rules.positives_of(grid, known)
+    assert {of_rule.shape for of_rule in positives.values()} == {(1 + 2 * 3, len(grid.boxes))}
+    counts = {name: of_rule[1:].sum(1).reshape(2, 3) for name, of_rule in positives.items()}
     centres = np.random.default_rng(0).uniform(64, 128, (3, 2))
     for side, of_nwd, of_iou in zip((6, 16), counts["nwd"], counts["max_iou"], strict=True):
         for (x, y), nwd, iou in zip(centres, of_nwd, of_iou, strict=True):
@@ -46,7 +48,7 @@ def test_the_grid_has_the_anchors_of_the_network(name, of_a_cell):
     network = build_detector(settings, 1).proposal_network
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == of_a_cell * (48**2 + 24**2)
-    assert (rules.count_positives(grid, {"rka": rules.rules_of(network)["rka"]})["rka"] == 2).all()
+    assert (rules.positives_of(grid, {"rka": rules.rules_of(network)["rka"]})["rka"].sum(1) == 2).all()
 
 
 def test_the_mode_writes_a_page_with_pictures(tmp_path):

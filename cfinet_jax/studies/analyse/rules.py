@@ -53,10 +53,10 @@ def rules(config: ConfigDict, workdir: epath.Path) -> None:
     network = build_detector(config.detector, classes=1).proposal_network
     stored = np.asarray(config.dataset.stored_size, np.float32)
     grid = grid_of(network, config.detector.neck.levels, scales_of(stored, config.dataset))
-    known = rules_of(network)
-    text = describe(config.detector.proposal_network.name, grid, count_positives(grid, known))
+    positives = positives_of(grid, rules_of(network))
+    text = describe(config.detector.proposal_network.name, grid, positives)
     workdir.mkdir(parents=True, exist_ok=True)
-    draw_rules(grid, known, workdir / "rules.png")
+    draw_rules(grid, {rule: of_rule[0] for rule, of_rule in positives.items()}, workdir / "rules.png")
     draw_similarities(network.similarities, workdir / "similarities.png")
     replace_text(workdir / "rules.md", text)
     print(text, flush=True)
@@ -96,22 +96,28 @@ def alone(box: jax.Array) -> GroundTruth:
     return GroundTruth(box[None], jnp.zeros(1, jnp.int32), some, ~some)
 
 
-def count_positives(grid: Grid, known: dict[str, Callable]) -> dict[str, np.ndarray]:
-    """Count the positive anchors `[sides, places]` of a square object, by rule."""
+def positives_of(grid: Grid, known: dict[str, Callable]) -> dict[str, np.ndarray]:
+    """Return the positive anchors `[objects, anchors]` of lone square objects, by rule.
+
+    The first object is the one that is drawn, the others those of the table: `PLACES` of each side.
+    """
     centres = np.random.default_rng(0).uniform(MARGIN, CANVAS - MARGIN, (PLACES, 2))
-    half = grid.scale * np.array(SIDES)[:, None, None] / 2
-    boxes = jnp.asarray(np.concatenate([centres - half, centres + half], -1).reshape(-1, 4), jnp.float32)
+    centres = np.concatenate([[CENTRE], np.tile(centres, (len(SIDES), 1))])
+    half = grid.scale * np.array([DRAWN, *np.repeat(SIDES, PLACES)])[:, None] / 2
+    boxes = jnp.asarray(np.concatenate([centres - half, centres + half], -1), jnp.float32)
 
-    def count(rule: Callable) -> np.ndarray:
-        count_all = jax.jit(lambda grid, boxes: jax.lax.map(lambda box: rule(grid, alone(box)).positive.sum(), boxes))
-        return np.asarray(count_all(grid, boxes)).reshape(len(SIDES), PLACES)
+    def positives(rule: Callable) -> np.ndarray:
+        # Without compiling, every operation of a rule would be compiled alone.
+        of_all = jax.jit(lambda grid, boxes: jax.lax.map(lambda box: rule(grid, alone(box)).positive, boxes))
+        return np.asarray(of_all(grid, boxes))
 
-    return {name: count(rule) for name, rule in known.items()}
+    return {name: positives(rule) for name, rule in known.items()}
 
 
-def describe(name: str, grid: Grid, counts: dict[str, np.ndarray]) -> str:
+def describe(name: str, grid: Grid, positives: dict[str, np.ndarray]) -> str:
     """Return the page in Markdown."""
-    rows = ([rule, *(f"{mean:.1f}" for mean in of_rule.mean(1))] for rule, of_rule in counts.items())
+    means = {rule: of_rule[1:].sum(1).reshape(len(SIDES), PLACES).mean(1) for rule, of_rule in positives.items()}
+    rows = ([rule, *(f"{mean:.1f}" for mean in of_rule)] for rule, of_rule in means.items())
     head = ["rule", *(f"{side} px" for side in SIDES)]
     return f"""# What the rules of assignment do
 
@@ -131,16 +137,14 @@ Similarity of an object with a box that moves away from it, as large as the obje
 """
 
 
-def draw_rules(grid: Grid, known: dict[str, Callable], path: epath.Path) -> None:
+def draw_rules(grid: Grid, positives: dict[str, np.ndarray], path: epath.Path) -> None:
     """Draw a panel per rule: the object and its positive anchors."""
     half = float(grid.scale) * DRAWN / 2
     x, y = CENTRE
-    truth = alone(jnp.array([x - half, y - half, x + half, y + half], jnp.float32))
-    rows = -(-len(known) // PANELS)
+    rows = -(-len(positives) // PANELS)
     figure = Figure(figsize=(WIDTH, 2.35 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, PANELS, squeeze=False).flat
-    for (name, rule), axes in zip(known.items(), panels, strict=False):
-        positive = np.asarray(rule(grid, truth).positive)
+    for (name, positive), axes in zip(positives.items(), panels, strict=False):
         axes.set_title(f"{name}: {positive.sum()}", fontsize=10)
         cells = np.arange(0, CANVAS, 4)
         axes.plot(*map(np.ravel, np.meshgrid(cells, cells)), ".", color=GREY, markersize=1.5)
