@@ -1,12 +1,11 @@
-"""A whole job from nothing: wall-clock time, peak memory and AP50 of a command in a fresh clone of this repository.
+"""Wall-clock time, peak memory and AP of a command, such as ./run.sh, in a fresh clone of this repository.
 
     python -m benchmarks.job [--metrics=FILE] [--output=JSON] [-- COMMAND ...]
 
-The clone has no environment, no data and no compiled programs, so the default, ./run.sh, pays for all of them. Only
-what is committed is measured. Linux only: memory is the proportional set size that /proc gives for every process.
+The clone has no environment, no data and no compiled programs, so that ./run.sh, the default, pays for all of them. It
+holds only what is committed. Linux only: memory is the proportional set size that /proc gives for every process.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -16,25 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
-from benchmarks import tables
+from benchmarks import common
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INTERVAL = 0.5  # seconds between two looks at the memory
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(prog="python -m benchmarks.job", description=__doc__.partition("\n")[0])
-    result.add_argument("--metrics", default="runs/scenes/metrics.json", help="what the command leaves in the clone")
-    result.add_argument("--output", help="JSON file for the result")
-    result.add_argument("command", nargs="*", default=["./run.sh"], help="after --; ./run.sh if not given")
-    return result
-
-
 def memory_of_session(session: int) -> int:
-    """Bytes held by the processes of a session; pages shared by several of them count once."""
+    """Return the bytes held by the processes of a session; pages shared by several of them count once."""
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it may end while it is read, or belong to another user
@@ -46,7 +37,7 @@ def memory_of_session(session: int) -> int:
 
 
 def run(command: list[str], folder: Path) -> tuple[int, float, int]:
-    """Exit status, seconds and peak memory in bytes of a command."""
+    """Run a command in a folder; return its exit status, seconds and peak memory in bytes."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     started, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
@@ -60,8 +51,16 @@ def run(command: list[str], folder: Path) -> tuple[int, float, int]:
     return process.returncode, time.perf_counter() - started, peak
 
 
+def parser() -> ArgumentParser:
+    """Return the parser of the command line."""
+    result = common.parser("job", __doc__)
+    result.add_argument("--metrics", default="runs/scenes/metrics.json", help="what the command writes in the clone")
+    result.add_argument("command", nargs="*", default=["./run.sh"], help="after --; the default is ./run.sh")
+    return result
+
+
 def main() -> int:
-    """Clones, runs and reports; the exit status is that of the command."""
+    """Clone, run and report; return the exit status of the command."""
     arguments = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
@@ -71,14 +70,14 @@ def main() -> int:
             print(f"{shlex.join(arguments.command)} failed with status {status}", file=sys.stderr)
             return status
         metrics = json.loads((clone / arguments.metrics).read_text())
-    row = {
+    row: common.Row = {
         "command": shlex.join(arguments.command),
         "wall clock, s": round(seconds),
         "peak memory, MiB": round(peak / 2**20),
         "AP": 100 * metrics["AP"],
         "AP50": 100 * metrics["AP50"],
     }
-    tables.report([row], arguments.output)
+    common.report([row], arguments.output)
     return 0
 
 

@@ -1,54 +1,33 @@
-"""torchvision's Faster R-CNN R-50-FPN at its best, doing the work of ours (`configs/sodad.py:faster_rcnn`).
+"""torchvision's Faster R-CNN R-50-FPN in its fastest form, doing the work of ours (`configs/sodad.py:faster_rcnn`).
 
-    python -m benchmarks.peer [--size=512] [--batch=1] [--precision=float32] [--repeats=N] [--output=JSON]
-
-On its own it says in which form the peer is fastest here; `benchmarks/step.py` compares with that one. Anchors,
-proposals, samples, levels and trainable layers are those of our configuration. Channels last; on CUDA, TF32 or, for
-bfloat16, automatic mixed precision; fused SGD. Pictures come as large as the network sees them, uint8 on the device.
-Where the two differ, the peer has less to do: its batch norm learns nothing, and its ground truth is not padded.
+`benchmarks/step.py` compares with it. Anchors, proposals, samples, levels and trainable layers are those of our
+configuration. It runs channels last; on CUDA with TF32 or, for bfloat16, automatic mixed precision; with fused SGD.
+Pictures come as large as the network sees them, as uint8 on the device. Where the two differ, torchvision's has less to
+do: its batch norm learns nothing, and its ground truth is not padded.
 """
 
-import argparse
 import importlib.util
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import drawn, tables, timing
+from benchmarks import common, drawn
 from configs import sodad
 
-PRECISIONS = ("float32", "bfloat16")
-LAST_NORM_SCALE = 0.3  # or the maps of random weights grow beyond all measure
-RATE = 1e-6  # the weights hardly move: every step has the same work
+LAST_NORM_SCALE = 0.3  # with random weights, larger scales would make the maps overflow
+RATE = 1e-6  # so small that the weights hardly move: every step has the same work
 
 
 class Peer(NamedTuple):
-    """One step, which returns when it is done, and how it is run."""
+    """A step, which returns when it is done, and the form in which it runs."""
 
     run: Callable[[], None]
     form: str
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(prog="python -m benchmarks.peer", description=__doc__.partition("\n")[0])
-    result.add_argument("--size", type=int, default=512, help="pixels of a side of the network's input")
-    result.add_argument("--batch", type=int, default=1, help="images")
-    result.add_argument("--precision", choices=PRECISIONS, default="float32")
-    result.add_argument("--repeats", type=int, default=5, help="timed rounds; the median counts")
-    result.add_argument("--output", help="JSON file for the result")
-    return result
-
-
-def installed() -> bool:
-    """Whether torch and torchvision are."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
-
-
 def device() -> str:
-    """Where torch computes: on the first CUDA device, if there is one, with its fastest float32."""
+    """Return where torch computes: the first CUDA device, if there is one, with its fastest float32."""
     import torch
 
     if not torch.cuda.is_available():
@@ -60,7 +39,7 @@ def device() -> str:
 
 
 def synchronise() -> None:
-    """Waits for what CUDA has been told to do, if anything."""
+    """Wait for CUDA to finish, if there is a device."""
     import torch
 
     if torch.cuda.is_available():
@@ -68,7 +47,7 @@ def synchronise() -> None:
 
 
 class Normalise:
-    """In the place of torchvision's transform, which would also resize."""
+    """Replacement for torchvision's transform, which would also resize."""
 
     def __init__(self, settings: Any, device: str) -> None:
         import torch
@@ -85,7 +64,7 @@ class Normalise:
 
 
 def model(device: str) -> Any:
-    """The network in the numbers of our configuration, at random."""
+    """Build the network with the numbers of our configuration and random weights."""
     import torch
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -129,7 +108,7 @@ def model(device: str) -> Any:
         for name, constant in result.named_buffers():
             if name.endswith("bn3.weight"):
                 constant.fill_(LAST_NORM_SCALE)
-        # Nearly all is background, as for a trained head: at random, all proposals of all classes would go into NMS.
+        # Make nearly everything background, as a trained head does: a random one would send all classes into NMS.
         result.roi_heads.box_predictor.cls_score.bias[0] = 10
     del result.transform
     result.transform = Normalise(config.dataset, device)
@@ -137,7 +116,7 @@ def model(device: str) -> Any:
 
 
 def compile_parts(model: Any) -> None:
-    """What has fixed shapes."""
+    """Compile the parts whose shapes are fixed."""
     for part in (model.backbone, model.rpn.head, model.roi_heads.box_head, model.roi_heads.box_predictor):
         part.compile()
 
@@ -150,21 +129,22 @@ FORMS: dict[str, Callable[[Any], None]] = {
 
 
 def pictures(size: int, batch: int, device: str) -> Any:
-    """Noise."""
+    """Draw noise."""
     import torch
 
     noise = np.random.default_rng(0).integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
     return torch.from_numpy(noise).to(device, memory_format=torch.channels_last)
 
 
-def training(form: Callable[[Any], None], size: int, batch: int, objects: int, precision: str) -> Callable[[], None]:
-    """A train step in a form."""
+def training(form: Callable[[Any], None], size: int, batch: int, precision: str) -> Callable[[], None]:
+    """Make a train step in one of the forms."""
     import torch
 
     where, rng, sgd = device(), np.random.default_rng(0), sodad.get_config().optimizer
     network, images = model(where).train(), pictures(size, batch, where)
     form(network)
-    boxes, labels = drawn.boxes(rng, (batch, objects), size), rng.integers(1, drawn.CLASSES + 1, (batch, objects))
+    shape = (batch, drawn.OBJECTS)
+    boxes, labels = drawn.boxes(rng, shape, size), rng.integers(1, drawn.CLASSES + 1, shape)
     targets = [
         {"boxes": torch.tensor(b, device=where), "labels": torch.tensor(c, device=where)}
         for b, c in zip(boxes, labels, strict=True)
@@ -184,7 +164,7 @@ def training(form: Callable[[Any], None], size: int, batch: int, objects: int, p
 
 
 def detection(form: Callable[[Any], None], size: int, batch: int, precision: str) -> Callable[[], None]:
-    """Inference in a form."""
+    """Make inference in one of the forms."""
     import torch
 
     where = device()
@@ -199,61 +179,23 @@ def detection(form: Callable[[Any], None], size: int, batch: int, precision: str
     return detect
 
 
-def working(make: Callable[[Callable[[Any], None]], Callable[[], None]]) -> dict[str, Callable[[], None]]:
-    """The program in every form in which it runs; it has run twice, and is compiled."""
-    found = {}
+def fastest(make: Callable[[Callable[[Any], None]], Callable[[], None]]) -> Peer | None:
+    """Return the program in the form that takes least time; None without torch and torchvision."""
+    if not all(importlib.util.find_spec(name) for name in ("torch", "torchvision")):
+        return None
+    import torch
+
+    programs = {}
     for name, form in FORMS.items():
         try:
             program = make(form)
             program()
-            program()
-            found[name] = program
+            program()  # twice, since torch compiles again once it knows which sizes vary
+            programs[name] = program
         except Exception as error:  # torch.compile fails in many ways
             if name == "eager":
                 raise
             print(f"{name} does not work: {str(error).partition(chr(10))[0]}", flush=True)
-    return found
-
-
-def fastest(make: Callable[[Callable[[Any], None]], Callable[[], None]]) -> Peer | None:
-    """The program in the form that takes least time; None without torch and torchvision."""
-    if not installed():
-        return None
-    import torch
-
-    programs = working(make)
-    seconds = timing.medians(programs, 3)
+    seconds = common.medians(programs, 3)
     form = min(seconds, key=lambda name: seconds[name])
     return Peer(programs[form], f"torch {torch.__version__}, channels last, {form}")
-
-
-def train_step(size: int, batch: int, objects: int, precision: str) -> Peer | None:
-    """A step of SGD on pictures of `size` x `size` pixels with so many objects each; None without torchvision."""
-    return fastest(partial(training, size=size, batch=batch, objects=objects, precision=precision))
-
-
-def inference(size: int, batch: int, precision: str) -> Peer | None:
-    """Detection in pictures of `size` x `size` pixels; None without torch and torchvision."""
-    return fastest(partial(detection, size=size, batch=batch, precision=precision))
-
-
-def main() -> None:
-    """Measures every form and reports."""
-    options = parser().parse_args()
-    if not installed():
-        raise SystemExit("torch and torchvision are not installed: pip install torch torchvision")
-    common = {"size": options.size, "batch": options.batch, "precision": options.precision}
-    trains = timing.medians(working(partial(training, objects=drawn.OBJECTS, **common)), options.repeats)
-    detects = timing.medians(working(partial(detection, **common)), options.repeats)
-    rows = []
-    for form in FORMS:
-        row: dict[str, Any] = {"form": form}
-        for what, seconds in {"train step": trains, "inference": detects}.items():
-            row[f"s {what}"] = seconds.get(form, "n/a")
-            row[f"{what}, / eager"] = seconds[form] / seconds["eager"] if form in seconds else "n/a"
-        rows.append(row)
-    tables.report(rows, options.output)
-
-
-if __name__ == "__main__":
-    main()

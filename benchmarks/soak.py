@@ -1,15 +1,14 @@
-"""That nothing that ends a training changes where it ends, and that a long one does not grow.
+"""Check that a training interrupted at random ends like an undisturbed one, and that a long one does not leak memory.
 
     python -m benchmarks.soak [--ends=N] [--growth=STEPS] [--seed=N] [--output=JSON]
 
-Trains the tiny experiment of the tests twice: once in peace, and once ended at random moments, by SIGKILL, SIGTERM and
-a full disk in turn, and started again each time. Both must leave the same last checkpoint and the same log, bit by bit,
-and no end may cost more steps than lie between two checkpoints. Then one long training, whose resident memory may grow
-by 1 MB in 1,000 steps; it saves every 1,000, since each save leaves 0.1 MB in tensorstore for good. The disk is a
-small tmpfs, which root may mount on Linux; elsewhere there are only the signals.
+The tiny experiment of the tests is trained twice: once undisturbed, and once ended at random moments by SIGKILL,
+SIGTERM and a full disk in turn, and restarted each time. Both must write the same last checkpoint and the same log, bit
+for bit, and no interruption may cost more steps than lie between two checkpoints. Then the resident memory of one long
+training may grow by at most 1 MB in 1,000 steps; it saves every 1,000 steps, since each save keeps 0.1 MB in
+tensorstore for good. The disk is a small tmpfs, which only root on Linux may mount; elsewhere there are only signals.
 """
 
-import argparse
 import collections
 import contextlib
 import itertools
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from benchmarks import tables
+from benchmarks import common
 from cfinet_jax import checkpoint, training
 from cfinet_jax.build import create_run
 from tests import tiny
@@ -42,18 +42,8 @@ MOST_GROWTH = 1.0  # MB per 1,000 steps
 PROGRAM = "from cfinet_jax import main; main.main()"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    result = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.partition("\n")[0])
-    result.add_argument("--ends", type=int, default=20, help="how often the training is ended")
-    result.add_argument("--growth", type=int, default=5000, help="steps of the long training; 0 leaves it out")
-    result.add_argument("--seed", type=int, default=0, help="of the random moments")
-    result.add_argument("--output", help="JSON file for the result")
-    return result
-
-
 def start(data_dir: Path, workdir: Path, steps: int, errors: Any = None) -> subprocess.Popen:
-    """A training of so many steps, in a process of its own; its output goes to the file `errors`."""
+    """Start a training in another process, which writes its errors to the file `errors`."""
     images = tiny.tiny_config().dataset.batch_size
     changes = {"images": images * steps, "checkpoint_every_images": images * EVERY}
     command = [sys.executable, "-c", PROGRAM, *tiny.arguments(data_dir, workdir)]
@@ -63,7 +53,7 @@ def start(data_dir: Path, workdir: Path, steps: int, errors: Any = None) -> subp
 
 
 def logged(workdir: Path) -> int:
-    """The last step in the log."""
+    """Return the last step in the log."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
         return json.loads([line for line in lines if line.endswith("\n")][-1])["step"]
@@ -71,13 +61,13 @@ def logged(workdir: Path) -> int:
 
 
 def saved(workdir: Path) -> int:
-    """The step of the newest checkpoint."""
+    """Return the step of the newest checkpoint."""
     return max((int(path.name) for path in workdir.glob("checkpoints/[0-9]*") if path.name.isdigit()), default=0)
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """Makes the folder a small disk; false where that is not allowed."""
+    """Mount a small disk at the folder; yield False where that is not allowed."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(folder)]
     try:
@@ -92,7 +82,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 
 def fill(path: Path, left: int) -> None:
-    """Lets a file grow until it leaves so many bytes of its disk."""
+    """Let a file grow until only `left` bytes of its disk are free."""
     with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(2**16)):
             pass
@@ -100,10 +90,10 @@ def fill(path: Path, left: int) -> None:
 
 
 def end(process: subprocess.Popen, kind: str, disk: Path, chance: random.Random) -> int:
-    """Ends a training in one of three ways; returns its status."""
+    """End a training in one of three ways and return its exit status."""
     if kind == "full disk":
         filler, left = disk / "filler", chance.randrange(2**20)  # less than a checkpoint
-        while process.poll() is None:  # until then old checkpoints may go
+        while process.poll() is None:  # keep filling, since the training deletes old checkpoints
             fill(filler, left)
             time.sleep(0.5)
         filler.unlink(missing_ok=True)
@@ -113,7 +103,7 @@ def end(process: subprocess.Popen, kind: str, disk: Path, chance: random.Random)
 
 
 def expected(kind: str, status: int, errors: str) -> bool:
-    """Whether a training ended as it should: SIGTERM may come before anybody takes it, while Python starts."""
+    """Return whether a training ended as it should. While Python starts, SIGTERM still ends it at once."""
     if kind == "SIGKILL":
         return status == -signal.SIGKILL
     if kind == "SIGTERM":
@@ -122,7 +112,7 @@ def expected(kind: str, status: int, errors: str) -> bool:
 
 
 def wait(process: subprocess.Popen, workdir: Path, chance: random.Random) -> None:
-    """Until a random moment: soon after the start, or some steps later."""
+    """Wait until a random moment: soon after the start, or some steps later."""
     until, deadline = logged(workdir) + chance.randint(0, STEPS_EACH), time.monotonic() + 300
     if chance.random() < 0.2:
         deadline = time.monotonic() + chance.uniform(0, 15)
@@ -132,7 +122,7 @@ def wait(process: subprocess.Popen, workdir: Path, chance: random.Random) -> Non
 
 
 def disturb(data_dir: Path, disk: Path, kinds: list[str], ends: int, steps: int, seed: int) -> list[dict[str, Any]]:
-    """Starts a training again and again, and lets it end after so many interruptions; how each of them went."""
+    """Interrupt a training several times, then let it finish; return a row about each interruption."""
     chance, workdir, rows = random.Random(seed), disk / "run", []
     for kind in itertools.islice(itertools.cycle(kinds), ends):
         with tempfile.TemporaryFile("w+") as errors:
@@ -149,8 +139,8 @@ def disturb(data_dir: Path, disk: Path, kinds: list[str], ends: int, steps: int,
     return rows
 
 
-def left_by(workdir: Path, data_dir: Path) -> tuple[list[np.ndarray], str]:
-    """Everything in the last checkpoint of a run, and its log."""
+def results_of(workdir: Path, data_dir: Path) -> tuple[list[np.ndarray], str]:
+    """Return all arrays in the last checkpoint of a run, and its log."""
     config = tiny.tiny_config()
     config.dataset.data_dir = str(data_dir)
     with checkpoint.open_checkpoints(epath.Path(workdir), create=False) as checkpoints:
@@ -160,7 +150,7 @@ def left_by(workdir: Path, data_dir: Path) -> tuple[list[np.ndarray], str]:
 
 
 def growth(data_dir: Path, workdir: Path, steps: int) -> float:
-    """By how many MB per 1,000 steps the resident memory of a training grows in its second half."""
+    """Return the growth of resident memory in the second half of a training, in MB per 1,000 steps."""
     config, page = tiny.tiny_config(), os.sysconf("SC_PAGE_SIZE")
     size = config.dataset.batch_size
     config.dataset.data_dir = str(data_dir)
@@ -182,8 +172,17 @@ def growth(data_dir: Path, workdir: Path, steps: int) -> float:
     return 1000 * slope
 
 
+def parser() -> ArgumentParser:
+    """Return the parser of the command line."""
+    result = common.parser("soak", __doc__)
+    result.add_argument("--ends", type=int, default=20, help="how often the training is interrupted")
+    result.add_argument("--growth", type=int, default=5000, help="steps of the long training; 0 leaves it out")
+    result.add_argument("--seed", type=int, default=0, help="of the random moments")
+    return result
+
+
 def main() -> int:
-    """Disturbs, compares, measures and reports; 1 if anything is not as it should be."""
+    """Interrupt, compare, measure and report; return 1 if anything is not as it should be."""
     arguments = parser().parse_args()
     steps = arguments.ends * STEPS_EACH + EVERY
     with tempfile.TemporaryDirectory() as name:
@@ -193,15 +192,15 @@ def main() -> int:
         with small_disk(folder / "disk") as limited:
             kinds = ["SIGKILL", "SIGTERM", *(["full disk"] if limited else [])]
             ends = disturb(data_dir, folder / "disk", kinds, arguments.ends, steps, arguments.seed)
-            found, quiet = (left_by(each, data_dir) for each in (folder / "disk" / "run", folder / "quiet"))
+            found, quiet = (results_of(each, data_dir) for each in (folder / "disk" / "run", folder / "quiet"))
         same = found[1] == quiet[1] and all(map(np.array_equal, found[0], quiet[0]))
         grown = growth(data_dir, folder / "long", arguments.growth) if arguments.growth else None
-    rows: list[dict[str, Any]] = [
+    rows: list[common.Row] = [
         {"what": f"ended by {kind}", "result": count}
         for kind, count in collections.Counter(r["kind"] for r in ends).items()
     ]
     rows += [
-        {"what": "ended otherwise than documented", "result": sum(not row["good"] for row in ends)},
+        {"what": "ended in another way than documented", "result": sum(not row["good"] for row in ends)},
         {"what": "most steps lost at once", "result": max(row["lost"] for row in ends)},
         {
             "what": f"{len(quiet[0])} arrays and the log as in a quiet run of {steps} steps",
@@ -210,7 +209,7 @@ def main() -> int:
     ]
     if grown is not None:
         rows.append({"what": f"growth in {arguments.growth} steps, MB per 1,000", "result": round(grown, 2)})
-    tables.report(rows, arguments.output)
+    common.report(rows, arguments.output)
     return int(not same or not all(row["good"] for row in ends) or (grown or 0) > MOST_GROWTH)
 
 

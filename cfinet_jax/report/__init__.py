@@ -1,1 +1,1 @@
-"""What a run leaves for the reader: tables, plots, pictures, and the page they stand on."""
+"""Report of a run: tables, plots and pictures on one page."""

@@ -1,4 +1,4 @@
-"""Which pictures a report shows: those of the best, the typical and the worst results."""
+"""Pictures of a report: those with the best, the typical and the worst results."""
 
 import re
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from cfinet_jax.report.overlays import write_overlays
 from cfinet_jax.runtime.markdown import escape
 from cfinet_jax.runtime.paths import matching
 
-Counts = Int[np.ndarray, "images classes outcomes"]  # of `metrics.errors.count_outcomes`
-UNSAFE = re.compile(r"[^\w.-]")  # in the name of a file that a link leads to
+Counts = Int[np.ndarray, "images classes outcomes"]  # from `metrics.error_types.count_outcomes`
+UNSAFE = re.compile(r"[^\w.-]")  # characters not to use in names of linked files
 
 
 def choose(counts: Counts, number: int) -> dict[str, list[int]]:
-    """The images of the best, typical (median) and worst F1, best and worst first; `number` of them in all.
+    """Choose `number` images with the best, typical (median) and worst F1, the best and the worst first.
 
-    Of equal F1 the image with more true detections is better, the one with more mistakes worse. Images without F1
-    are left out, and none is shown twice.
+    With equal F1, the image with the larger lead of true detections over mistakes is better. Images without F1 are left
+    out, and no image is chosen twice.
     """
     of_image, scores = counts.sum(axis=1), f1(counts)
     lead = of_image[:, TRUE] - of_image[:, WRONG].sum(axis=1)
@@ -44,7 +44,7 @@ def write_examples(
     prepared: dataset.Prepared,
     min_score: float,
 ) -> str:
-    """Draws the chosen pictures into `folder`, in place of those of an earlier evaluation; Markdown that shows them."""
+    """Draw the chosen images into `folder`, replacing those of an earlier evaluation; return Markdown with them."""
     for old in matching(folder, "*.png"):
         old.unlink()
     classes = dict(zip(prepared.category_ids, prepared.classes, strict=True))
@@ -57,7 +57,7 @@ def write_examples(
                 [entry for entry in entries if entry["image_id"] == image_id]
                 for entries in (results, prepared.coco["annotations"])
             )
-            stem = f"{kind}-{rank}-{UNSAFE.sub('_', epath.Path(name).stem)}"  # unique by kind and rank
+            stem = f"{kind}-{rank}-{UNSAFE.sub('_', epath.Path(name).stem)}"  # kind and rank make it unique
             write_overlays(folder, [(stem, image, found, truth)], classes, min_score)
             lines += [f"**{kind} {rank}**, {escape(name)}: {describe(counts[position])}", ""]
             lines += [f"![{kind} {rank}]({folder.name}/{stem}.png)", ""]
@@ -65,7 +65,7 @@ def write_examples(
 
 
 def describe(counts: Int[np.ndarray, "classes outcomes"]) -> str:
-    """One image's outcomes in words."""
+    """Describe the outcomes of one image in words."""
     outcomes = dict(zip(OUTCOMES, counts.sum(axis=0).tolist(), strict=True))
     mistakes = [f"{outcomes[name]} {name}" for name in MISTAKES if outcomes[name]]
     objects = outcomes["true"] + outcomes["missed"]

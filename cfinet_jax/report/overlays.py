@@ -1,4 +1,4 @@
-"""Pictures with detections and ground truth drawn into them."""
+"""Pictures with detections and ground truth drawn on them."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,11 +13,11 @@ from cfinet_jax.metrics.results import box_of
 Picture = UInt8[np.ndarray, "height width 3"]
 Outline = Int32[np.ndarray, "4 2"]  # corners x y, in pixels of the canvas
 
-CANVAS_SIDE = 2000  # pictures are enlarged towards it,
-MAX_ENLARGEMENT = 3  # but not beyond recognition
+CANVAS_SIDE = 2000  # pixels that small pictures are enlarged to,
+MAX_ENLARGEMENT = 3  # but by no more than this
 FONT, TEXT_SCALE, LINE_HEIGHT, SWATCH = cv2.FONT_HERSHEY_SIMPLEX, 0.42, 24, 16
 WHITE, BLACK, PANEL = (255, 255, 255), (0, 0, 0), (32, 32, 32)
-PALETTE = (  # of the classes, in turn; seen on dark, bright and grey pictures alike
+PALETTE = (  # colours of the classes, visible on dark, bright and grey pictures alike
     (255, 90, 60),
     (60, 200, 255),
     (255, 210, 40),
@@ -48,11 +48,17 @@ def write_overlays(
 def draw_overlay(
     image: Picture, detections: list[dict], ground_truth: list[dict], classes: dict[int, str], min_score: float
 ) -> Picture:
-    """The image with detections coloured by class, ground truth dashed, regions hatched, and a legend below.
+    """Draw detections in the colour of their class, dashed ground truth, hatched ignore regions, and a legend below.
 
-    Detections are COCO results and ground truth COCO annotations of this image (x y w h or oriented, in its pixels);
-    `classes` is category_id -> name, and an annotation of any other category is a region, as one with `ignore` or
-    `iscrowd` is. The picture is enlarged by a whole number so that objects of 8 pixels are seen.
+    The picture is enlarged by a whole number, so that objects of 8 pixels can be seen.
+
+    Args:
+      image: R G B.
+      detections: COCO results of this image, x y w h or oriented, in its pixels.
+      ground_truth: COCO annotations of this image. Those with `ignore` or `iscrowd`, or of a category that is not in
+        `classes`, are ignore regions.
+      classes: category id -> name.
+      min_score: least score of the detections that are drawn.
     """
     factor = int(np.clip(CANVAS_SIDE // max(image.shape[:2]), 1, MAX_ENLARGEMENT))
     canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
@@ -80,7 +86,7 @@ def draw_overlay(
 
 
 def _outline(box: list[float], factor: int, margin: int = 0) -> Outline:
-    """The corners of a box on the canvas, moved outwards by a margin in its pixels."""
+    """Return the corners of a box on the canvas, moved outwards by a margin in pixels of the canvas."""
     if len(box) == 5:
         x, y, width, height = (factor * side for side in box[:4])
         larger = np.array([x, y, width + 2 * margin, height + 2 * margin, box[4]])
@@ -104,7 +110,7 @@ def _hatch(canvas: Picture, outlines: list[Outline]) -> None:
 
 
 def _dash(canvas: Picture, outlines: list[Outline]) -> None:
-    """White dashes with black between, so that they are seen on any ground and over a detection's colour."""
+    """Draw white dashes with black between them, visible on any background and over the colour of a detection."""
     mask = np.zeros(canvas.shape[:2], np.uint8)
     cv2.polylines(mask, outlines, True, 1)
     rows, columns = np.nonzero(mask)
@@ -113,7 +119,7 @@ def _dash(canvas: Picture, outlines: list[Outline]) -> None:
 
 
 def _tag(canvas: Picture, text: str, outline: Outline, colour: tuple[int, int, int]) -> None:
-    """Black on colour, above the box, or below it at the upper border of the picture."""
+    """Write black on colour above the box, or below it at the upper border of the picture."""
     (width, height), _ = cv2.getTextSize(text, FONT, TEXT_SCALE, 1)
     (x1, y1), (_, y2) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
     x = max(min(x1 - 2, canvas.shape[1] - width - 4), 0)
@@ -123,7 +129,7 @@ def _tag(canvas: Picture, text: str, outline: Outline, colour: tuple[int, int, i
 
 
 def _legend(width: int, marks: dict[str, Callable], colours: dict[str, tuple[int, int, int]]) -> Picture:
-    """A strip of the given width that says what the marks and colours mean."""
+    """Draw a strip of the given width that explains marks and colours."""
     places, x, y = [], 8, 4
     names = [*marks, *colours]
     for name in names:

@@ -1,4 +1,4 @@
-"""A report in Markdown as one page of HTML that needs nothing beside it."""
+"""Markdown to one page of HTML that contains its pictures and needs no other file."""
 
 import base64
 import html
@@ -47,14 +47,14 @@ pre {{ overflow-x: auto; padding: .8rem; border-radius: 4px; background: var(--t
 
 
 def to_html(text: str, title: str, folder: epath.Path) -> str:
-    """The page; pictures that the Markdown names, relative to `folder`, are part of it."""
+    """Return the page. Pictures are named relative to `folder` in the Markdown and embedded in the page."""
     converter = markdown.Markdown(extensions=["tables", "fenced_code"], output_format="html")
-    converter.treeprocessors.register(_Embed(folder), "embed", 0)  # 0: last, when links have been resolved
+    converter.treeprocessors.register(_Embed(folder), "embed", 0)  # priority 0: last, when links have been resolved
     return PAGE.format(title=html.escape(title), body=converter.convert(text))
 
 
 class _Embed(Treeprocessor):
-    """Puts the bytes of a picture where its name stands."""
+    """Replace the name of every picture by its bytes."""
 
     def __init__(self, folder: epath.Path) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class _Embed(Treeprocessor):
 
 
 def data_uri(path: epath.Path) -> str:
-    """A PNG file as an address that holds it; photographs, which are those in a folder of their own, as JPEG."""
+    """Return a PNG file as a data URI. Photographs, which are those in `overlays`, become JPEG, a sixth of the size."""
     content, kind = path.read_bytes(), "png"
-    if path.parent.name == "overlays":  # a sixth of the size
+    if path.parent.name == "overlays":
         pixels: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         content, kind = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes(), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

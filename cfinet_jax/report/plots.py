@@ -1,8 +1,9 @@
-"""Curves of a run and of its results, as PNG."""
+"""Plots of a run and of its results, as PNG."""
 
 import io
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -16,22 +17,29 @@ from cfinet_jax.metrics.proposal_scores import NEAR, SHOWN, endings
 from cfinet_jax.metrics.protocols import Protocol
 from cfinet_jax.runtime.files import replacing
 
-CURVE_POINTS = 80  # a longer log is averaged over that many stretches
-WIDTH = 6.6  # inches; panels stand below each other, so that a phone shows them large enough
-LONGEST_NAME = 20  # of a class, in letters
+CURVE_POINTS = 80  # most points of a curve; a longer log is averaged over as many stretches
+WIDTH = 6.6  # inches; panels lie one below the other, so that they are legible on a phone
+LONGEST_NAME = 20  # letters of a class name
 INK, GREY = "#222222", "#bbbbbb"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: for every kind of eye
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # of Okabe and Ito, which the colour-blind can tell apart
 DASHES = ("-", "--")
-MOST_CLASSES = len(COLOURS) * len(DASHES)  # that one plot can tell apart
-KIND_COLOURS = ("#009e73", GREY, "#56b4e9", "#e69f00", "#cc79a7", "#d55e00")  # of `metrics.errors.KINDS`
+MOST_CLASSES = len(COLOURS) * len(DASHES)  # classes in one plot
+KIND_COLOURS = ("#009e73", GREY, "#56b4e9", "#e69f00", "#cc79a7", "#d55e00")  # of `metrics.error_types.KINDS`
 SHARES = {"quality": "mean quality", "high_quality": "share of high quality", "low_quality": "share of low quality"}
 MEMORY = {"fill": "share of slots filled", "turnover": "share replaced in a step"}
 
 
 def read_log(path: epath.Path) -> tuple[list[dict], list[dict]]:
-    """The training and the evaluation records of a `metrics.jsonl`, by step; of two of one step the later one.
+    """Return the training and the evaluation records of a `metrics.jsonl`, by step; of one step the last record.
 
-    Raises `UserError` where a line is damaged or nothing was logged of the training.
+    Raises `UserError` if a line is damaged or the log has no training record.
     """
     records: dict[str, dict[tuple, dict]] = {"train": {}, "eval": {}}
     for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), start=1):
@@ -40,22 +48,22 @@ def read_log(path: epath.Path) -> tuple[list[dict], list[dict]]:
             values = {name: value for name, value in record.items() if isinstance(value, int | float)}
             records[record["kind"]][values["step"], values["images"]] = values
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path}, line {number} is not a JSON record: remove that line") from None
+            raise UserError(f"{path}, line {number} is not a JSON record: remove the line") from None
     train, evaluations = ([values for _, values in sorted(of_kind.items())] for of_kind in records.values())
     if not train:
-        raise UserError(f"{path} has no training record yet: train with this workdir first")
+        raise UserError(f"{path} has no training record yet: train in this workdir first")
     return train, evaluations
 
 
 def draw_learning(train: list[dict], evaluations: list[dict], path: epath.Path) -> None:
-    """The loss, its parts, AP and AP50 over the images seen."""
+    """Draw the loss, its parts, AP and AP50 over the images seen."""
     figure = Figure(figsize=(WIDTH, 7), layout="constrained")
     losses, scores = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     parts = sorted({key for record in train for key in record if key.startswith("loss/")})
     _plot(losses, train, {"loss": "loss"}, color=INK, linewidth=2)
     _plot(losses, train, {part: part.removeprefix("loss/") for part in parts})
     losses.set_ylabel("training loss and its parts")
-    losses.set_yscale("log", nonpositive="mask")  # a part may be 0, imitation as long as the memory is empty
+    losses.set_yscale("log", nonpositive="mask")  # a part may be 0: imitation is while the memory is empty
     for name, colour in zip(("AP50", "AP"), COLOURS, strict=False):
         points = [(record["images"], 100 * record[name]) for record in evaluations if name in record]
         x, y = zip(*points, strict=True) if points else ((), ())
@@ -67,7 +75,7 @@ def draw_learning(train: list[dict], evaluations: list[dict], path: epath.Path) 
 
 
 def draw_imitation(train: list[dict], path: epath.Path) -> None:
-    """The quality of the objects and the state of the exemplar memory over the images seen."""
+    """Draw the quality of the objects and the state of the exemplar memory over the images seen."""
     figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
     quality, memory = figure.subplots(2, 1, sharex=True)
     _plot(quality, train, {f"imitation/{key}": label for key, label in SHARES.items()})
@@ -80,7 +88,7 @@ def draw_imitation(train: list[dict], path: epath.Path) -> None:
 
 
 def draw_proposals(evaluations: list[dict], protocol: Protocol, path: epath.Path) -> None:
-    """Recall of proposals, and how many an object has, for every size over the images seen."""
+    """Draw the recall of proposals and their number per object, for every size, over the images seen."""
     figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
     recall, number = figure.subplots(2, 1, sharex=True)
     for axes, name, scale in ((recall, f"AR{SHOWN}", 100), (number, "per_object", 1)):
@@ -94,22 +102,21 @@ def draw_proposals(evaluations: list[dict], protocol: Protocol, path: epath.Path
 
 
 def draw_precision(curves: Mapping[str, list[float]], path: epath.Path) -> None:
-    """Precision [101] over recall 0:.01:1 of every named class, at most `MOST_CLASSES`, as far as recall goes."""
+    """Draw precision [101] over recall 0:.01:1, as far as it is reached, of at most `MOST_CLASSES` classes."""
     figure = Figure(figsize=(WIDTH, 4 + 0.12 * len(curves)), layout="constrained")
     axes = figure.subplots()
     for number, (name, curve) in enumerate(curves.items()):
         precision = 100 * np.array(curve)
         reached = precision > 0
-        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS)]
         label = f"AP50 {precision.mean():.1f} {_plain(name)}"
-        axes.plot(np.flatnonzero(reached), precision[reached], label=label, color=colour, linestyle=dashes)
+        axes.plot(np.flatnonzero(reached), precision[reached], label=label, **line_style(number))
     axes.set(xlim=(0, 100), ylim=(0, 102), ylabel="precision, percent")
     _finish(axes, "recall, percent", columns=2)
     save(figure, path)
 
 
 def draw_outcomes(names: Sequence[str], counts: Int[np.ndarray, "rows outcomes"], path: epath.Path) -> None:
-    """What the detections of every named row are, and how many of its objects are found, in percent."""
+    """Draw, for every named row, the kinds of detections and the shares of objects found and missed, in percent."""
     figure = Figure(figsize=(WIDTH, 2 + 0.6 * len(names)), layout="constrained")
     detections, objects = figure.subplots(2, 1)
     kinds = dict(zip(OUTCOMES[:MISSED], KIND_COLOURS, strict=True))
@@ -119,7 +126,7 @@ def draw_outcomes(names: Sequence[str], counts: Int[np.ndarray, "rows outcomes"]
 
 
 def _stack(axes: Axes, names: Sequence[str], counts: np.ndarray, colours: Mapping[str, str], what: str) -> None:
-    """One bar of 100 percent a row, the first row on top."""
+    """Draw a bar of 100 percent for every row, the first row on top."""
     totals = counts.sum(axis=1)
     shares = 100 * counts / np.maximum(totals, 1)[:, None]
     ends = shares.cumsum(axis=1)
@@ -130,40 +137,54 @@ def _stack(axes: Axes, names: Sequence[str], counts: np.ndarray, colours: Mappin
     axes.set(yticks=rows, yticklabels=labels, xlim=(0, 100), xlabel=f"percent of {what}")
     axes.invert_yaxis()
     axes.tick_params(left=False)
+    axes.spines[["top", "right"]].set_visible(False)
     _legend(axes)
 
 
 def _plot(axes: Axes, records: list[dict], labels: dict[str, str], scale: float = 1, **style) -> None:
-    """The named values over the images seen, averaged over stretches where there are many."""
+    """Draw the named values over the images seen; many values are averaged over stretches."""
     for number, (key, label) in enumerate(labels.items()):
         points = [(record["images"], scale * record[key]) for record in records if key in record]
         if points:
-            stretches = np.array_split(np.array(points, float), min(len(points), CURVE_POINTS))
-            images, values = np.array([stretch.mean(axis=0) for stretch in stretches]).T
-            colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
-            axes.plot(images, values, label=label, **{"color": colour, "linestyle": dashes, **style})
+            axes.plot(*averaged(points), label=label, **{**line_style(number), **style})
 
 
 def _finish(axes: Axes, xlabel: str = "", columns: int = 3) -> None:
     axes.set_xlabel(xlabel)
-    axes.grid(alpha=0.3)
+    add_grid(axes)
     if axes.lines:
         _legend(axes, columns)
 
 
 def _legend(axes: Axes, columns: int = 3) -> None:
-    """Above the plot, where it hides nothing."""
-    axes.spines[["top", "right"]].set_visible(False)
+    """Draw the legend above the plot, where it hides nothing."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, frameon=False, handlelength=2)
 
 
 def _plain(name: str) -> str:
-    """A class name that is short and no formula."""
+    """Return a class name that is short and that matplotlib does not take for a formula."""
     return (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…").replace("$", r"\$")
 
 
+def averaged(points: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Average points over stretches where there are many; return x and y."""
+    stretches = np.array_split(np.array(points, float), min(len(points), CURVE_POINTS))
+    return np.array([stretch.mean(axis=0) for stretch in stretches]).T
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Return colour and dashes of the line with this number."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
+def add_grid(axes: Axes, axis: Literal["both", "x"] = "both") -> None:
+    """Draw a faint grid, and no border above and to the right."""
+    axes.grid(alpha=0.3, axis=axis)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def save(figure: Figure, path: epath.Path) -> None:
-    """As PNG."""
+    """Write a figure as PNG."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     with replacing(path) as partial:

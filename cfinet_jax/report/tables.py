@@ -1,4 +1,4 @@
-"""What a report says in tables and lists."""
+"""Tables and lists of a report."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from cfinet_jax.runtime.settings import flatten
 
 
 def outcome_table(counts: Int[np.ndarray, "classes outcomes"], classes: Sequence[str]) -> str:
-    """The outcomes of `metrics.errors`, a row for each class and one for all; objects are those found and missed."""
+    """Return a table of outcomes (`metrics.error_types`) with a row for each class and one for all."""
     rows = []
     for name, outcomes in [("**all**", counts.sum(axis=0)), *zip(map(escape, classes), counts, strict=True)]:
         objects, detections = outcomes[TRUE] + outcomes[MISSED], outcomes[:MISSED].sum()
@@ -23,9 +23,9 @@ def outcome_table(counts: Int[np.ndarray, "classes outcomes"], classes: Sequence
 
 
 def settings(path: epath.Path, config: ConfigDict) -> str:
-    """What `settings.json` at `path` says of a run, and where the config of its evaluation differs.
+    """List the settings and the machine in `settings.json` at `path`, and where the config of the evaluation differs.
 
-    Where the file is missing or damaged it says so and lists that config alone.
+    If the file is missing or damaged, the list says so and has the config of the evaluation only.
     """
     now = flatten(json.loads(config.to_json()))
     try:
@@ -38,7 +38,7 @@ def settings(path: epath.Path, config: ConfigDict) -> str:
         }
         head = "\n".join(f"- {name}: {escape(str(value))}" for name, value in lists.items())
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
-        head = f"{path.name} is missing or damaged: only the settings of this evaluation are known."
+        head = f"{path.name} is missing or damaged: these are the settings of this evaluation."
         values = now
     lines = []
     for key, value in sorted(values.items()):

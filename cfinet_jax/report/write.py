@@ -1,4 +1,4 @@
-"""The report of a run, section by section."""
+"""Report of a run, section by section."""
 
 import numpy as np
 from etils import epath
@@ -34,9 +34,9 @@ def write_report(
     config: ConfigDict,
     run: epath.Path,
 ) -> None:
-    """Leaves `report.md`, the pictures that it shows, and `report.html`, which holds them, in the workdir.
+    """Write `report.md`, its pictures, and `report.html` with the pictures in it, into the workdir.
 
-    The log and the settings that it shows are in `run`, to which it may be moved later.
+    `run` is the folder with the log and the settings; the report may be moved to it later.
     """
     min_score = config.evaluation.overlay_min_score
     shown = list(entries(results.at_least(min_score)))
@@ -54,7 +54,7 @@ def write_report(
     }
     boxes = metrics["boxes"][protocol.headline]
     headline = ", ".join(f"{name} {percent(metrics[name])}" for name in ("AP", "AP50", "AP75"))
-    text = f"# {escape(title)}\n\n**{headline}** on {len(prepared):,} images with {boxes:,} boxes to find.\n"
+    text = f"# {escape(title)}\n\n**{headline}** on {len(prepared):,} images with {boxes:,} objects to find.\n"
     text += "".join(f"\n## {name}\n\n{section.rstrip()}\n" for name, section in sections.items())
     (workdir / "report.md").write_text(text)
     (workdir / "report.html").write_text(to_html(text, title, workdir))
@@ -62,14 +62,14 @@ def write_report(
 
 
 def precision(workdir: epath.Path, metrics: dict) -> str:
-    """The curves of the classes that have enough boxes, and the names of the others."""
+    """Return the section with the curves of the classes that have enough boxes, and the names of the others."""
     ranked = sorted(metrics["per_class"].items(), key=lambda item: -item[1]["boxes"])
     enough = [name for name, values in ranked if values["boxes"] >= MIN_BOXES]
     reasons = {
         f"fewer than {MIN_BOXES} boxes": [name for name, values in ranked if values["boxes"] < MIN_BOXES],
         f"not among the {MOST_CLASSES} classes with the most boxes": enough[MOST_CLASSES:],
     }
-    text = "Class by class at IoU 0.5, interpolated as for COCO's AP: precision never rises with recall.\n"
+    text = "For each class at IoU 0.5, interpolated as for COCO's AP, so that precision never rises with recall.\n"
     if enough:
         shown = {name: metrics["per_class"][name]["precision50"] for name in enough[:MOST_CLASSES]}
         draw_precision(shown, workdir / "precision_recall.png")
@@ -81,25 +81,22 @@ def precision(workdir: epath.Path, metrics: dict) -> str:
 
 
 def proposals(metrics: dict, config: ConfigDict) -> str:
-    """How well the first stage does, and how that is measured."""
+    """Return the section about the proposals of the first stage, and how they are scored."""
     network = config.detector.proposal_network
     most = network[network.name].proposals.max_proposals
-    where = (
-        "picture" if config.dataset.window_overlap is None else "window, which are put together to those of a picture"
-    )
+    where = "image" if config.dataset.window_overlap is None else "window, merged over the windows of an image"
     return (
-        f"What the second stage looks at: `{network.name}` hands on at most {most} proposals of a {where}. AR100, "
-        "AR300 and AR1000 are the recall with so many of the best proposals of a picture, whatever the class, as a "
-        "mean over IoU 0.5:0.05:0.95.\n\n"
-        f"{proposal_table(metrics)}\nThe paper does not say how it measured its Table 4 and Fig. 4: only differences "
-        "between proposal networks are comparable with them.\n"
+        f"`{network.name}` gives the second stage at most {most} proposals per {where}. AR100, AR300 and AR1000 are "
+        "the recall with that many of the best proposals of an image, whatever their class, averaged over IoU "
+        f"0.5:0.05:0.95.\n\n{proposal_table(metrics)}\nThe paper does not say how it measured its Table 4 and Fig. 4: "
+        "only differences between proposal networks can be compared with them.\n"
     )
 
 
 def training(workdir: epath.Path, log: epath.Path, protocol: Protocol) -> str:
-    """What the log says, if there is one that can be read: a run too short to have logged a step has results too."""
+    """Return the section with learning curves, or why there are none: a run too short to log a step has results too."""
     if not log.exists():
-        return "Not trained in this folder: there is no metrics.jsonl."
+        return "Not trained in this folder: it has no metrics.jsonl."
     try:
         train, evaluations = read_log(log)
     except UserError as error:
@@ -111,7 +108,7 @@ def training(workdir: epath.Path, log: epath.Path, protocol: Protocol) -> str:
         draw_imitation(train, workdir / "imitation.png")
         text += (
             "\nFeature imitation grades every object from 0 to 1 by how well it is detected. Exemplars of high quality "
-            "fill the memory; objects of low quality learn most from them.\n"
+            "fill the memory, and objects of low quality learn most from them.\n"
             "\n![instance quality and exemplar memory over the images seen](imitation.png)\n"
         )
     if any(f"proposals/AR{SHOWN}" in record for record in evaluations):
@@ -121,30 +118,30 @@ def training(workdir: epath.Path, log: epath.Path, protocol: Protocol) -> str:
 
 
 def errors(workdir: epath.Path, counts: Counts, classes: tuple[str, ...], min_score: float) -> str:
-    """Kinds of mistakes, their definition, and how often each was made."""
+    """Return the section about kinds of mistakes: their definition, and how often each was made."""
     of_class = counts.sum(axis=0)
     objects = of_class[:, [TRUE, MISSED]].sum(axis=1)
     shown = np.argsort(-objects, kind="stable")[:MOST_CLASSES]
     rows = np.stack([of_class.sum(axis=0), *of_class[shown]])
     draw_outcomes(["all", *(classes[k] for k in shown)], rows, workdir / "errors.png")
     kinds = "\n".join(f"{number}. **{kind}**: {rule}" for number, (kind, rule) in enumerate(KINDS.items(), start=1))
-    bars = f"The bars are of the {MOST_CLASSES} classes with the most objects.\n\n" if len(classes) > len(shown) else ""
+    bars = f"The bars show the {MOST_CLASSES} classes with the most objects.\n\n" if len(classes) > len(shown) else ""
     return (
-        f"Every detection with a score of at least {min_score:g} is of the first of these kinds that fits, the better "
-        f"detections of an image before the worse, whatever the size of the object:\n\n{kinds}\n\n"
-        "An object that no detection has taken is **missed**. Detections count for the class that they name.\n\n"
+        f"Every detection with a score of at least {min_score:g} is of the first of these kinds that fits. Detections "
+        f"of an image are taken by falling score, whatever the size of the object:\n\n{kinds}\n\n"
+        "An object without a detection is **missed**. Detections count for the class that they predict.\n\n"
         f"{bars}![kinds of detections, found and missed objects](errors.png)\n\n{outcome_table(of_class, classes)}"
     )
 
 
 def pictures(workdir: epath.Path, counts: Counts, results: list[dict], prepared: Prepared, config: ConfigDict) -> str:
-    """The best, typical and worst images."""
+    """Return the section with the best, typical and worst images."""
     min_score = config.evaluation.overlay_min_score
     chosen = choose(counts, config.evaluation.overlays)
     shown = write_examples(workdir / "overlays", chosen, counts, results, prepared, min_score)
     return (
-        "Ranked by F1 = 2 true / (2 true + mistakes + missed) of one image, as counted above, at a score of at least "
-        f"{min_score:g}; images with nothing to find and nothing found are left out. Boxes are detections with the "
-        "first letters of their class and the score in percent, dashes are the ground truth, and ignore regions are "
-        f"hatched.\n\n{shown}"
+        "Images are ranked by F1 = 2 true / (2 true + mistakes + missed), counted as above at a score of at least "
+        f"{min_score:g}; images with neither objects nor detections are left out. Boxes are detections with the "
+        "first letters of their class and the score in percent, dashed boxes the ground truth, hatched areas ignore "
+        f"regions.\n\n{shown}"
     )

@@ -1,4 +1,4 @@
-"""Tables in Markdown, and text that has no effect on them."""
+"""Markdown: tables, numbers in them, and escaping of untrusted text."""
 
 import html
 import re
@@ -16,16 +16,16 @@ def escape(text: str) -> str:
 
 
 def percent(value: float | None, boxes: int = 0, min_boxes: int = 0) -> str:
-    """With one digit; `n/a` where there is no value or too few boxes."""
+    """Return a fraction as percent with one digit; `n/a` if there is no value or too few boxes."""
     return "n/a" if value is None or boxes < min_boxes else f"{100 * value:.1f}"
 
 
 def with_head(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table whose first column holds names, the others numbers."""
+    """Return a table whose first column holds names, and the others numbers."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return "".join(f"{row(*line)}\n" for line in lines)
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def row(*cells: Any) -> str:
-    """Of a table."""
-    return f"| {' | '.join(map(str, cells))} |"
+def mebibytes(count: float) -> str:
+    """Return a number of bytes in MiB, with two digits."""
+    return f"{count / 2**20:,.2f}"

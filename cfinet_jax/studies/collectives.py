@@ -1,14 +1,13 @@
-"""What devices tell each other in a compiled program, read from its text."""
+"""Collectives of a compiled program: what its devices send each other, read from XLA's text form of it."""
 
+import math
 import re
 from typing import NamedTuple
 
-from cfinet_jax.studies.profile.hlo import computations_of, size_in_bytes
-
 KINDS = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
-COLLECTIVE = re.compile(rf"= (.+?) ({KINDS})(?:-done)?\(")  # of an asynchronous one the end, whose type is the result
-CALLS = re.compile(r"\w+=\{?((?:%[\w.-]+(?:, )?)+)")  # to_apply=%a, branch_computations={%a, %b}
-LOOP = re.compile(r"(?:body|condition)=%([\w.-]+)")
+# An asynchronous collective counts where it is done, because only there its type is that of the result.
+COLLECTIVE = re.compile(rf"= (.+?) ({KINDS})(?:-done)?\((.*)")
+SHAPE = re.compile(r"[a-z]+(\d*)\w*\[([\d,]*)\]")  # f32[9,16], pred[]
 
 
 class Collective(NamedTuple):
@@ -20,20 +19,17 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of a program in XLA's text form (`compiled.as_text()`), in its order."""
-    computations = dict(computations_of(text))
-    calls = {name: names(CALLS, lines) & computations.keys() for name, lines in computations.items()}
-    looped, waiting = set(), names(LOOP, text.splitlines())
-    while waiting:
-        looped.add(name := waiting.pop())
-        waiting |= calls[name] - looped
-    return [
-        Collective(found[2], size_in_bytes(found[1]), name in looped)
-        for name, lines in computations.items()
-        for found in filter(None, map(COLLECTIVE.search, lines))
-    ]
+    """Return the collectives of a program, given as `compiled.as_text()`, in its order.
+
+    JAX names every instruction after the functions that it comes from, and those of a loop have `while` among them.
+    """
+    return [Collective(kind, size_in_bytes(type_), "/while/" in rest) for type_, kind, rest in COLLECTIVE.findall(text)]
 
 
-def names(pattern: re.Pattern[str], lines: list[str]) -> set[str]:
-    """What a pattern finds in the lines, each name of a list by itself."""
-    return {name.lstrip("%") for line in lines for found in pattern.findall(line) for name in found.split(", ")}
+def size_in_bytes(type_: str) -> int:
+    """Return the size of an array, or of a tuple of arrays, whose type is written as XLA writes it."""
+    # `pred` has no number of bits and takes a byte.
+    return sum(
+        max(int(bits or 8) // 8, 1) * math.prod(int(side) for side in sides.split(",") if side)
+        for bits, sides in SHAPE.findall(type_)
+    )

@@ -1,4 +1,4 @@
-"""A split small enough to make a report of, and what was found in it."""
+"""A split small enough for a report, and detections in it."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ SIDE, STEP, PER_IMAGE = 8.0, 12, 20
 
 
 def record(number: int, name: str, boxes: list[list[float]], labels: list[int]) -> dict:
-    """As `cfinet_jax/input/records.py` describes it; the last picture has no objects."""
+    """A record as `cfinet_jax/input/records.py` describes it."""
     image = np.random.default_rng(number).integers(90, 110, (80, 120, 3), dtype=np.uint8)
     objects = {
         "bbox": np.array(boxes, np.float32).reshape(-1, 4),

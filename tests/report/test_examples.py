@@ -1,4 +1,4 @@
-"""The best, the typical and the worst pictures."""
+"""Choice and description of the best, the typical and the worst images."""
 
 import numpy as np
 import pytest
@@ -19,29 +19,29 @@ def images(*of_image: tuple[int, int, int]) -> np.ndarray:
     return counts
 
 
-def test_best_typical_and_worst():
+def test_images_are_chosen_by_f1():
     counts = images((1, 0, 1), (0, 2, 2), (5, 0, 0), (0, 0, 0), (1, 0, 0), (0, 9, 2), (2, 0, 1), (1, 1, 2))
     assert choose(counts, 6) == {"best": [2, 4], "typical": [6, 0], "worst": [5, 1]}
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_no_picture_is_shown_twice_and_none_without_f1(number):
+def test_no_image_is_chosen_twice_or_without_f1(number):
     counts = images((1, 0, 1), (0, 0, 0), (5, 0, 0), (0, 2, 0))
     chosen = [position for positions in choose(counts, number).values() for position in positions]
     assert len(chosen) == len(set(chosen)) == min(number, 3) and 1 not in chosen
 
 
-def test_where_there_is_nothing_nothing_is_chosen():
+def test_few_images_are_enough():
     assert choose(images((0, 0, 0)), 9) == {"best": [], "typical": [], "worst": []}
     assert choose(images((1, 0, 0)), 9) == {"best": [0], "typical": [], "worst": []}
 
 
-def test_outcomes_in_words():
+def test_outcomes_are_described_in_words():
     assert describe(images((3, 2, 1))[0]) == "F1 0.67, 3 of 4 objects found, mistakes: 2 background"
     assert describe(images((0, 0, 2))[0]) == "F1 0.00, 0 of 2 objects found, mistakes: none"
 
 
-def test_pictures_are_drawn_in_place_of_older_ones(tmp_path):
+def test_pictures_replace_those_of_an_earlier_evaluation(tmp_path):
     folder, prepared = epath.Path(tmp_path) / "overlays", some_split()
     folder.mkdir()
     (folder / "best-1-before.png").write_text("")

@@ -1,4 +1,4 @@
-"""Overlays show every kind of box."""
+"""Overlays: every kind of box, the legend, and files."""
 
 import cv2
 import numpy as np
@@ -27,12 +27,9 @@ def test_small_pictures_are_enlarged_and_get_a_legend():
     assert draw_overlay(scene(40, 2500), [], [], CLASSES, 0.3).shape[1] == 2500
 
 
-def test_detections_have_the_colour_of_their_class():
+def test_strong_detections_have_the_colour_of_their_class():
     picture = overlay([box(3, 20, 40, 8, score=0.9), box(7, 60, 40, 8, score=0.8)])
     assert tuple(picture[3 * 48 + 1, 3 * 24]) == PALETTE[0] and tuple(picture[3 * 48 + 1, 3 * 64]) == PALETTE[1]
-
-
-def test_weak_detections_are_left_out():
     weak = box(3, 20, 40, 8, score=0.29)
     np.testing.assert_array_equal(overlay([weak]), overlay())
     assert (overlay([weak], min_score=0.2)[:300] != overlay()[:300]).any()
@@ -56,7 +53,7 @@ def test_boxes_at_and_beyond_the_border_are_drawn():
     assert picture.shape == overlay([box(3, 5, 5, 20, score=0.9)], [box(7, 40, 9, 30)]).shape
 
 
-def test_overlays_are_written_and_inputs_kept(tmp_path):
+def test_overlays_are_written_and_inputs_stay_unchanged(tmp_path):
     image, detections, ground_truth = scene(), [box(3, 20, 40, 8, score=0.9)], [box(7, 60, 60, 8)]
     write_overlays(tmp_path / "overlays", [("first", image, detections, ground_truth)], CLASSES, 0.3)
     written = cv2.imread(str(tmp_path / "overlays" / "first.png"))
@@ -64,8 +61,8 @@ def test_overlays_are_written_and_inputs_kept(tmp_path):
     np.testing.assert_array_equal(image, scene())
 
 
-def test_oriented_boxes_are_drawn_as_they_lie():
-    """A diagonal line of pixels, and nothing at the corners of the upright box around it."""
+def test_oriented_boxes_are_drawn_at_their_angle():
+    """There is a diagonal line of pixels, and nothing at the corners of the upright box around it."""
     found = {"category_id": 3, "bbox": [60, 50, 40, 6, np.pi / 4], "score": 0.9}
     region = {"category_id": 99, "bbox": [86, 36, 28, 28], "rbox": [100, 50, 34, 6, -np.pi / 4]}
     changed = (overlay([found], [region])[:300] != overlay()[:300]).any(axis=-1)

@@ -1,4 +1,4 @@
-"""Curves show the log and the results."""
+"""Plots show the log and the results."""
 
 import json
 
@@ -17,7 +17,7 @@ from cfinet_jax.report import plots
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
-    """Every figure that is saved."""
+    """All figures that are saved."""
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
     return figures
@@ -41,7 +41,7 @@ def train_record(step: int, **values: float) -> dict:
     return {"kind": "train", "step": step, "images": 4 * step, **values}
 
 
-def test_learning_curve_shows_the_log(tmp_path, drawn):
+def test_the_learning_curve_shows_the_log(tmp_path, drawn):
     train = [train_record(s, **{"loss": 9.0 / s, "loss/box": 2.0 / s, "loss/new": 0.0}) for s in range(1, 6)]
     stale = train_record(5, **{"loss": 777.0, "loss/box": 777.0})
     evals = [{"kind": "eval", "step": s, "images": 4 * s, "AP": 0.1 * s, "AP50": 0.2 * s} for s in (2, 4)]
@@ -55,7 +55,7 @@ def test_learning_curve_shows_the_log(tmp_path, drawn):
     np.testing.assert_allclose(scores["AP50"], [(8, 40), (16, 80)])
 
 
-def test_imitation_shows_quality_and_memory(tmp_path, drawn):
+def test_the_curve_of_imitation_shows_quality_and_memory(tmp_path, drawn):
     shares = {"quality": 0.5, "high_quality": 0.2, "low_quality": 0.1}
     values = {f"imitation/{key}": value for key, value in shares.items()} | {"memory/fill": 0.3, "memory/turnover": 0.0}
     plots.draw_imitation([train_record(s, **values) for s in (1, 2)], epath.Path(tmp_path) / "curve.png")
@@ -65,7 +65,7 @@ def test_imitation_shows_quality_and_memory(tmp_path, drawn):
     assert [line[1, 1] for line in memory.values()] == [0.3, 0.0]
 
 
-def test_proposals_show_every_size(tmp_path, drawn):
+def test_the_curve_of_proposals_shows_every_size(tmp_path, drawn):
     protocol, names = PROTOCOLS["coco"], ("AR300", "per_object")
     records = [
         {"images": 4 * s} | {f"proposals/{n}{e}": 0.1 * s for n in names for e in endings(protocol).values()}
@@ -99,13 +99,13 @@ def test_long_logs_are_averaged(tmp_path, drawn):
         ('{"kind": "train", "step": 1}', "line 1 is not a JSON"),
     ],
 )
-def test_unreadable_logs_say_what_to_do(tmp_path, text, message):
+def test_unreadable_logs_are_user_errors(tmp_path, text, message):
     (tmp_path / "log").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=message):
         plots.read_log(epath.Path(tmp_path) / "log")
 
 
-def test_precision_ends_where_recall_does(tmp_path, drawn):
+def test_curves_of_precision_end_where_recall_does(tmp_path, drawn):
     curves = {f"_class {k} $" + "x" * 40: [0.9] * (k + 1) + [0.0] * (100 - k) for k in range(plots.MOST_CLASSES - 1)}
     plots.draw_precision(curves | {"nothing found": [0.0] * 101}, epath.Path(tmp_path) / "curve.png")
     assert is_picture(tmp_path / "curve.png")
@@ -116,7 +116,7 @@ def test_precision_ends_where_recall_does(tmp_path, drawn):
     assert len(styles) == len(axes.get_legend().get_texts()) == plots.MOST_CLASSES
 
 
-def test_bars_are_shares(tmp_path, drawn):
+def test_bars_of_outcomes_are_shares(tmp_path, drawn):
     counts = np.zeros((3, len(OUTCOMES)), int)
     counts[:2, OUTCOMES.index("true")] = 3, 1
     counts[:2, OUTCOMES.index("background")] = 1, 0

@@ -1,4 +1,4 @@
-"""Tables and lists of a report say what they know, and admit what is lost."""
+"""Tables and lists of a report, also where settings are lost."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_outcomes_add_up():
     assert rows[0] == "| car | 6 | 6 | 15 | 0 | 1 | 2 | 3 | 4 | 5 |" and rows[1].startswith("| a\\|b | 20 | 13 | 57 |")
 
 
-def test_settings_say_where_the_evaluation_differs(tmp_path):
+def test_settings_show_where_the_evaluation_differs(tmp_path):
     config = tiny.tiny_config()
     write_settings(config, epath.Path(tmp_path), ["car"], [1])
     config.dataset.eval_split = "val"
@@ -32,7 +32,7 @@ def test_settings_say_where_the_evaluation_differs(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", "[1]", "{}", '{"config": 3}', '{"config": {}, "machine": {}}'])
-def test_lost_settings_are_admitted(tmp_path, content):
+def test_lost_settings_are_reported(tmp_path, content):
     path = epath.Path(tmp_path) / "settings.json"
     if content is not None:
         path.write_text(content)

@@ -1,4 +1,4 @@
-"""The whole report, and what may be missing from it."""
+"""The whole report, and reports that lack a part."""
 
 import json
 import re
@@ -23,7 +23,7 @@ IMITATED = {"imitation/quality": 0.5, "imitation/high_quality": 0.1, "imitation/
 
 
 def report(folder, log: str | None = None, overlays: int = 3, **others) -> tuple[str, html_page.Reader]:
-    """The Markdown and the page of a report on `tests.report.split`."""
+    """Markdown and page of a report on `tests.report.split`."""
     if log is not None:
         (folder / "metrics.jsonl").write_text(log)
     prepared, config = some_split(), tiny.tiny_config()
@@ -34,7 +34,7 @@ def report(folder, log: str | None = None, overlays: int = 3, **others) -> tuple
     return (folder / "report.md").read_text(), html_page.parse((folder / "report.html").read_text())
 
 
-def test_everything_is_there(tmp_path):
+def test_a_report_has_all_sections_and_pictures(tmp_path):
     text, page = report(tmp_path, json.dumps(TRAINED | IMITATED))
     assert page.texts["h1"] == ["scenes, split test"] == page.texts["title"]
     assert page.texts["h2"] == ["Scores", "Precision and recall", "Training", "Errors", "Pictures", "Settings"]
@@ -44,13 +44,13 @@ def test_everything_is_there(tmp_path):
     pictures = [attributes["src"] for tag, attributes in page.attributes if tag == "img"]
     assert len(pictures) == 7 and all(source.startswith("data:image/") for source in pictures)
     shown = "\n".join(page.texts["p"])
-    assert "on 4 images with 61 boxes to find" in shown
-    assert f"Left out, fewer than 50 boxes: {CLASSES[7]}." in shown
+    assert "on 4 images with 61 objects" in shown
+    assert f"fewer than 50 boxes: {CLASSES[7]}." in shown
     assert "IoU of at least 0.5 with an object of another class" in page.texts["ol"][0]
     assert "training.images = 16" in page.texts["code"][-1]
 
 
-def test_what_others_wrote_is_only_text(tmp_path):
+def test_names_from_the_data_are_only_text(tmp_path):
     _, page = report(tmp_path)
     cells, paragraphs = page.texts["td"], "\n".join(page.texts["p"])
     assert all(cells.count(name) == 2 for name in CLASSES.values())
@@ -61,20 +61,16 @@ def test_what_others_wrote_is_only_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("log", "message"),
-    [
-        (None, "Not trained in this folder"),
-        ("", "No learning curve"),
-        ('{"kind": "tr', "line 1 is not a JSON record"),
-    ],
+    [(None, "Not trained in this folder"), ("", "No learning curve"), ('{"kind": "tr', "line 1 is not a JSON record")],
 )
-def test_a_lost_log_costs_only_its_curves(tmp_path, log, message):
+def test_without_a_log_only_the_curves_are_missing(tmp_path, log, message):
     _, page = report(tmp_path, log)
     assert message in "\n".join(page.texts["p"]) and not (tmp_path / "learning_curve.png").exists()
     assert "settings.json is missing or damaged" in "\n".join(page.texts["p"])
     assert page.texts["h2"][-1] == "Settings" and len(page.texts["img"]) == 5
 
 
-def test_without_imitation_there_is_no_such_curve(tmp_path):
+def test_without_imitation_its_curve_is_missing(tmp_path):
     text, _ = report(tmp_path, json.dumps(TRAINED))
     assert "learning_curve.png" in text and "imitation" not in text.partition("## Settings")[0]
     assert not (tmp_path / "imitation.png").exists()
@@ -86,15 +82,15 @@ def test_proposals_have_a_table_and_a_curve(tmp_path):
     text, page = report(tmp_path, f"{json.dumps(TRAINED)}\n{log}", proposals=scores)
     assert page.texts["h2"][2] == "Proposals" and "](proposals.png)" in text
     assert "| **all** | 25.0 | 25.0 | 25.0 | 0.25 | 61 |" in text
-    assert "hands on at most 40 proposals of a picture." in "\n".join(page.texts["p"])
+    assert "at most 40 proposals per image." in "\n".join(page.texts["p"])
 
 
-def test_many_classes_are_named_but_not_all_drawn(tmp_path):
+def test_of_many_classes_all_are_listed_but_not_drawn(tmp_path):
     names = [f"class {k}" for k in range(MOST_CLASSES + 2)]
     counts = np.zeros((1, len(names), len(OUTCOMES)), int)
     counts[:, :, TRUE] = np.arange(len(names))
     text = errors(epath.Path(tmp_path), counts, tuple(names), 0.3)
-    assert f"The bars are of the {MOST_CLASSES} classes" in text and all(f"| {name} |" in text for name in names)
+    assert f"{MOST_CLASSES} classes with the most objects" in text and all(f"| {name} |" in text for name in names)
     per_class = {name: {"boxes": 50 + k, "precision50": [0.5] * 101} for k, name in enumerate(names)}
     text = precision(epath.Path(tmp_path), {"per_class": per_class})
     assert text.endswith(f"not among the {MOST_CLASSES} classes with the most boxes: class 1, class 0.\n")

@@ -1,4 +1,4 @@
-"""What others wrote has no effect on a table."""
+"""Untrusted text has no effect on Markdown."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from tests import html_page
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1))
-def test_escaped_text_is_shown_as_it_is(text):
+def test_escaped_text_is_shown_unchanged(text):
     shown = " ".join(text.split())
     assert html_page.read(f"| head |\n| --- |\n| {escape(text)} |")["td"] == [shown]
     assert html_page.read(f"Said: {escape(text)}.")["p"] == [f"Said: {shown}."]

@@ -1,4 +1,4 @@
-"""What a step costs: the tables, and what devices tell each other in a step of the whole detector."""
+"""`--mode=compile`: its tables, and the collectives in a step of the whole detector."""
 
 import importlib.util
 import re
@@ -18,10 +18,10 @@ COMMAND = (f"--config={tiny.__file__}", "--mode=compile")
 
 
 def keep_settings(patch):
-    """This process' programs go on being kept, and its backend stays; what would have been changed."""
+    """Protect the cache and the backend of this process; return the settings that would have changed."""
     changed = {}
     patch.setattr(jax.config, "update", changed.__setitem__)
-    for name, value in compile.ELSEWHERE.items():
+    for name, value in compile.MACHINE.items():
         patch.setenv(name, value)
     return changed
 
@@ -33,7 +33,7 @@ def settings_stay(monkeypatch):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """What the command prints, and the costs that it prints by step."""
+    """The output of the command, and the costs in it by step."""
     costs, of_step = {}, compile.cost
 
     def recorded(name, step):
@@ -56,24 +56,27 @@ def test_both_steps_are_compiled_without_data_and_workdir(compiled):
     for table in (training, prediction):
         cells = dict(re.findall(r"^\| (.+?) \| ([\d,.]+) \|$", table, re.MULTILINE))
         numbers = {name: float(cell.replace(",", "")) for name, cell in cells.items()}
-        together = sum(numbers[f"{part}, MiB"] for part in ("arguments", "output beside them", "temporaries"))
-        assert numbers["**together, MiB**"] == pytest.approx(together, abs=0.02)
+        together = sum(numbers[f"{part}, MiB"] for part in ("arguments", "output in memory of its own", "temporaries"))
+        assert numbers["**in all, MiB**"] == pytest.approx(together, abs=0.02)
         assert min(numbers["arguments, MiB"], numbers["temporaries, MiB"], numbers["memory accessed, MiB"]) > 0.1
-    assert re.search(r"^\| \d+ x all-reduce in no loop, MiB \|", training, re.MULTILINE)
+    assert re.search(r"^\| \d+ x all-reduce outside of loops, MiB \|", training, re.MULTILINE)
     assert "in every round" not in output and "all-reduce" not in prediction
 
 
-def test_a_collective_in_a_loop_stands_apart():
+def test_collectives_in_loops_have_rows_of_their_own():
     found = [Collective("all-reduce", 2**20, True), Collective("all-reduce", 2**19, False)]
     memory = SimpleNamespace(
         argument_size_in_bytes=0, output_size_in_bytes=4, alias_size_in_bytes=4, temp_size_in_bytes=0
     )
     text = compile.table("training", compile.Cost(memory, 2e12, 0.0, 3.0, [*found, found[1]]))
-    assert "| 2 x all-reduce in no loop, MiB | 1.00 |\n| 1 x all-reduce in every round of a loop, MiB | 1.00 |" in text
+    assert (
+        "| 2 x all-reduce outside of loops, MiB | 1.00 |\n| 1 x all-reduce in every round of a loop, MiB | 1.00 |"
+        in text
+    )
     assert "| 10^12 floating-point operations | 2.000 |" in text
 
 
-def test_devices_tell_each_other_divisors_gradients_and_exemplars(compiled):
+def test_devices_share_only_divisors_gradients_and_exemplars(compiled):
     config, found = tiny.tiny_config(), compiled[1]["training"].collectives
     assert {(each.kind, each.in_loop) for each in found} == {("all-reduce", False)}
     detector, _ = build(config, 5)
@@ -81,27 +84,27 @@ def test_devices_tell_each_other_divisors_gradients_and_exemplars(compiled):
     learnt = sum(each.size for each in params) * 4
     offers = config.dataset.batch_size * config.detector.imitation.max_exemplars
     exemplars = 5 * min(offers, config.detector.imitation.max_class_exemplars) * 7 * 7 * 16 * 4
-    # Besides these there are divisors, statistics and what is offered; a parameter or two have no gradient.
+    # The rest are divisors, statistics and offers to the memory; one or two parameters have no gradient.
     assert abs(sum(each.size for each in found) - learnt - exemplars) < 2000
 
 
 @pytest.mark.parametrize(
     ("arguments", "installed", "message"),
     [
-        (["--topology=v5e:1x1"], False, "--topology wants the compiler of TPUs: pip install libtpu."),
+        (["--topology=v5e:1x1"], False, "pip install libtpu"),
         (
             ["--topology=v9:1x1"],
             True,
-            "--topology=v9:1x1 is none (INVALID: v9): give one such as v5e:2x2 or v5e:16x16.",
+            "--topology=v9:1x1 (INVALID: v9)",
         ),
-        (["--config.dataset.batch_size=12"], True, "dataset.batch_size is 12: make it a multiple of 8"),
+        (["--config.dataset.batch_size=12"], True, "dataset.batch_size is 12"),
         (["--classes=0"], True, "--classes=0"),
-        (["--mode=train", "--workdir=x", "--topology=v5e:1x1"], True, "--topology belongs to --mode=compile."),
-        (["--mode=train", "--workdir=x", "--classes=3"], True, "--classes belongs to --mode=compile."),
+        (["--mode=train", "--workdir=x", "--topology=v5e:1x1"], True, "--topology belongs to --mode=compile"),
+        (["--mode=train", "--workdir=x", "--classes=3"], True, "--classes belongs to --mode=compile"),
         (["--config.dataset.stored_size=None"], True, "--config.dataset.stored_size"),
     ],
 )
-def test_what_the_user_can_mend(settings_stay, monkeypatch, arguments, installed, message):
+def test_mistakes_are_refused_in_one_line(settings_stay, monkeypatch, arguments, installed, message):
     def refuse(**_):
         raise RuntimeError("INVALID:\n v9")
 
@@ -111,15 +114,15 @@ def test_what_the_user_can_mend(settings_stay, monkeypatch, arguments, installed
     assert (status, output, errors.count("\n")) == (2, "", 1) and message in errors
 
 
-def test_sizes_left_to_the_data_are_asked_for(settings_stay):
-    with pytest.raises(compile.UserError, match="dataset.stored_size is left to the data set, which is not read: give"):
+def test_sizes_left_to_the_data_must_be_set(settings_stay):
+    with pytest.raises(compile.UserError, match="dataset.stored_size is left to the data set"):
         compile.compile(coco.get_config(), None, 9)
 
 
-def test_what_does_not_fit_is_said(monkeypatch):
+def test_a_step_that_does_not_fit_is_a_user_error(monkeypatch):
     class TooLarge:
         def compile(self):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 18.50G of 15.75G hbm.\nmore")
 
-    with pytest.raises(compile.UserError, match="training step does not fit .*15.75G hbm.*: take fewer images"):
+    with pytest.raises(compile.UserError, match="training step does not fit .*15.75G hbm.*fewer images"):
         compile.cost("training", TooLarge())

@@ -1,4 +1,4 @@
-"""Operations of dots and convolutions, by formula and by counting."""
+"""Operations of dots and convolutions, compared with counting one by one."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cfinet_jax.studies.profile.flops import Side, by_path
+from cfinet_jax.studies.profile.flops import by_path, of_model, taps_on_inputs
 
 
 def counted(function, *arguments):
@@ -16,13 +16,12 @@ def counted(function, *arguments):
 @pytest.mark.parametrize(
     "stride, padding, input_dilation, kernel_dilation", [*itertools.product((1, 2), (0, 3), (1, 2), (1, 3))]
 )
-def test_only_taps_on_an_input_count(stride, padding, input_dilation, kernel_dilation):
+def test_only_taps_on_inputs_count(stride, padding, input_dilation, kernel_dilation):
     inputs, kernel, outputs = 7, 3, 5
     there = {cell * input_dilation for cell in range(inputs)}
     taps = itertools.product(range(outputs), range(kernel))
     met = [o * stride - padding + k * kernel_dilation in there for o, k in taps]
-    side = Side(inputs, outputs, kernel, stride, padding, input_dilation, kernel_dilation)
-    assert side.products() == sum(met)
+    assert taps_on_inputs(inputs, outputs, kernel, stride, padding, input_dilation, kernel_dilation) == sum(met)
 
 
 def test_a_convolution_and_its_gradient():
@@ -40,7 +39,7 @@ def test_a_convolution_and_its_gradient():
     assert both == {"jvp(layer)": once, "transpose(jvp(layer))": 2 * once}
 
 
-def test_loops_branches_and_what_is_computed_again():
+def test_loops_branches_and_recomputation():
     def loss(weight, x):
         def twice(x, _):
             return jax.checkpoint(lambda x: jnp.sin(jnp.sin(x @ weight) @ weight))(x), None
@@ -63,3 +62,15 @@ def test_loops_branches_and_what_is_computed_again():
 
     assert (of("jvp(scan)"), of("transpose(jvp(scan))")) == (6 + 6 + 12, 6 + 12)
     assert (of("jvp(branch)"), of("transpose(jvp(branch))"), of("loop")) == (3, 2, 1)
+
+
+def test_the_model_is_the_differentiated_detector_without_recomputation():
+    def losses(weight, x):
+        with jax.named_scope("Detector.losses"):
+            return jax.checkpoint(lambda x: jnp.sin(jnp.sin(x @ weight) @ weight))(x).sum()
+
+    def step(weight, x):
+        return jax.grad(losses)(weight, x @ x)
+
+    jaxpr = jax.make_jaxpr(step)(jnp.ones((5, 5)), jnp.ones((5, 5))).jaxpr
+    assert of_model(jaxpr) == 2 * 5**3 * (2 + 3)  # the inner product's input has no gradient

@@ -1,4 +1,4 @@
-"""What the rules of assignment do to a lone object: counted again, and left as a page."""
+"""`--mode=rules`: positive anchors of a lone object, counted again, and the page."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ CONSTANTS = tiny.COMMON["similarities"]
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    """So that it is quick."""
+    """Few places and sizes, to be quick."""
     monkeypatch.setattr(rules, "PLACES", 3)
     monkeypatch.setattr(rules, "SIDES", (6, 16))
 
@@ -25,7 +25,9 @@ def test_positive_anchors_are_counted_in_network_pixels():
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == len(grid.levels) == 3 * (48**2 + 24**2)
     known = {name: rule for name, rule in rules.rules_of(network).items() if name in ("max_iou", "nwd", "rka")}
-    counts = rules.count_positives(grid, known)
+    positives = rules.positives_of(grid, known)
+    assert {of_rule.shape for of_rule in positives.values()} == {(1 + 2 * 3, len(grid.boxes))}
+    counts = {name: of_rule[1:].sum(1).reshape(2, 3) for name, of_rule in positives.items()}
     centres = np.random.default_rng(0).uniform(64, 128, (3, 2))
     for side, of_nwd, of_iou in zip((6, 16), counts["nwd"], counts["max_iou"], strict=True):
         for (x, y), nwd, iou in zip(centres, of_nwd, of_iou, strict=True):
@@ -40,16 +42,16 @@ def test_positive_anchors_are_counted_in_network_pixels():
 @pytest.mark.parametrize(
     ("name", "of_a_cell"), [("coarse_to_fine", 1), ("cascade", 1), ("guided_anchor", 1), ("rpn", 3)]
 )
-def test_a_cell_has_as_many_anchors_as_the_network_gives_it(name, of_a_cell):
+def test_the_grid_has_the_anchors_of_the_network(name, of_a_cell):
     settings = tiny.settings()
     settings.proposal_network.name = name
     network = build_detector(settings, 1).proposal_network
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == of_a_cell * (48**2 + 24**2)
-    assert (rules.count_positives(grid, {"rka": rules.rules_of(network)["rka"]})["rka"] == 2).all()
+    assert (rules.positives_of(grid, {"rka": rules.rules_of(network)["rka"]})["rka"].sum(1) == 2).all()
 
 
-def test_a_page_with_pictures_is_left(tmp_path):
+def test_the_mode_writes_a_page_with_pictures(tmp_path):
     status, output, errors = tiny.call_main(
         f"--config={tiny.__file__}", f"--workdir={tmp_path / 'rules'}", "--mode=rules"
     )
@@ -61,7 +63,7 @@ def test_a_page_with_pictures_is_left(tmp_path):
         assert f"| {row} |" in text
 
 
-def test_similarities_fall_with_the_shift():
+def test_fall_is_the_similarity_over_the_shift():
     def measure(a, b):
         return jnp.exp(-jnp.abs(a[:, None, 0] + a[:, None, 2] - b[None, :, 0] - b[None, :, 2]) / 2)
 

@@ -1,4 +1,4 @@
-"""Fig. 1: how well the best anchor of every object fits, by size; nothing is trained."""
+"""Fig. 1 of the paper: IoU of every object with its best anchor, by size. Nothing is trained."""
 
 import numpy as np
 from etils import epath
@@ -10,18 +10,18 @@ from cfinet_jax.input.batches import views
 from cfinet_jax.metrics.protocols import LIMITS, SIZES, sizes_of
 from cfinet_jax.metrics.score_table import MIN_BOXES
 from cfinet_jax.report.page import to_html
-from cfinet_jax.report.plots import COLOURS, WIDTH, save
+from cfinet_jax.report.plots import COLOURS, WIDTH, add_grid, save
 from cfinet_jax.runtime.files import replace_text
 from cfinet_jax.runtime.markdown import escape, with_head
 from cfinet_jax.studies.ablate.study import Study, config_of
 from cfinet_jax.studies.analyse.contents import overlaps_with_anchors, read_contents
 
-GOOD = 0.5  # an IoU from which an anchor is a good one
+GOOD = 0.5  # the least IoU of an anchor that fits well
 BINS = np.linspace(0, 1, 21)
 
 
 def write(study: Study, config: ConfigDict, workdir: epath.Path, name: str) -> None:
-    """Leaves `<name>.md`, its picture and `<name>.html`, which holds it, in the workdir."""
+    """Write `<name>.md`, its picture, and `<name>.html` with the picture in it, into the workdir."""
     settings = config.dataset
     prepared = dataset.open_dataset(settings, settings.train_split)
     contents = read_contents(views(prepared, settings, training=True), settings)
@@ -40,7 +40,7 @@ def write(study: Study, config: ConfigDict, workdir: epath.Path, name: str) -> N
 
 ![IoU of objects with their best anchor]({name}.png)
 
-Mean IoU with the best anchor, and the share of objects with one from {GOOD:g} on, in percent:
+Mean IoU with the best anchor, and the share of objects for which it is at least {GOOD:g}, in percent:
 
 {table(overlaps, sizes)}"""
     replace_text(workdir / f"{name}.md", text)
@@ -49,7 +49,7 @@ Mean IoU with the best anchor, and the share of objects with one from {GOOD:g} o
 
 
 def table(overlaps: dict[str, np.ndarray], sizes: np.ndarray) -> str:
-    """A row for every set of anchors; n/a for a size with too few objects."""
+    """Return a table with a row for every set of anchors; n/a for a size with too few objects."""
     chosen = [sizes == size for size in range(len(LIMITS) + 1)]
     lines = [
         [escape(row), *(f"{of_row[own].mean():.2f}, {100 * np.mean(of_row[own] >= GOOD):.0f} %"
@@ -61,7 +61,7 @@ def table(overlaps: dict[str, np.ndarray], sizes: np.ndarray) -> str:
 
 
 def draw(overlaps: dict[str, np.ndarray], sizes: np.ndarray, path: epath.Path) -> None:
-    """A panel per set of anchors: the distribution by size."""
+    """Draw a panel for every set of anchors: the distribution by size."""
     figure = Figure(figsize=(WIDTH, 0.8 + 2.2 * len(overlaps)), layout="constrained")
     panels = figure.subplots(len(overlaps), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (row, of_row) in zip(panels, overlaps.items(), strict=True):
@@ -71,8 +71,7 @@ def draw(overlaps: dict[str, np.ndarray], sizes: np.ndarray, path: epath.Path) -
                 share = 100 * np.histogram(own, BINS)[0] / len(own)
                 axes.stairs(share, BINS, color=colour, linewidth=1.5, label=f"{label} ({len(own):,})")
         axes.set(ylabel="percent of objects", title=row)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        add_grid(axes)
     panels[-1].set_xlabel("IoU with the best anchor")
     panels[0].legend(frameon=False)
     save(figure, path)

@@ -1,4 +1,4 @@
-"""One process for each of several devices: they share the runs of a study, each taking the next that nobody is at."""
+"""Study on several devices: one process for each, which takes the next run that nobody else is running."""
 
 import os
 import subprocess
@@ -14,59 +14,59 @@ from cfinet_jax.runtime.paths import in_bucket
 from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.studies.ablate.runs import Run
 
-HELPER = "CFINET_JAX_HELPER"  # set in the environment of the processes started here
-LOOK = 2.0  # seconds between two looks at them
-PATIENCE = 600.0  # seconds that they have to save what they are at
-SAVED = (0, 75)  # statuses of a process with nothing left to save: it was done, or stopped as it should
+HELPER = "CFINET_JAX_HELPER"  # environment variable that marks the processes started here
+LOOK = 2.0  # seconds between two looks at the processes
+PATIENCE = 600.0  # seconds that they have to save their state
+SAVED = (0, 75)  # exit statuses of a process that lost nothing: done, or stopped in an orderly way
 
 
 def is_helper() -> bool:
-    """Whether this process was started by `run_on`."""
+    """Return whether this process was started by `run_on`."""
     return HELPER in os.environ
 
 
 def leave_to_helpers(given: str, workdir: epath.Path) -> list[str]:
-    """The devices of `--devices`; from here on JAX uses none of them in this process, which would take all for itself.
+    """Return the devices of `--devices`, and keep JAX in this process from taking them for itself.
 
     Raises:
-      UserError: some are no devices, or the processes could not tell at which run another one is.
+      UserError: if one is no device, or the processes could not know which runs the others are running.
     """
     devices = given.split(",")
     for device in devices:
         if not device.isdigit():
-            raise UserError(f"--devices has {device!r}: give numbers, such as 0,1,2,3.")
+            raise UserError(f"--devices has {device!r}: use numbers, such as 0,1,2,3.")
         seeing(device)
     if in_bucket(workdir):
         raise UserError(
-            "--devices wants a --workdir on a disk: a bucket has no locks by which processes share the runs."
+            "--devices needs a --workdir on a disk: buckets have no locks, without which processes cannot share runs."
         )
     jax.config.update("jax_platforms", "cpu")
     return devices
 
 
 def seeing(device: str) -> dict[str, str]:
-    """The environment of a process that sees one GPU or one TPU chip alone, of those that this one may see."""
+    """Return the environment of a process that sees only one GPU or TPU chip of those that this process may see."""
     alone = {name: visible(name, device) for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")}
     bounds = dict.fromkeys(("TPU_PROCESS_BOUNDS", "TPU_CHIPS_PER_PROCESS_BOUNDS"), "1,1,1")
     return os.environ | alone | bounds | {HELPER: device}
 
 
 def visible(name: str, device: str) -> str:
-    """What a device is called outside, where the variable of that name says which ones this process sees."""
+    """Return the machine's number of a device, where the variable `name` says which ones this process sees."""
     listed = os.environ.get(name)
-    if not listed:  # unset, or empty to hide them all
+    if not listed:  # unset, or empty, which hides all of them
         return device if listed is None else listed
     known = listed.split(",")
     if int(device) >= len(known):
-        raise UserError(f"--devices has {device}, but {name}={listed} shows {len(known)}: count them from 0.")
+        raise UserError(f"--devices has {device}, but {name}={listed} has {len(known)} devices: count from 0.")
     return known[int(device)]
 
 
 def run_on(devices: list[str], runs: list[Run], workdir: epath.Path) -> None:
-    """Starts this very command once for every device, and waits; what they say is in `devices/`.
+    """Run this command once for every device and wait; their output goes to `devices/` in the workdir.
 
     Raises:
-      Interrupted: after SIGTERM or SIGINT, which is passed on to them, when they have ended.
+      Interrupted: after SIGTERM or SIGINT, which the processes get too, when all of them have ended.
     """
     folder = workdir / "devices"
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def run_on(devices: list[str], runs: list[Run], workdir: epath.Path) -> None:
     started: dict[str, subprocess.Popen] = {}
     with requests() as request:
         try:
-            request.unsaved = True  # a signal waits until it is known what has been started
+            request.unsaved = True  # signals wait, so that no process is started that nobody knows of
             for device in devices:
                 started[device] = start(device, folder)
             request.unsaved = False
@@ -97,7 +97,7 @@ def run_on(devices: list[str], runs: list[Run], workdir: epath.Path) -> None:
 
 
 def start(device: str, folder: epath.Path) -> subprocess.Popen:
-    """This command on one device, in a session of its own: Ctrl-C is for this process, which passes it on."""
+    """Start this command on one device, in another session: Ctrl-C reaches only this process, which passes it on."""
     command = [sys.executable, "-m", "cfinet_jax.main", *sys.argv[1:]]
     with (folder / f"{device}.log").open("w") as log:
         return subprocess.Popen(
@@ -106,7 +106,7 @@ def start(device: str, folder: epath.Path) -> subprocess.Popen:
 
 
 def stop(started: dict[str, subprocess.Popen]) -> list[str]:
-    """Asks them to save and end, and ends what does not; says which did not end as they should."""
+    """Ask the processes to save and end, kill those that do not; return a message on each that may have lost work."""
     for process in started.values():
         process.terminate()
     for process in started.values():
@@ -123,7 +123,7 @@ def stop(started: dict[str, subprocess.Popen]) -> list[str]:
 
 
 def check(ended: dict[str, subprocess.Popen], folder: epath.Path) -> None:
-    """Says which processes did not end well: a failed run is written down, this is something else."""
+    """Print which processes failed as a whole; the failure of a run is recorded with the run instead."""
     for device, process in ended.items():
         if process.returncode:
             last = (folder / f"{device}.log").read_text().splitlines()[-1:]
@@ -133,5 +133,5 @@ def check(ended: dict[str, subprocess.Popen], folder: epath.Path) -> None:
 
 
 def done(runs: list[Run]) -> int:
-    """How many are finished."""
+    """Return the number of finished runs."""
     return sum(run.finished for run in runs)

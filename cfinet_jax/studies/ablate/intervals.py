@@ -1,4 +1,4 @@
-"""What the runs of a study scored, and how sure the differences between its rows are."""
+"""Differences between the rows of a study, with confidence intervals over seeds and images."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import stats
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.proposal_scores import LIMITS, SHOWN, Tally, endings
@@ -16,22 +17,19 @@ from cfinet_jax.runtime.files import reading
 from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.studies.ablate.runs import Run
 
-RESAMPLES = 1000  # choices of as many images as there are
-AGAIN = "the same command scores this run again."
-LEVEL = 95  # percent of intervals that are to hold the true difference
-NORMAL = 1.960  # within so many standard deviations are LEVEL percent of normal values
-# And of means of 2, 3, ... values, in standard deviations that these values themselves give: Student's t with 1, 2, ...
-# degrees of freedom. For more values than there are here the last one, which is a little too wide for them.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+RESAMPLES = 1000  # bootstrap resamples of the images
+AGAIN = "rerun the same command to score this run again."
+LEVEL = 95  # percent of intervals that hold the true difference
+UPPER = 0.5 + LEVEL / 200  # the quantile that bounds an interval of this level from above
 
 
 class Difference(NamedTuple):
-    """Between the scores of two rows, as a fraction, and the interval of it."""
+    """Difference between the scores of two rows, as a fraction, and its interval."""
 
     mean: float
     low: float
     high: float
-    seeds: int  # with one the interval is over images only
+    seeds: int  # with one seed the interval is over images only
 
     @property
     def is_clear(self) -> bool:
@@ -40,7 +38,7 @@ class Difference(NamedTuple):
 
 
 def metrics_of(run: Run) -> dict[str, Any]:
-    """The scores of a finished run, those of proposals among the others, under the names of the log."""
+    """Return the scores of a finished run, including those of proposals, under the names of the log."""
     with reading(run.folder / "metrics.json", AGAIN) as path:
         metrics = json.loads(path.read_text())
         known = {"AP": metrics["AP"], "boxes": dict(metrics["boxes"])} | metrics
@@ -48,13 +46,13 @@ def metrics_of(run: Run) -> dict[str, Any]:
 
 
 def devices_of(run: Run) -> list[str]:
-    """The kinds of devices that a run was trained on."""
+    """Return the kinds of devices that a run was trained on."""
     with reading(run.folder / "settings.json", AGAIN) as path:
         return list(json.loads(path.read_text())["machine"]["devices"])
 
 
 def evidence_of(run: Run, measure: str) -> Columns | Tally:
-    """What a finished run found in every picture: detections for AP, counts of proposals for any other measure."""
+    """Return what a finished run found in every picture: detections for AP, counts of proposals for other measures."""
     if measure == "AP":
         with reading(run.folder / "detections.json", AGAIN) as path:
             return columns(json.loads(path.read_text()))
@@ -63,7 +61,7 @@ def evidence_of(run: Run, measure: str) -> Columns | Tally:
 
 
 def reopen_damaged(runs: Sequence[Run], measure: str) -> None:
-    """Take the mark from finished runs whose results are damaged, naming the file, so that they are run again."""
+    """Mark finished runs whose results are damaged as unfinished, and print which file it is."""
     for run in runs:
         try:
             _ = run.finished and (metrics_of(run), devices_of(run), evidence_of(run, measure))
@@ -73,17 +71,17 @@ def reopen_damaged(runs: Sequence[Run], measure: str) -> None:
 
 
 def keys_of(measure: str, protocol: Protocol) -> dict[str, str]:
-    """What a measure is called in the metrics, for the headline range and then for every other -> the range."""
+    """Return the keys of a measure in the metrics -> the range of sizes, the headline first."""
     return {f"{measure}{ending}": size for size, ending in endings(protocol).items()}
 
 
 def choices(images: int) -> Int[np.ndarray, "resamples images"]:
-    """How often every image counts, in every resample: the same for all runs, so that they stay paired."""
+    """Return how often every image counts in every resample: the same for all runs, so that they stay paired."""
     return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), RESAMPLES)
 
 
 def resample(run: Run, truth: dict, protocol: Protocol, measure: str) -> Float[np.ndarray, "resamples ranges"]:
-    """The measure of a finished run for every choice of images; NaN where there is nothing to find."""
+    """Return the measure of a finished run in every resample; NaN where there is nothing to find."""
     times = choices(len(truth["images"]))
     sizes = list(keys_of(measure, protocol).values())
     found = evidence_of(run, measure)
@@ -96,27 +94,31 @@ def resample(run: Run, truth: dict, protocol: Protocol, measure: str) -> Float[n
 
 
 def compare(values: Float[np.ndarray, "seeds"], resampled: Float[np.ndarray, "seeds resamples"]) -> Difference | None:
-    """The mean difference of two rows from the same seeds, with its interval over seeds and images.
+    """Return the mean difference of two rows from the same seeds, with its interval over seeds and images.
 
-    `values` are the differences on all images, `resampled` those on choices of them. None where a choice leaves nothing
-    to find in too many resamples.
+    The variance of the mean over seeds is known no better than a few values tell, so it counts with Student's quantile;
+    the variance over images is that of the resamples. However the two share the noise, the sum is exceeded as rarely
+    as each alone, since the tail of a squared normal variable is convex in its limit.
 
-    Of seeds the variance of the mean is known no better than few values tell, so it counts with Student's quantile; of
-    images it is that over the resamples. However the two share the noise, the sum is exceeded as rarely as each alone,
-    since the tail of a squared normal variable is convex in its limit.
+    Args:
+      values: differences on all images.
+      resampled: differences on resamples of the images; NaN where a resample has nothing to find.
+
+    Returns:
+      None if too many resamples have nothing to find.
     """
     seeds = len(values)
     means = resampled.mean(0)
     means = means[np.isfinite(means)]
     if len(means) < resampled.shape[1] / 2:
         return None
-    of_seeds = STUDENT[min(seeds - 1, len(STUDENT)) - 1] * values.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
-    mean, reach = float(values.mean()), float(np.hypot(of_seeds, NORMAL * means.std()))
+    over_seeds = stats.t.ppf(UPPER, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
+    mean, reach = float(values.mean()), float(np.hypot(over_seeds, stats.norm.ppf(UPPER) * means.std()))
     return Difference(mean, mean - reach, mean + reach, seeds)
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Of the scores of several seeds: their mean and standard deviation, None for that of one; None without any."""
+    """Return mean and standard deviation of several seeds' scores; of one score no deviation, of none nothing."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -126,7 +128,7 @@ def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None
 def differences(
     by_row: dict[str, list[Run]], truth: dict, protocol: Protocol, measure: str
 ) -> dict[str, dict[str, Difference | None]]:
-    """Every row against the first one: score -> difference, over the seeds that both have finished."""
+    """Compare every row with the first one: score -> difference, over the seeds that both have finished."""
     (first, base), *others = by_row.items()
     keys = keys_of(measure, protocol)
     wanted = {run.folder: run for runs in by_row.values() for run in runs}

@@ -1,4 +1,4 @@
-"""A study as data: rows that change a few settings of one experiment, and what the paper says of them."""
+"""Study as data: rows that change a few settings of one experiment, with the scores that the paper gives for them."""
 
 import hashlib
 import importlib.util
@@ -13,9 +13,9 @@ from cfinet_jax.named_configs import configs_folder
 from cfinet_jax.runtime.paths import user_path
 from cfinet_jax.runtime.settings import flatten
 
-STUDIES = "configs/ablations.py"  # where a study is looked for unless a file is named
+STUDIES = "configs/ablations.py"  # has the studies that are named without a file
 
-OF_NO_EFFECT = (  # on what a run of some seed learns and scores: they make no other experiment
+OF_NO_EFFECT = (  # settings that change nothing in what a run learns and scores
     "seed",
     "dataset.read_threads",
     "training.on_nonfinite",
@@ -30,39 +30,39 @@ OF_NO_EFFECT = (  # on what a run of some seed learns and scores: they make no o
 
 
 class Row(NamedTuple):
-    """A line of a table."""
+    """Line of a table."""
 
     name: str
     changes: Mapping[str, Any]  # key of the configuration -> value
-    published: Mapping[str, float] = {}  # score -> percent in the paper, by the name of the score here
+    published: Mapping[str, float] = {}  # the paper's scores in percent, by their names here
 
 
 class Study(NamedTuple):
-    """A table or a figure: its rows are trained alike, from the same seeds, and compared with the first one."""
+    """Table or figure: its rows are trained from the same seeds and compared with the first one."""
 
     title: str
     rows: tuple[Row, ...]
     note: str = ""
-    measure: Literal["AP", "proposals/AR300", "anchors"] = "AP"  # anchors: nothing is trained, the data are looked at
-    quoted: tuple[Row, ...] = ()  # of the paper, not built here
-    published_on: str = "sodad"  # the data set on whose test split the paper's numbers are
-    boxes: str | None = None  # what `dataset.boxes` of the experiment has to be; None: anything
+    measure: Literal["AP", "proposals/AR300", "anchors"] = "AP"  # anchors: nothing is trained
+    quoted: tuple[Row, ...] = ()  # rows of the paper that are not built here
+    published_on: str = "sodad"  # the data set whose test split the paper scored
+    boxes: str | None = None  # the `dataset.boxes` that it needs; None: any
 
-    def stands_beside(self, settings: ConfigDict) -> bool:
-        """Whether scores with this section `dataset` are of what the paper's are of; elsewhere they are context."""
+    def has_data_of_paper(self, settings: ConfigDict) -> bool:
+        """Return whether this section `dataset` scores the split that the paper scored."""
         return (settings.name, settings.eval_split) == (self.published_on, "test")
 
 
 def load_study(name: str, config: ConfigDict) -> Study:
-    """The study NAME of `configs/ablations.py`, or FILE:NAME; its rows may depend on the experiment.
+    """Return the study NAME of `configs/ablations.py`, or FILE:NAME; its rows may depend on the experiment.
 
     Raises:
-      UserError: there is no such file or study, it is for other boxes, or its rows are no runs of their own.
+      UserError: if there is no such file or study, it needs other boxes, or its rows cannot be compared.
     """
     path, _, name = name.rpartition(":")
     path = user_path(path) if path else configs_folder() / "ablations.py"
     if not path.exists():
-        raise UserError(f"--study: there is no file {path}: give FILE.py:NAME, or one of {STUDIES} by its name.")
+        raise UserError(f"--study: there is no file {path}: give FILE.py:NAME, or a name from {STUDIES}.")
     spec = importlib.util.spec_from_file_location("studies", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--study: {path} does not end in .py: give FILE.py:NAME.")
@@ -80,17 +80,14 @@ def load_study(name: str, config: ConfigDict) -> Study:
     study = studies[name]
     if study.boxes not in (None, config.dataset.boxes):
         raise UserError(
-            f"{name} wants {study.boxes} boxes: give an experiment with them, as --config=configs/sodaa.py."
+            f"{name} needs {study.boxes} boxes: use an experiment with them, such as --config=configs/sodaa.py."
         )
     check_rows(study, name, config)
     return study
 
 
 def check_rows(study: Study, name: str, config: ConfigDict) -> None:
-    """Rows are told apart by their names and by what they change, and leave the seed alone.
-
-    Raises `UserError` for the first one that does not, or that cannot be set.
-    """
+    """Raise `UserError` if two rows have the same name or settings, or if one sets the seed or cannot be set."""
     names, experiments = set(), {}
     for row in study.rows:
         if row.name in names:
@@ -98,19 +95,19 @@ def check_rows(study: Study, name: str, config: ConfigDict) -> None:
         names.add(row.name)
         if "seed" in row.changes:
             raise UserError(
-                f"The row {row.name!r} of {name} sets seed: leave it out, for all rows are run from the same seeds, "
-                "--seeds=NUMBER of them from --config.seed on."
+                f"The row {row.name!r} of {name} sets seed: leave it out. All rows run from the same --seeds=NUMBER "
+                "seeds, starting at --config.seed."
             )
         same = experiments.setdefault(digest(config_of(row, config)), row.name)
         if same != row.name and study.measure != "anchors":
             raise UserError(
-                f"The rows {same!r} and {row.name!r} of {name} are the same experiment with this --config: give "
+                f"The rows {same!r} and {row.name!r} of {name} are the same experiment with this --config: use "
                 "another one, or leave out a row."
             )
 
 
 def config_of(row: Row, config: ConfigDict) -> ConfigDict:
-    """The experiment with a row's changes. Raises `UserError` for a key that it does not have."""
+    """Return the experiment with a row's changes. Raises `UserError` for a key or value that it cannot take."""
     changed = ConfigDict(config.copy_and_resolve_references()).lock()
     try:
         changed.update_from_flattened_dict(row.changes)
@@ -120,6 +117,6 @@ def config_of(row: Row, config: ConfigDict) -> ConfigDict:
 
 
 def digest(config: ConfigDict) -> str:
-    """A name for an experiment by what has an effect: rows of several studies that are equal are trained once."""
+    """Return a name for an experiment, by the settings that have an effect, so that equal rows are trained once."""
     settings = {key: value for key, value in flatten(json.loads(config.to_json())).items() if key not in OF_NO_EFFECT}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

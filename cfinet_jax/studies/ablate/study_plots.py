@@ -1,17 +1,17 @@
-"""The pictures of a study."""
+"""Plots of a study."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cfinet_jax.report.plots import COLOURS, CURVE_POINTS, DASHES, GREY, INK, WIDTH, save
+from cfinet_jax.report.plots import COLOURS, GREY, INK, WIDTH, add_grid, averaged, line_style, save
 from cfinet_jax.studies.ablate.intervals import Difference
 
 COLUMNS = 2  # of panels
-FEW_POINTS = 15  # of a line, below which each is marked
+FEW_POINTS = 15  # a line with fewer points gets markers
 Logs = Mapping[str, Sequence[list[dict]]]  # row -> records of its seeds
 
 
@@ -21,7 +21,7 @@ def draw_differences(
     names: Mapping[str, str],
     path: epath.Path,
 ) -> None:
-    """A panel per size: the difference of every row with its interval, and the paper's as a ring."""
+    """Draw a panel per size: every row's difference with its interval, and the paper's difference as a ring."""
     lines = -(-len(names) // COLUMNS)
     figure = Figure(figsize=(WIDTH, 0.6 + lines * (0.7 + 0.26 * len(found))), layout="constrained")
     panels = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False).flat
@@ -38,25 +38,23 @@ def draw_differences(
             if key in published.get(row, {}):
                 axes.plot(published[row][key], place, "o", color=COLOURS[1], markersize=8, fillstyle="none")
         axes.set(title=name, yticks=rows, yticklabels=list(found), ylim=(len(found) - 0.5, -0.5))
-        axes.grid(alpha=0.3, axis="x")
-        axes.spines[["top", "right"]].set_visible(False)
+        add_grid(axes, "x")
     for axes in panels:
         axes.remove()
-    figure.supxlabel("difference in percent points; ring: the paper's, on SODA", fontsize=10)
+    figure.supxlabel("difference in percentage points; ring: the paper's, on SODA", fontsize=10)
     save(figure, path)
 
 
 def draw_curves(logs: Logs, keys: Mapping[str, str], ylabel: str, scale: float, path: epath.Path) -> None:
-    """A panel per score of the logs, with its title: every row over the images seen, a mean over its seeds."""
+    """Draw a panel per score, by key -> title: every row over the images seen, averaged over its seeds."""
     lines = -(-len(keys) // COLUMNS)
     figure = Figure(figsize=(WIDTH, 1.1 + 2.1 * lines), layout="constrained")
     panels = figure.subplots(lines, COLUMNS, squeeze=False).flat
     for (key, title), axes in zip(keys.items(), panels, strict=False):
-        plot_rows(axes, logs, lambda record, key=key: record.get(key), scale)
+        plot_rows(axes, logs, key, scale)
         axes.set_title(title, fontsize=10)
         axes.set_ylim(0, None)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        add_grid(axes)
     for axes in panels:
         axes.remove()
     figure.supxlabel("images seen", fontsize=10)
@@ -66,18 +64,15 @@ def draw_curves(logs: Logs, keys: Mapping[str, str], ylabel: str, scale: float, 
     save(figure, path)
 
 
-def plot_rows(axes: Axes, logs: Logs, value: Callable[[dict], float | None], scale: float) -> None:
-    """One line per row; what several seeds logged after as many images is averaged."""
+def plot_rows(axes: Axes, logs: Logs, key: str, scale: float) -> None:
+    """Draw a line per row; values that several seeds logged after the same number of images are averaged."""
     for number, (row, seeds) in enumerate(logs.items()):
         points: dict[float, list[float]] = {}
         for record in (record for records in seeds for record in records):
-            if value(record) is not None:
-                points.setdefault(record["images"], []).append(scale * value(record))  # type: ignore[operator]
+            if record.get(key) is not None:
+                points.setdefault(record["images"], []).append(scale * record[key])
         if not points:
             continue
-        line = np.array([(images, np.mean(values)) for images, values in sorted(points.items())])
-        stretches = np.array_split(line, min(len(line), CURVE_POINTS))
-        x, y = np.array([stretch.mean(axis=0) for stretch in stretches]).T
-        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
+        x, y = averaged([(images, float(np.mean(values))) for images, values in sorted(points.items())])
         marker = "o" if len(x) < FEW_POINTS else ""
-        axes.plot(x, y, label=row.replace("$", r"\$"), color=colour, linestyle=dashes, marker=marker, markersize=4)
+        axes.plot(x, y, label=row.replace("$", r"\$"), marker=marker, markersize=4, **line_style(number))

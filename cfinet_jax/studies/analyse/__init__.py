@@ -1,6 +1,5 @@
-"""What the data look like to a config and what training on them takes; leaves advice, each with the flag to give."""
+"""`--mode=analyse`: the data as a config sees them, the memory that training needs, and advice on flags."""
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,25 +9,24 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from cfinet_jax.build import check_boxes, create_run, discover
+from cfinet_jax.build import build, check_boxes, discover
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import views
 from cfinet_jax.runtime import mesh
 from cfinet_jax.runtime.files import replace_text
 from cfinet_jax.runtime.markdown import escape
-from cfinet_jax.structures import BOX_NUMBERS
 from cfinet_jax.studies.analyse import data_tables
 from cfinet_jax.studies.analyse.advice import advise
 from cfinet_jax.studies.analyse.contents import Contents, overlaps_with_anchors, read_contents, unmatched
-from cfinet_jax.train_step import empty_batch
+from cfinet_jax.studies.compile import step_shapes
 from cfinet_jax.training import compile_step, make_step
 
-SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of anchors, to compare the config's with
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # anchor scales to compare the config's with
 
 
 def analyse(config: ConfigDict, workdir: epath.Path) -> None:
-    """Prints what it finds and leaves it as `analysis.md` and `analysis.png` in the workdir."""
+    """Describe the data and give advice; write both as `analysis.md` and `analysis.png` into the workdir."""
     config = discover(config, workdir)
     settings = config.dataset
     learnt = dataset.open_dataset(settings, settings.train_split)
@@ -38,7 +36,7 @@ def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     contents = {name: read_contents(each, settings) for name, each in seen.items()}
     training = contents[settings.train_split]
     if not len(training.boxes):
-        raise UserError(f"The split '{settings.train_split}' of {settings.name} holds no object: annotate some.")
+        raise UserError(f"The split '{settings.train_split}' of {settings.name} holds no objects: annotate some.")
 
     scale = config.detector.proposal_network[config.detector.proposal_network.name].anchor_scale
     overlaps = {each: overlaps_with_anchors(training, config, each) for each in sorted({*SCALES, scale})}
@@ -48,7 +46,10 @@ def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     data_tables.draw(training, overlaps[scale], workdir / "analysis.png")
     print(text, flush=True)
 
-    needed, available = memory_needed(config), memory_available()  # after what may be had without compiling
+    needed, available = (
+        memory_needed(config, len(classes)),
+        memory_available(),
+    )  # last, since it compiles the training step
     means = {each: float(values.mean()) for each, values in overlaps.items()}
     lines = advise(config, training, contents.values(), classes, means, without_anchor, sum(needed.values()), available)
     rest = f"{data_tables.memory_table(needed, available)}\nAdvice:\n\n" + "".join(f"- {line}\n" for line in lines)
@@ -63,53 +64,48 @@ def describe(
     overlaps: Mapping[float, np.ndarray],
     without_anchor: Mapping[str, float],
 ) -> str:
-    """The tables of the data, in Markdown."""
+    """Return the tables of the data, in Markdown."""
     settings, training = config.dataset, contents[config.dataset.train_split]
     return f"""# {escape(settings.name)}
 
 {data_tables.split_table(contents, settings, config.prediction.overlap)}
-Objects of `{settings.train_split}` by area in square pixels, as stored and as the network sees them:
+Objects of `{settings.train_split}` by area in square pixels, as stored and in the network's input:
 
 {data_tables.size_table(training)}
 {data_tables.class_table(training, classes)}
-Best IoU of an object with an anchor, in network pixels, were their scale this one:
+IoU of objects with their best anchor, for anchors of this scale:
 
 {data_tables.scale_table(overlaps)}
 {data_tables.rule_table(without_anchor) if without_anchor else ""}"""
 
 
 def write(workdir: epath.Path, text: str) -> None:
-    """Leaves the analysis in the workdir."""
+    """Write the analysis into the workdir."""
     workdir.mkdir(parents=True, exist_ok=True)
     replace_text(workdir / "analysis.md", text)
 
 
-def memory_needed(config: ConfigDict) -> dict[str, int]:
-    """Bytes on one device: the state of a run and what one compiled training step needs besides."""
-    run = create_run(config)
-    settings = config.dataset
-    numbers = BOX_NUMBERS[settings.boxes]
-    batch = empty_batch(settings.batch_size, settings.stored_size, settings.max_objects, numbers)
-    batch = dataclasses.replace(batch, images=batch.images.astype(np.uint8))
-    placed = mesh.place_batch(jax.tree.map(np.asarray, batch), run.mesh)
-    key = mesh.replicate(jax.random.key(0), run.mesh)
-    step = make_step(config, run.detector, run.optimizer, run.mesh)
-    compiled = compile_step(step, run.state, placed, key)
+def memory_needed(config: ConfigDict, classes: int) -> dict[str, int]:
+    """Return bytes on one device by part: the state of a run, and what the compiled training step needs besides."""
+    over = mesh.make_mesh()
+    detector, optimizer = build(config, classes)
+    state, batch, key = step_shapes(config, detector, over)
+    compiled = compile_step(make_step(config, detector, optimizer, over), state, batch, key)
     return {
-        "parameters": size_in_bytes((run.state.params, run.state.batch_stats)),
-        "optimizer state": size_in_bytes(run.state.opt_state),
-        "exemplar memory": size_in_bytes(run.state.memory),
-        "pictures and boxes of a step": size_in_bytes(batch) // run.mesh.size,
+        "parameters": size_in_bytes((state.params, state.batch_stats)),
+        "optimizer state": size_in_bytes(state.opt_state),
+        "exemplar memory": size_in_bytes(state.memory),
+        "images and boxes of a step": size_in_bytes(batch) // over.size,
         "temporaries of a step": compiled.memory_analysis().temp_size_in_bytes,
     }
 
 
 def size_in_bytes(tree: Any) -> int:
-    """What the arrays of a tree take."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    """Return the bytes of all arrays of a tree, given as arrays or as shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def memory_available() -> int:
-    """Bytes of the first device, or of the machine where the device does not tell."""
+    """Return the bytes of the first device, or of the machine where the device does not say."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,4 +1,4 @@
-"""From what the data look like to the flags that suit them."""
+"""Advice: flags that suit the data."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -10,11 +10,11 @@ from cfinet_jax.input.sizes import room_for
 from cfinet_jax.metrics.score_table import MIN_BOXES
 from cfinet_jax.studies.analyse.contents import Contents
 
-THIN, MANY = 2.0, 0.02  # network pixels of a side, and a share of objects
-BETTER = 0.02  # mean IoU by which another scale, or share of objects by which another rule, must lead
+THIN, MANY = 2.0, 0.02  # advise if so large a share of the objects is thinner than so many network pixels
+BETTER = 0.02  # least lead of another scale, in mean IoU, or of another rule, in the share of objects
 EPOCHS, DECAYS = 12, (8, 11)  # the paper's schedule
-WINDOW, SHARED = (800, 800), 150  # SODA-D's
-LARGE = 2  # windows from which on a picture had better be cut
+WINDOW, SHARED = (800, 800), 150  # size and overlap of SODA-D's windows
+LARGE = 2  # windows; pictures larger than that should be cut
 
 
 def advise(
@@ -27,10 +27,17 @@ def advise(
     needed: int,
     available: int,
 ) -> list[str]:
-    """Lines of advice.
+    """Return lines of advice.
 
-    `training` is one of the `splits`; `overlaps` are its mean best IoU by anchor scale, `without_anchor` the share of
-    its objects that get none in the coarse stage by rule, `needed` and `available` bytes of a device.
+    Args:
+      config: the experiment.
+      training: contents of the training split.
+      splits: contents of all splits.
+      classes: names of the classes.
+      overlaps: mean IoU of the training objects with their best anchor, by anchor scale.
+      without_anchor: share of the training objects that the coarse stage gives no anchor, by rule.
+      needed: bytes of one device that training needs.
+      available: bytes that one device has.
     """
     lines = [*sizes(config.dataset, splits), *anchors(config, overlaps, without_anchor)]
     lines += objects(config, training, classes)
@@ -39,34 +46,35 @@ def advise(
 
 
 def sizes(settings: ConfigDict, splits: Iterable[Contents]) -> Iterator[str]:
-    """On `dataset.max_objects` and `dataset.stored_size`."""
+    """Advise on `dataset.max_objects` and `dataset.stored_size`."""
     counts = [(split.pictures, split.objects + split.regions) for split in splits]
     pictures, entries = (np.concatenate(each) for each in zip(*counts, strict=True))
     room = room_for(tuple(pictures.max(0).tolist()), int(entries.max()))
     full = int(np.sum(entries > settings.max_objects))
     if full:
-        yield f"{full} pictures hold more than dataset.max_objects: --config.dataset.max_objects={room['max_objects']}"
+        most = room["max_objects"]
+        yield f"{full} images hold more objects than dataset.max_objects: --config.dataset.max_objects={most}"
     stored, wanted = np.array(settings.stored_size), np.array(room["stored_size"])
     if settings.window_overlap is None and np.prod(wanted) > LARGE * np.prod(WINDOW):
         yield (
-            f"Pictures up to {wanted[0]} x {wanted[1]} are large; cut into windows they need less memory, and objects "
+            f"Images of up to {wanted[0]} x {wanted[1]} are large; cut into windows they need less memory, and objects "
             f"keep their size: {flag('stored_size', WINDOW)} --config.dataset.window_overlap={SHARED}"
         )
     median = np.median(pictures, axis=0)
     large = int(np.sum(np.any(pictures > stored, axis=1)))
     if large:
-        yield f"{large} pictures are larger than dataset.stored_size: {flag('stored_size', wanted)}"
+        yield f"{large} images are larger than dataset.stored_size: {flag('stored_size', wanted)}"
     elif np.any(stored > wanted):
-        yield f"No picture needs all of dataset.stored_size, which takes time: {flag('stored_size', wanted)}"
+        yield f"No image needs all of dataset.stored_size; a smaller one is faster: {flag('stored_size', wanted)}"
     elif settings.image_size is None and np.prod(stored) > 2 * np.prod(median):
         yield (
-            "More than half of a batch is padding; scaled to the median picture it takes less time, but objects of "
-            f"large pictures shrink: {flag('image_size', room_for(tuple(median.tolist()), 0)['stored_size'])}"
+            "More than half of a batch is padding. Scaling to the median image is faster, but objects in large images "
+            f"shrink: {flag('image_size', room_for(tuple(median.tolist()), 0)['stored_size'])}"
         )
 
 
 def anchors(config: ConfigDict, overlaps: Mapping[float, float], without_anchor: Mapping[str, float]) -> Iterator[str]:
-    """On anchors that fit the objects badly, and rules that leave objects without one."""
+    """Advise on anchors that fit the objects badly, and on rules that leave objects without an anchor."""
     name = config.detector.proposal_network.name
     scale, best = config.detector.proposal_network[name].anchor_scale, max(overlaps, key=lambda each: overlaps[each])
     if overlaps[best] > overlaps[scale] + BETTER:
@@ -77,7 +85,7 @@ def anchors(config: ConfigDict, overlaps: Mapping[float, float], without_anchor:
         )
     if without_anchor:
         rule = config.detector.proposal_network[name].assign
-        better = "released"  # the rule of the published figures
+        better = "released"  # the rule of the published code
         if without_anchor.get(better, 1.0) < without_anchor[rule] - BETTER:
             key = f"detector.proposal_network.{name}.assign"
             yield (
@@ -87,11 +95,11 @@ def anchors(config: ConfigDict, overlaps: Mapping[float, float], without_anchor:
 
 
 def objects(config: ConfigDict, training: Contents, classes: Sequence[str]) -> Iterator[str]:
-    """On rare classes and objects too small to be seen."""
+    """Advise on rare classes and on objects too small to detect."""
     counts = np.bincount(training.labels, minlength=len(classes))
     rare = [f"{each} ({count})" for each, count in zip(classes, counts, strict=True) if count < MIN_BOXES]
     if rare:
-        yield f"Classes of fewer than {MIN_BOXES} objects are hardly learnt: annotate more of {', '.join(rare)}"
+        yield f"Classes with fewer than {MIN_BOXES} objects are hardly learnt: annotate more of {', '.join(rare)}"
     boxes = training.network_boxes
     thin = np.mean(np.min(boxes[:, 2:] - boxes[:, :2], axis=1) < THIN)
     if thin > MANY:
@@ -100,28 +108,28 @@ def objects(config: ConfigDict, training: Contents, classes: Sequence[str]) -> I
 
 
 def schedule(config: ConfigDict, pictures: int) -> Iterator[str]:
-    """On the length of training."""
+    """Advise on the length of training."""
     wanted = EPOCHS * pictures
     if config.training.images < wanted / 2:  # a small data set may well need more passes
         decays = tuple(epoch * pictures for epoch in DECAYS)
         yield (
-            f"training.images is {config.training.images / pictures:.1f} passes over {pictures} pictures; the paper's "
-            f'are {EPOCHS}: --config.training.images={wanted} --config.optimizer.decay_images="{decays}"'
+            f"training.images is {config.training.images / pictures:.1f} passes over {pictures} images; the paper uses "
+            f'{EPOCHS}: --config.training.images={wanted} --config.optimizer.decay_images="{decays}"'
         )
 
 
 def memory(config: ConfigDict, needed: int, available: int) -> Iterator[str]:
-    """On what a step takes of a device."""
+    """Advise on the memory of a step."""
     if needed <= available:
         return
     size, devices = config.dataset.batch_size, jax.device_count()
     parts = [n for n in range(config.training.micro_batches + 1, size // devices + 1) if size % (n * devices) == 0]
     half = np.array(config.dataset.image_size or config.dataset.stored_size) // 2
-    cure = f"--config.training.micro_batches={parts[0]}" if parts else flag("image_size", half)
-    yield f"A step needs {needed / 2**30:.1f} GiB, and a device has {available / 2**30:.1f}: {cure}"
+    flags = f"--config.training.micro_batches={parts[0]}" if parts else flag("image_size", half)
+    yield f"A step needs {needed / 2**30:.1f} GiB, and a device has {available / 2**30:.1f}: {flags}"
 
 
 def flag(key: str, size: Iterable[float]) -> str:
-    """The flag that sets a size of the section `dataset`."""
+    """Return the flag that sets a size of the section `dataset`."""
     height, width = (int(side) for side in size)
     return f'--config.dataset.{key}="({height}, {width})"'

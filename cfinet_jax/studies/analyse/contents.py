@@ -1,4 +1,4 @@
-"""What a split holds, as arrays, and how well anchors fit it."""
+"""Contents of a split as arrays, and how well anchors fit them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,29 +16,29 @@ from cfinet_jax.ops.matching import dynamic_thresholds
 
 
 class Contents(NamedTuple):
-    """What a split holds: its pictures, or the windows they are cut into, and the objects in them that are learnt."""
+    """Images of a split, or the windows that they are cut into, and the objects to learn in them."""
 
-    pictures: np.ndarray  # [pictures, 2], height and width as stored
-    scales: np.ndarray  # [pictures], network pixels per stored pixel
-    boxes: np.ndarray  # [objects, 4], in stored pixels; of oriented objects those that enclose them
-    areas: np.ndarray  # [objects], in stored square pixels, of oriented objects their own
+    pictures: np.ndarray  # [images, 2], height and width as stored
+    scales: np.ndarray  # [images], network pixels per stored pixel
+    boxes: np.ndarray  # [objects, 4], in stored pixels; for oriented objects the upright boxes around them
+    areas: np.ndarray  # [objects], in stored square pixels; for oriented objects that of the oriented box
     labels: np.ndarray  # [objects]
-    owners: np.ndarray  # [objects], index of the picture
-    regions: np.ndarray  # [pictures], how many regions to ignore
+    owners: np.ndarray  # [objects], index of the image
+    regions: np.ndarray  # [images], number of ignore regions
 
     @property
     def objects(self) -> np.ndarray:
-        """How many every picture holds."""
+        """Number of objects in every image."""
         return np.bincount(self.owners, minlength=len(self.pictures))
 
     @property
     def network_boxes(self) -> np.ndarray:
-        """The objects in pixels of the network's input."""
+        """Boxes of the objects in pixels of the network's input."""
         return self.boxes * self.scales[self.owners, None]
 
 
 def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], settings: ConfigDict) -> Contents:
-    """The contents of pictures, or windows, given by size and objects; those of less than a pixel are left out."""
+    """Return the contents of images, or windows, given by size and objects; objects below a pixel are left out."""
     pictures, boxes, areas, labels, owners, regions = [], [], [], [], [], []
     for index, (size, objects) in enumerate(views):
         sound = fill_a_pixel(objects.boxes)
@@ -56,9 +56,9 @@ def read_contents(views: Iterable[tuple[tuple[int, int], Objects]], settings: Co
 
 
 def overlaps_with_anchors(contents: Contents, config: ConfigDict, scale: float) -> np.ndarray:
-    """IoU `[objects]` with the best anchor of the config's proposal network, were its scale this one."""
+    """Return the IoU `[objects]` with the best anchor of the config's proposal network, with anchors of this scale."""
     network = config.detector.proposal_network
-    ratios = network[network.name].get("aspect_ratios", (1.0,))  # without the key: square anchors alone
+    ratios = network[network.name].get("aspect_ratios", (1.0,))  # without the key: square anchors only
     shape, boxes = input_shape(config.dataset), contents.network_boxes
     return np.max([
         best_overlap(boxes, (-(-shape[0] // stride), -(-shape[1] // stride)), stride, scale, ratios)
@@ -67,10 +67,10 @@ def overlaps_with_anchors(contents: Contents, config: ConfigDict, scale: float) 
 
 
 def unmatched(contents: Contents, config: ConfigDict, overlaps: np.ndarray) -> dict[str, float]:
-    """Share of the objects for which the coarse stage has no anchor under each of its rules; without it, none.
+    """Return the share of objects for which the coarse stage has no anchor, by rule; empty without a coarse stage.
 
-    `overlaps` are IoU with the best anchor. Such objects are proposed only by what the stage learns from others.
-    The size of an oriented object is that of the box around it, whatever `size_of` says.
+    `overlaps` are IoU `[objects]` with the best anchor. An object without an anchor teaches the coarse stage nothing.
+    The size of an oriented object is that of the upright box around it, whatever `size_of` says.
     """
     stage = config.detector.proposal_network[config.detector.proposal_network.name]
     thresholds = {

@@ -1,4 +1,4 @@
-"""The tables and the picture of an analysis."""
+"""Tables and the picture of an analysis."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,25 +10,17 @@ from ml_collections import ConfigDict
 from cfinet_jax.input.windows import window_origins
 from cfinet_jax.metrics.protocols import LIMITS, SIZES, SODA_SIZES, sizes_of
 from cfinet_jax.report.plots import save
-from cfinet_jax.runtime.markdown import escape, with_head
+from cfinet_jax.runtime.markdown import escape, mebibytes, with_head
 from cfinet_jax.studies.analyse.contents import Contents
 
 
 def split_table(contents: Mapping[str, Contents], settings: ConfigDict, overlap: int) -> str:
-    """A row per split."""
+    """Return a table with a row per split."""
     height, width = window = settings.stored_size
     shared = min(overlap, height - 1), min(overlap, width - 1)
-    each = "picture" if settings.window_overlap is None else "window"
-    head = [
-        "split",
-        f"{each}s",
-        "objects",
-        "regions",
-        f"objects per {each}, median",
-        "most",
-        f"median {each}",
-        "largest",
-    ]
+    each = "image" if settings.window_overlap is None else "window"
+    head = ["split", f"{each}s", "objects", "regions", f"objects per {each}, median", "most"]
+    head += [f"median {each}", "largest"]
     rows = []
     for name, split in contents.items():
         sizes = np.median(split.pictures, axis=0), np.max(split.pictures, axis=0)
@@ -44,7 +36,7 @@ def split_table(contents: Mapping[str, Contents], settings: ConfigDict, overlap:
 
 
 def size_table(contents: Contents) -> str:
-    """A row per size: objects as stored and in the network's input."""
+    """Return a table with a row per size of objects: as stored and in the network's input."""
     network = contents.areas * contents.scales[contents.owners] ** 2
     counts = [np.bincount(sizes_of(areas), minlength=len(SIZES)) for areas in (contents.areas, network)]
     names = [f"{name} ({low:g}-{high:g})" for name, (low, high) in SODA_SIZES.items()] + [f"larger (> {LIMITS[-1]:g})"]
@@ -53,44 +45,34 @@ def size_table(contents: Contents) -> str:
 
 
 def class_table(contents: Contents, classes: Sequence[str]) -> str:
-    """A row per class: its objects by stored size."""
+    """Return a table with a row per class: its objects by stored size."""
     counts = np.zeros((len(classes), len(SIZES)), int)
     np.add.at(counts, (contents.labels, sizes_of(contents.areas)), 1)
-    return with_head(
-        ["class", *SIZES, "all"],
-        ([escape(name), *of_class, of_class.sum()] for name, of_class in zip(classes, counts, strict=True)),
-    )
+    rows = ([escape(name), *of_class, of_class.sum()] for name, of_class in zip(classes, counts, strict=True))
+    return with_head(["class", *SIZES, "all"], rows)
 
 
 def scale_table(overlaps: Mapping[float, np.ndarray]) -> str:
-    """A row per anchor scale."""
-    rows = (
-        [f"{scale:g}", f"{values.mean():.3f}", f"{(values >= 0.5).mean():.0%}"] for scale, values in overlaps.items()
-    )
+    """Return a table with a row per anchor scale."""
+    rows = ([f"{scale:g}", f"{iou.mean():.3f}", f"{(iou >= 0.5).mean():.0%}"] for scale, iou in overlaps.items())
     return with_head(["anchor scale", "mean best IoU", "objects with 0.5 or more"], rows)
 
 
 def rule_table(unmatched: Mapping[str, float]) -> str:
-    """A row per rule of the coarse stage."""
-    return with_head(
-        ["rule of the coarse stage (`assign`)", "objects without an anchor"],
-        ([name, f"{share:.1%}"] for name, share in unmatched.items()),
-    )
-
-
-def mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.1f}"
+    """Return a table with a row per rule of the coarse stage."""
+    rows = ([name, f"{share:.1%}"] for name, share in unmatched.items())
+    return with_head(["rule of the coarse stage (`assign`)", "objects without an anchor"], rows)
 
 
 def memory_table(needed: Mapping[str, int], available: int) -> str:
-    """A row per part, in MiB."""
+    """Return a table with a row per part, in MiB."""
     rows = [[name, mebibytes(count)] for name, count in needed.items()]
-    rows += [["**together**", mebibytes(sum(needed.values()))], ["there is", mebibytes(available)]]
+    rows += [["**together**", mebibytes(sum(needed.values()))], ["available", mebibytes(available)]]
     return with_head(["memory of a device while training", "MiB"], rows)
 
 
 def draw(contents: Contents, overlaps: np.ndarray, path: epath.Path) -> None:
-    """The distribution of the best IoU by size, as Fig. 1 of the paper, and that of the objects' sides."""
+    """Draw the distribution of the best IoU by size, as in Fig. 1 of the paper, and that of the objects' sides."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     edges, sizes = np.linspace(0, 1, 21), sizes_of(contents.areas)

@@ -1,4 +1,4 @@
-"""What the rules of assignment do: pictures and a table of the anchors that a small object gets, without any data."""
+"""`--mode=rules`: pictures and a table of the anchors that each rule of assignment gives a small object."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,21 +22,25 @@ from cfinet_jax.models.fpn import strides_of
 from cfinet_jax.models.proposals import assigners
 from cfinet_jax.models.proposals.rpn import RPN
 from cfinet_jax.ops import matching
-from cfinet_jax.report.plots import COLOURS, GREY, INK, WIDTH, save
+from cfinet_jax.report.plots import COLOURS, GREY, INK, WIDTH, add_grid, save
 from cfinet_jax.runtime.files import replace_text
 from cfinet_jax.runtime.markdown import with_head
 from cfinet_jax.structures import GroundTruth
 
-CANVAS, MARGIN = 192, 64  # network pixels of a square picture, and between its border and the centre of the object
-SIDES, PLACES = (6, 8, 10, 12, 16, 20, 24, 32), 64  # stored pixels of objects in the table, random places of each
-DRAWN, CENTRE, REACH = 10, (97.3, 94.6), 24  # the object that is drawn: stored pixels; network pixels to see around it
-SHIFTED, SHIFTS = (4, 8, 16, 32), np.linspace(0, 32, 129)  # stored pixels of objects, and by how much boxes are moved
-PANELS = 3  # in a row
+CANVAS, MARGIN = 192, 64  # network pixels: side of a square image, and least distance of objects from its border
+SIDES, PLACES = (6, 8, 10, 12, 16, 20, 24, 32), 64  # stored pixels of the objects in the table; random places of each
+DRAWN, CENTRE, REACH = (
+    10,
+    (97.3, 94.6),
+    24,
+)  # the object that is drawn: side, in stored pixels; centre and surroundings, in network pixels
+SHIFTED, SHIFTS = (4, 8, 16, 32), np.linspace(0, 32, 129)  # stored pixels: sides of objects, and shifts of boxes
+PANELS = 3  # per row
 SHOWN = {"iou": "IoU", "nwd": "NWD", "dotd": "DotD"}
 
 
 class Grid(NamedTuple):
-    """The anchors of a configuration on the canvas."""
+    """Anchors of a configuration on the canvas."""
 
     boxes: jax.Array  # [anchors, 4], in network pixels
     levels: jax.Array  # [anchors]
@@ -44,22 +48,22 @@ class Grid(NamedTuple):
 
 
 def rules(config: ConfigDict, workdir: epath.Path) -> None:
-    """Leaves `rules.md`, `rules.png` and `similarities.png` in the workdir."""
+    """Write `rules.md`, `rules.png` and `similarities.png` into the workdir. No data are read but their sizes."""
     config = discover_sizes(config, workdir)
     network = build_detector(config.detector, classes=1).proposal_network
     stored = np.asarray(config.dataset.stored_size, np.float32)
     grid = grid_of(network, config.detector.neck.levels, scales_of(stored, config.dataset))
-    known = rules_of(network)
-    text = describe(config.detector.proposal_network.name, grid, count_positives(grid, known))
+    positives = positives_of(grid, rules_of(network))
+    text = describe(config.detector.proposal_network.name, grid, positives)
     workdir.mkdir(parents=True, exist_ok=True)
-    draw_rules(grid, known, workdir / "rules.png")
+    draw_rules(grid, {rule: of_rule[0] for rule, of_rule in positives.items()}, workdir / "rules.png")
     draw_similarities(network.similarities, workdir / "similarities.png")
     replace_text(workdir / "rules.md", text)
     print(text, flush=True)
 
 
 def grid_of(network: Any, levels: int, scale: float) -> Grid:
-    """The anchors of a proposal network: square ones alone, but for the plain RPN."""
+    """Return the anchors of a proposal network: square ones only, except for the plain RPN."""
     ratios = network.aspect_ratios if isinstance(network, RPN) else (1.0,)
     grids = [
         anchor_grid((CANVAS // stride, CANVAS // stride), stride, network.anchor_scale, ratios)
@@ -70,7 +74,7 @@ def grid_of(network: Any, levels: int, scale: float) -> Grid:
 
 
 def rules_of(network: Any) -> dict[str, Callable[[Grid, GroundTruth], matching.Assignment]]:
-    """Those of the coarse stage, if the network has `assign_modes`, and every row of `assigners`."""
+    """Return the rules of the coarse stage, if the network has one, and those of `detector.assigners`, by name."""
 
     def coarse(row: str, grid: Grid, truth: GroundTruth) -> matching.Assignment:
         constants = network.assign_modes[row]
@@ -87,56 +91,60 @@ def rules_of(network: Any) -> dict[str, Callable[[Grid, GroundTruth], matching.A
 
 
 def alone(box: jax.Array) -> GroundTruth:
-    """A picture with one object."""
+    """Return the ground truth of an image with one object."""
     some = jnp.ones(1, bool)
     return GroundTruth(box[None], jnp.zeros(1, jnp.int32), some, ~some)
 
 
-def count_positives(grid: Grid, known: dict[str, Callable]) -> dict[str, np.ndarray]:
-    """Positive anchors `[sides, places]` of a square object, by rule."""
+def positives_of(grid: Grid, known: dict[str, Callable]) -> dict[str, np.ndarray]:
+    """Return the positive anchors `[objects, anchors]` of lone square objects, by rule.
+
+    The first object is the one that is drawn, the others those of the table: `PLACES` of each side.
+    """
     centres = np.random.default_rng(0).uniform(MARGIN, CANVAS - MARGIN, (PLACES, 2))
-    half = grid.scale * np.array(SIDES)[:, None, None] / 2
-    boxes = jnp.asarray(np.concatenate([centres - half, centres + half], -1).reshape(-1, 4), jnp.float32)
+    centres = np.concatenate([[CENTRE], np.tile(centres, (len(SIDES), 1))])
+    half = grid.scale * np.array([DRAWN, *np.repeat(SIDES, PLACES)])[:, None] / 2
+    boxes = jnp.asarray(np.concatenate([centres - half, centres + half], -1), jnp.float32)
 
-    def count(rule: Callable) -> np.ndarray:
-        count_all = jax.jit(lambda grid, boxes: jax.lax.map(lambda box: rule(grid, alone(box)).positive.sum(), boxes))
-        return np.asarray(count_all(grid, boxes)).reshape(len(SIDES), PLACES)
+    def positives(rule: Callable) -> np.ndarray:
+        # Without compiling, every operation of a rule would be compiled alone.
+        of_all = jax.jit(lambda grid, boxes: jax.lax.map(lambda box: rule(grid, alone(box)).positive, boxes))
+        return np.asarray(of_all(grid, boxes))
 
-    return {name: count(rule) for name, rule in known.items()}
+    return {name: positives(rule) for name, rule in known.items()}
 
 
-def describe(name: str, grid: Grid, counts: dict[str, np.ndarray]) -> str:
-    """The page, in Markdown."""
-    rows = ([rule, *(f"{mean:.1f}" for mean in of_rule.mean(1))] for rule, of_rule in counts.items())
+def describe(name: str, grid: Grid, positives: dict[str, np.ndarray]) -> str:
+    """Return the page in Markdown."""
+    means = {rule: of_rule[1:].sum(1).reshape(len(SIDES), PLACES).mean(1) for rule, of_rule in positives.items()}
+    rows = ([rule, *(f"{mean:.1f}" for mean in of_rule)] for rule, of_rule in means.items())
     head = ["rule", *(f"{side} px" for side in SIDES)]
     return f"""# What the rules of assignment do
 
-Anchors of `{name}`, {grid.scale:g} network pixels per stored one. Rows are those of `detector.assigners`, and `coarse`
-ones those of `assign_modes`. Anchors stand where the grid has them: a stage that moves them first begins there.
+Anchors of `{name}`, {grid.scale:g} network pixels per stored pixel. Rows are the rules of `detector.assigners`, and
+those of `assign_modes` for the coarse stage. Anchors are those of the grid, before any stage moves them.
 
-Positive anchors of a lone square object of so many stored pixels, mean over {PLACES} random places:
+Positive anchors of a lone square object, by its side in stored pixels; mean over {PLACES} random places:
 
 {with_head(head, rows)}
-Those of an object of {DRAWN} stored pixels (grey), with their boxes, by level; dots are the cells of P2:
+Positive anchors of an object of {DRAWN} stored pixels (grey), coloured by level; dots are the cells of P2:
 
 ![positive anchors under every rule](rules.png)
 
-What is left of a similarity when a box moves away from an object, of equal size or half as large again:
+Similarity of an object with a box that moves away from it, as large as the object or half as large again:
 
 ![similarities over the shift](similarities.png)
 """
 
 
-def draw_rules(grid: Grid, known: dict[str, Callable], path: epath.Path) -> None:
-    """A panel per rule: the object and its positive anchors."""
+def draw_rules(grid: Grid, positives: dict[str, np.ndarray], path: epath.Path) -> None:
+    """Draw a panel per rule: the object and its positive anchors."""
     half = float(grid.scale) * DRAWN / 2
     x, y = CENTRE
-    truth = alone(jnp.array([x - half, y - half, x + half, y + half], jnp.float32))
-    rows = -(-len(known) // PANELS)
+    rows = -(-len(positives) // PANELS)
     figure = Figure(figsize=(WIDTH, 2.35 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, PANELS, squeeze=False).flat
-    for (name, rule), axes in zip(known.items(), panels, strict=False):
-        positive = np.asarray(rule(grid, truth).positive)
+    for (name, positive), axes in zip(positives.items(), panels, strict=False):
         axes.set_title(f"{name}: {positive.sum()}", fontsize=10)
         cells = np.arange(0, CANVAS, 4)
         axes.plot(*map(np.ravel, np.meshgrid(cells, cells)), ".", color=GREY, markersize=1.5)
@@ -152,7 +160,7 @@ def draw_rules(grid: Grid, known: dict[str, Callable], path: epath.Path) -> None
 
 
 def draw_anchors(axes: Axes, boxes: np.ndarray, levels: np.ndarray) -> None:
-    """Their outlines and centres, in the colour of their level."""
+    """Draw the outlines and centres of anchors, in the colour of their level."""
     for (x1, y1, x2, y2), level in reversed(list(zip(boxes, levels.tolist(), strict=True))):  # small ones on top
         colour = COLOURS[level]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1, alpha=0.8))
@@ -160,14 +168,14 @@ def draw_anchors(axes: Axes, boxes: np.ndarray, levels: np.ndarray) -> None:
 
 
 def fall(measure: Pairwise, side: float, growth: float) -> np.ndarray:
-    """Similarity `[shifts]` of a square object with a box `growth` times as large that is moved along x."""
+    """Return the similarity `[shifts]` of a square object with a box, `growth` times as large, that moves along x."""
     low, high = SHIFTS - growth * side / 2, SHIFTS + growth * side / 2
     moved = jnp.asarray(np.stack([low, low - SHIFTS, high, high - SHIFTS], -1), jnp.float32)
     return np.asarray(measure(moved, jnp.array([[-side, -side, side, side]], jnp.float32) / 2))[:, 0]
 
 
 def draw_similarities(constants: Any, path: epath.Path) -> None:
-    """IoU, NWD and DotD over the shift along x, by the object's side, with a box as large and one larger by half."""
+    """Draw IoU, NWD and DotD over the shift, by the object's side, for boxes as large and half as large again."""
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     panels = figure.subplots(2, len(SHOWN), sharex=True, sharey=True)
     for row, (growth, label) in enumerate(((1.0, "as large"), (1.5, "half as large again"))):
@@ -181,8 +189,7 @@ def draw_similarities(constants: Any, path: epath.Path) -> None:
                 for side, curve, colour in zip(SHIFTED, curves, COLOURS, strict=False):
                     axes.plot(SHIFTS, curve, color=colour, label=f"object of {side} px")
             axes.set(ylim=(0, 1.02), xlim=(0, SHIFTS[-1]))
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
+            add_grid(axes)
             of_constant = "".join(f", constant {length:g} px" for length in constants[name].values())
             axes.set_title(f"{title}{of_constant}" if row == 0 else "", fontsize=10)
         panels[row][0].set_ylabel(f"box {label}")

@@ -1,47 +1,28 @@
-"""Floating-point operations of dots and convolutions, all that a roofline counts; a multiply-add is two."""
+"""Floating-point operations of the dots and convolutions of a function; a multiplication with an addition is two."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
-class Side(NamedTuple):
-    """One spatial side of a convolution, in cells."""
+def of_model(jaxpr: Jaxpr) -> int:
+    """Count the operations of the detector and its gradient in a training step.
 
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int
-    padding: int  # before the first cell
-    input_dilation: int
-    kernel_dilation: int
-
-    def products(self) -> int:
-        """Pairs of output and tap that meet an input, neither padding nor a hole."""
-        taps = np.arange(self.kernel) * self.kernel_dilation
-        cells = np.arange(self.outputs)[:, None] * self.stride - self.padding + taps
-        inside = (cells >= 0) & (cells <= (self.inputs - 1) * self.input_dilation)
-        return int((inside & (cells % self.input_dilation == 0)).sum())
-
-
-def of_dot(result: Iterable[int], contracted: Iterable[int]) -> int:
-    """Of a dot whose result has the sides `result`, summed over the sides `contracted`."""
-    return 2 * math.prod(result) * math.prod(contracted)
-
-
-def of_convolution(batch: int, inputs: int, outputs: int, sides: Iterable[Side]) -> int:
-    """Of a convolution from `inputs` channels (of one group) to `outputs`."""
-    return 2 * batch * inputs * outputs * math.prod(side.products() for side in sides)
+    What is computed a second time to save memory does not count, as is the custom for MFU.
+    """
+    counted = by_path(jaxpr).items()
+    return sum(n for path, n in counted if "jvp(Detector.losses)" in path and "rematted_computation" not in path)
 
 
 def by_path(jaxpr: Jaxpr, path: str = "") -> Counter[str]:
-    """Of every dot and convolution of a jaxpr, under the named scopes it was made in: `jvp(Detector.losses)/backbone`.
+    """Count the operations by the named scopes that they were made in, such as `jvp(Detector.losses)/backbone`.
 
-    A scan counts as often as it runs, a while loop once, of the branches of a condition the largest.
+    XLA's own count (`cost_analysis`) takes the body of every loop once. Here a scan counts as often as it runs, a
+    while loop once, since nobody knows how often, and a condition as its largest branch.
     """
     counted: Counter[str] = Counter()
     for equation in jaxpr.eqns:
@@ -59,7 +40,7 @@ def by_path(jaxpr: Jaxpr, path: str = "") -> Counter[str]:
 
 
 def inside(equation: Any) -> Iterator[Jaxpr]:
-    """The jaxprs that an equation calls."""
+    """Yield the jaxprs that an equation calls."""
     for value in equation.params.values():
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, ClosedJaxpr):
@@ -68,26 +49,39 @@ def inside(equation: Any) -> Iterator[Jaxpr]:
                 yield each
 
 
-def dot_equation(equation: Any) -> int:
+def dot(equation: Any) -> int:
+    """Count the operations of a `dot_general`."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
-    return of_dot(equation.outvars[0].aval.shape, (left[axis] for axis in contracted))
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
 
 
-def convolution_equation(equation: Any) -> int:
+def convolution(equation: Any) -> int:
+    """Count the operations of a `conv_general_dilated`, without those on padding and on holes of dilated inputs."""
     settings, numbers = equation.params, equation.params["dimension_numbers"]
     (left, kernel), result = (each.aval.shape for each in equation.invars), equation.outvars[0].aval.shape
-    axes = zip(numbers.lhs_spec[2:], numbers.out_spec[2:], numbers.rhs_spec[2:], strict=True)
-    windows = zip(
-        settings["window_strides"],
-        (low for low, _ in settings["padding"]),
-        settings["lhs_dilation"],
-        settings["rhs_dilation"],
-        strict=True,
-    )
-    sides = [Side(left[i], result[o], kernel[k], *window) for (i, o, k), window in zip(axes, windows, strict=True)]
     outputs, inputs = (kernel[axis] for axis in numbers.rhs_spec[:2])
-    return of_convolution(result[numbers.out_spec[0]], inputs, outputs, sides)
+    pairs = math.prod(
+        taps_on_inputs(left[i], result[o], kernel[k], stride, low, input_dilation, kernel_dilation)
+        for i, o, k, stride, (low, _), input_dilation, kernel_dilation in zip(
+            numbers.lhs_spec[2:], numbers.out_spec[2:], numbers.rhs_spec[2:], settings["window_strides"],
+            settings["padding"], settings["lhs_dilation"], settings["rhs_dilation"], strict=True,
+        )
+    )  # fmt: skip
+    return 2 * result[numbers.out_spec[0]] * inputs * outputs * pairs
 
 
-COUNTED = {"dot_general": dot_equation, "conv_general_dilated": convolution_equation}
+def taps_on_inputs(
+    inputs: int, outputs: int, kernel: int, stride: int, padding: int, input_dilation: int, kernel_dilation: int
+) -> int:
+    """Count the pairs of output and kernel tap, along one side of a convolution, that meet an input.
+
+    `padding` is the number of cells before the first input.
+    """
+    taps = np.arange(kernel) * kernel_dilation
+    cells = np.arange(outputs)[:, None] * stride - padding + taps
+    inside = (cells >= 0) & (cells <= (inputs - 1) * input_dilation)
+    return int((inside & (cells % input_dilation == 0)).sum())
+
+
+COUNTED = {"dot_general": dot, "conv_general_dilated": convolution}

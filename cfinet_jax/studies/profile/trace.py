@@ -1,4 +1,4 @@
-"""From the events of a trace to the seconds of every instruction."""
+"""Seconds of every instruction, from the events of a profiler's trace."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
@@ -10,8 +10,6 @@ from etils import epath
 
 from cfinet_jax.runtime.paths import matching
 
-NANO = 1e-9
-
 
 class Event(NamedTuple):
     """One execution of an instruction, in nanoseconds since the trace began."""
@@ -22,39 +20,38 @@ class Event(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of all devices together; `seconds` of executions that overlap are divided among them."""
+    """Time spent in each instruction, summed over devices; executions that overlap share it equally."""
 
     seconds: Counter[str]
-    executions: Counter[str]
-    planes: int  # devices with a time of their own; those that the processor plays share its one
+    planes: int  # devices with a clock of their own; virtual devices of one processor share its only one
 
 
 def recorded(folder: epath.Path) -> Any:
-    """The newest trace that `jax.profiler` left in a folder."""
+    """Open the newest trace that `jax.profiler` left in a folder."""
     newest = max(matching(folder, "plugins/profile/*/*.xplane.pb"), key=str)
     return jax.profiler.ProfileData.from_serialized_xspace(newest.read_bytes())
 
 
 def measure(planes: Collection[Any], module: str, containers: Collection[str]) -> Measured:
-    """What the instructions of the program `module` took.
+    """Return the time of the instructions of the program `module`.
 
-    `containers` are those whose events span the events of others (loops): theirs is the time in which nothing else ran.
+    `containers` are instructions, such as loops, whose events span those of others: they get only the time in which
+    none of the others ran.
     """
     found = {plane.name: list(events_of(plane, module)) for plane in planes}
     devices = [events for name, events in found.items() if name.startswith("/device:") and events]
-    devices = devices or [events for events in found.values() if events]  # the processor has but the host's plane
-    seconds, executions = Counter(), Counter()
+    devices = devices or [events for events in found.values() if events]  # a CPU records on the host's plane only
+    seconds = Counter()
     for events in devices:
         for event, spent in zip(events, divided(events, containers), strict=True):
-            seconds[event.instruction] += spent * NANO
-            executions[event.instruction] += 1
-    return Measured(seconds, executions, max(len(devices), 1))
+            seconds[event.instruction] += spent * 1e-9
+    return Measured(seconds, max(len(devices), 1))
 
 
 def events_of(plane: Any, module: str) -> Iterator[Event]:
-    """The executions of a program on one plane.
+    """Yield the executions of a program's instructions on one plane.
 
-    An instruction may go on in other threads: on the processor its end is an event of its own, tied to it by a number.
+    On CPUs an instruction may continue in other threads; its end is then a separate event, tied to it by a number.
     """
     started: dict[int, Event] = {}
     ends: dict[int, float] = defaultdict(float)
@@ -64,32 +61,29 @@ def events_of(plane: Any, module: str) -> Iterator[Event]:
             if event.name.startswith("end: "):
                 ends[stats.get("_c", 0)] = event.end_ns
                 continue
-            name = stats.get("hlo_op") or (
-                line.name == "XLA Ops" and event.name.split()[0].lstrip("%")
-            )  # the latter on TPUs
+            # TPUs have no hlo_op, but a line of their own for instructions.
+            name = stats.get("hlo_op") or (line.name == "XLA Ops" and event.name.split()[0].lstrip("%"))
             if name and stats.get("hlo_module", module) == module:
-                key = stats.get("_p", (line.name, number))
-                started[key] = Event(name, event.start_ns, event.end_ns)
+                started[stats.get("_p", (line.name, number))] = Event(name, event.start_ns, event.end_ns)
     for key, event in started.items():
         yield event._replace(end=max(event.end, ends.get(key, 0.0)))
 
 
 def divided(events: list[Event], containers: Collection[str]) -> np.ndarray:
-    """The time of each event, where several run at once in equal parts; of containers while nothing else runs."""
+    """Return the time `[events]` of each event; events that overlap share it equally, so that times add up."""
     start, end = np.array([[event.start, event.end] for event in events]).reshape(-1, 2).T
     outer = np.array([event.instruction in containers for event in events], bool)
-    times, place = np.unique(np.concatenate([start, end]), return_inverse=True)
+    # Between two neighbouring moments nothing starts or ends.
+    moments, place = np.unique(np.concatenate([start, end]), return_inverse=True)
     first, last = place[: len(events)], place[len(events) :]
 
     def running(which: np.ndarray) -> np.ndarray:
-        change = np.bincount(first[which], minlength=len(times)) - np.bincount(last[which], minlength=len(times))
+        change = np.bincount(first[which], minlength=len(moments)) - np.bincount(last[which], minlength=len(moments))
         return change.cumsum()[:-1]
 
     inner, around = running(~outer), running(outer)
-    width = np.diff(times)
-    shares = (
-        np.where(inner, width / np.maximum(inner, 1), 0.0),
-        np.where((inner == 0) & (around > 0), width / np.maximum(around, 1), 0.0),
-    )
-    of_inner, of_outer = (np.concatenate([[0.0], share.cumsum()]) for share in shares)
-    return np.where(outer, of_outer[last] - of_outer[first], of_inner[last] - of_inner[first])
+    width = np.diff(moments)
+    of_inner = np.where(inner, width / np.maximum(inner, 1), 0.0)
+    of_outer = np.where(inner == 0, width / np.maximum(around, 1), 0.0)
+    inner_until, outer_until = (np.concatenate([[0.0], share.cumsum()]) for share in (of_inner, of_outer))
+    return np.where(outer, outer_until[last] - outer_until[first], inner_until[last] - inner_until[first])

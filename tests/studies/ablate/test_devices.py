@@ -1,4 +1,4 @@
-"""`--devices`: what the processes see, and how they end, with a shell script in the place of the program."""
+"""`--devices`: what the processes see and how they end, with a shell script in place of the program."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ WAIT = "while :; do sleep 0.05; done"
 
 @pytest.fixture
 def run_on(tmp_path, monkeypatch):
-    """Starts the lines of a script on two devices; the first of them runs `first` too."""
+    """Run a script on two devices; the first of them also runs `first`."""
     monkeypatch.setattr(devices, "LOOK", 0.05)
     monkeypatch.setattr(devices, "PATIENCE", 1.0)
     monkeypatch.setattr(sys, "argv", ["main"])
@@ -34,8 +34,8 @@ def run_on(tmp_path, monkeypatch):
     return call
 
 
-def test_processes_have_sessions_of_their_own(run_on, tmp_path):
-    """Or else Ctrl-C would reach them beside the signal that is passed on, and a second signal ends them unsaved."""
+def test_ctrl_c_does_not_reach_the_processes(run_on, tmp_path):
+    """They run in other sessions: a second signal, after the one that is passed on, would end them unsaved."""
     run_on("ps -o sid= -p $$; exit 0")
     sessions = {int((tmp_path / "devices" / f"{device}.log").read_text()) for device in (0, 1)}
     assert len(sessions) == 2 and os.getsid(0) not in sessions
@@ -44,13 +44,13 @@ def test_processes_have_sessions_of_their_own(run_on, tmp_path):
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("trap 'exit 75' TERM", "Stopped by SIGINT, with everything saved"),
+        ("trap 'exit 75' TERM", "SIGINT, with everything saved"),
         ("trap 'exit 1' TERM", "may be lost: the process of device 0 ended with status 1 and the process of device 1"),
         ("trap '' TERM", "may be lost: the process of device 0 ended with status -9 and the process of device 1"),
     ],
     ids=["saved", "broken", "hangs"],
 )
-def test_a_signal_is_passed_on_and_its_result_told(run_on, script, message):
+def test_a_signal_is_passed_on_and_its_result_reported(run_on, script, message):
     together = "touch $0.$CFINET_JAX_HELPER; until [ -e $0.0 -a -e $0.1 ]; do sleep 0.02; done"
     started = time.monotonic()
     with pytest.raises(Interrupted, match=message):
@@ -58,7 +58,7 @@ def test_a_signal_is_passed_on_and_its_result_told(run_on, script, message):
     assert time.monotonic() - started < 30
 
 
-def test_a_process_that_cannot_be_started_leaves_no_other(run_on, monkeypatch):
+def test_if_a_process_cannot_start_the_others_end(run_on, monkeypatch):
     start, started = devices.start, []
 
     def only_one(device: str, folder: epath.Path):
@@ -77,7 +77,7 @@ def test_a_process_that_cannot_be_started_leaves_no_other(run_on, monkeypatch):
     ("inherited", "device", "seen"),
     [(None, "2", "2"), ("4,5,6", "2", "6"), ("GPU-a,GPU-b", "0", "GPU-a"), ("", "1", "")],
 )
-def test_devices_are_counted_among_those_that_may_be_seen(monkeypatch, inherited, device, seen):
+def test_devices_are_counted_among_the_visible_ones(monkeypatch, inherited, device, seen):
     for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS"):
         monkeypatch.delenv(name, raising=False)
         if inherited is not None:
@@ -85,15 +85,15 @@ def test_devices_are_counted_among_those_that_may_be_seen(monkeypatch, inherited
         assert devices.seeing(device)[name] == seen
 
 
-def test_a_device_that_may_not_be_seen_is_none(monkeypatch, tmp_path):
+def test_a_device_that_is_not_visible_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    with pytest.raises(UserError, match="--devices has 2, but CUDA_VISIBLE_DEVICES=4,5 shows 2: count them from 0"):
+    with pytest.raises(UserError, match="--devices has 2, but CUDA_VISIBLE_DEVICES=4,5 has 2 devices"):
         devices.leave_to_helpers("0,2", epath.Path(tmp_path))
 
 
 @pytest.fixture
 def any_platform() -> Iterator[None]:
-    """JAX may use what there is, as where JAX_PLATFORMS is not set."""
+    """JAX may use any platform, as it may if JAX_PLATFORMS is not set."""
     before = jax.config.jax_platforms
     jax.config.update("jax_platforms", None)
     yield
@@ -101,7 +101,7 @@ def any_platform() -> Iterator[None]:
 
 
 def test_accelerators_are_left_to_the_helpers(any_platform, monkeypatch, tmp_path):
-    """Before anything could ask JAX, which takes all that it finds."""
+    """Before anything could initialise JAX, which takes all that it finds."""
 
     def discover_sizes(*_) -> None:
         asked.append(jax.config.jax_platforms)
