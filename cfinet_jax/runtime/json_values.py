@@ -6,10 +6,7 @@ from typing import Any
 
 
 def number(value: Any) -> Any:
-    """Return the number that a text says, and a whole one where it is written as a float; anything else as it is.
-
-    Of a list, the texts become numbers.
-    """
+    """Return the number that a text says, also in a list; a whole float as an integer; anything else as it is."""
     if isinstance(value, list):
         return [number(each) if isinstance(each, str) else each for each in value]
     if isinstance(value, str):
