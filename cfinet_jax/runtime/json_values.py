@@ -6,11 +6,7 @@ from typing import Any
 
 
 def number(value: Any) -> Any:
-<<<<<<< HEAD
     """Convert text to the number it holds, also in a list, and whole floats to integers; return others unchanged."""
-=======
-    """Return the number that a text says, also in a list; a whole float as an integer; anything else as it is."""
->>>>>>> h2_mend
     if isinstance(value, list):
         return [number(each) if isinstance(each, str) else each for each in value]
     if isinstance(value, str):
