@@ -68,7 +68,7 @@ def open_dataset(settings: ConfigDict, split: str) -> Prepared:
 def open_splits(settings: ConfigDict, *names: str) -> dict[str, Prepared]:
     """Open splits of a data set by name, or all of them if no name is given; see `open_dataset`."""
     builder = open_directory(settings)
-    greys = grey_range(settings)
+    greys = grey_range(settings, builder)
     return {split: _open(builder, split, greys) for split in names or builder.info.splits}
 
 
@@ -85,10 +85,12 @@ def open_directory(settings: ConfigDict) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def grey_range(settings: ConfigDict) -> Range | None:
+def grey_range(settings: ConfigDict, builder: tfds.core.DatasetBuilder | None = None) -> Range | None:
     """Return the values that become black and white: given in the settings, else found during preparation."""
     given = settings.get("grey_range")
-    return check_range(open_directory(settings).info.metadata.get("grey_range") if given is None else given)
+    if given is None:  # opening the data set reads its annotation files again: callers pass it on
+        given = (builder or open_directory(settings)).info.metadata.get("grey_range")
+    return check_range(given)
 
 
 def prepared_folder(settings: ConfigDict) -> epath.Path | None:
