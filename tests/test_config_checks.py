@@ -72,7 +72,7 @@ def test_no_mode_computes_with_a_number_out_of_range(key, value, tmp_path):
         assert REFUSED[key, value] in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", sorted(SECTIONS))
 def test_a_missing_section_is_named(section):
     config = tiny.tiny_config()
     with config.unlocked():
