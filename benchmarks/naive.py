@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import horizontal
-from cfinet_jax.models.layers import GroupNorm
 from cfinet_jax.ops import bilinear, matching, roi_align
 from cfinet_jax.structures import GroundTruth
 
@@ -89,5 +89,6 @@ def compress(parameters: Mapping[str, Any], regions: Float[Array, "n size size c
         kernel = part["kernel"].astype(regions.dtype)
         dimensions = ("NHWC", "HWIO", "NHWC")
         regions = jax.lax.conv_general_dilated(regions, kernel, (1, 1), "VALID", dimension_numbers=dimensions)
-        regions = jnp.asarray(GroupNorm(groups).apply({"params": part["norm"]}, regions))
+        norm = nn.GroupNorm(groups, epsilon=1e-5, dtype=regions.dtype, use_fast_variance=False)
+        regions = jnp.asarray(norm.apply({"params": part["norm"]}, regions))
     return regions[:, 0, 0]

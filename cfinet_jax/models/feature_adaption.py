@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cfinet_jax.models.layers import Conv, small_normal
+from cfinet_jax.models.layers import conv, small_normal
 from cfinet_jax.ops import deformable
 
 
@@ -25,7 +25,7 @@ class FeatureAdaption(nn.Module):
         kernel = self.param("kernel", small_normal, (3, 3, features.shape[-1], self.channels))
         numbers = 2 * len(deformable.TAPS) * self.groups
         shapes = jax.lax.stop_gradient(shapes).astype(jnp.float32)
-        offsets = Conv(numbers, 1, kernel_init=nn.initializers.normal(0.1), name="offset")(shapes)
+        offsets = conv(numbers, 1, kernel_init=nn.initializers.normal(0.1), name="offset")(shapes)
 
         def of_image(image: tuple[Array, Array]) -> Array:
             features, offsets = image

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import kinds
-from cfinet_jax.models.layers import GroupNorm, Linear, he_normal
+from cfinet_jax.models.layers import dense, he_normal
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.ops import exemplar_memory, imitation, losses
 from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, GroundTruth, Priorities, RoiSamples, Term
@@ -41,7 +41,7 @@ class Compress(nn.Module):
         # Thousands of 7x7 maps: nine shifted views and one matrix product beat a convolution.
         views = [x[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
         y = jnp.concatenate(views, -1) @ kernel.reshape(-1, channels)
-        return GroupNorm(self.groups, name="norm")(y)
+        return nn.GroupNorm(self.groups, epsilon=1e-5, dtype=x.dtype, use_fast_variance=False, name="norm")(y)
 
 
 class FeatureImitation(nn.Module):
@@ -73,9 +73,9 @@ class FeatureImitation(nn.Module):
     def setup(self) -> None:
         self.compressions = [Compress(self.groups) for _ in range(COMPRESSIONS)]
         normal = nn.initializers.normal(self.initial_std)
-        self.encode1 = Linear(self.encoder, normal)
-        self.encode2 = Linear(self.encoder, normal)
-        self.project = Linear(self.embedding, normal)
+        self.encode1 = dense(self.encoder, kernel_init=normal)
+        self.encode2 = dense(self.encoder, kernel_init=normal)
+        self.project = dense(self.embedding, kernel_init=normal)
 
     @property
     def jitters(self) -> int:

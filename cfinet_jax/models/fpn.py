@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from cfinet_jax.models.layers import Conv, xavier_uniform
+from cfinet_jax.models.layers import conv, xavier_uniform
 
 
 class FPN(nn.Module):
@@ -17,14 +17,14 @@ class FPN(nn.Module):
 
     @nn.compact
     def __call__(self, maps: tuple[Array, ...]) -> tuple[Array, ...]:
-        def conv(size: int, name: str) -> Conv:
-            return Conv(self.channels, size, use_bias=True, kernel_init=xavier_uniform, name=name)
+        def project(size: int, name: str) -> nn.Conv:
+            return conv(self.channels, size, use_bias=True, kernel_init=xavier_uniform, name=name)
 
-        merged = [conv(1, f"lateral{level}")(x) for level, x in enumerate(maps, 2)]
+        merged = [project(1, f"lateral{level}")(x) for level, x in enumerate(maps, 2)]
         for level in range(len(merged) - 2, -1, -1):
             coarser = jnp.repeat(jnp.repeat(merged[level + 1], 2, axis=1), 2, axis=2)
             merged[level] += coarser
-        pyramid = [conv(3, f"output{level}")(x) for level, x in enumerate(merged, 2)]
+        pyramid = [project(3, f"output{level}")(x) for level, x in enumerate(merged, 2)]
         if self.levels == len(pyramid) + 1:
             pyramid.append(pyramid[-1][:, ::2, ::2])
         return tuple(pyramid[: self.levels])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cfinet_jax.models.layers import Conv, FrozenBatchNorm
+from cfinet_jax.models.layers import FrozenBatchNorm, conv
 
 
 class BasicBlock(nn.Module):
@@ -21,9 +21,9 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = Conv(self.width, 3, self.stride, name="conv1")(x)
+        y = conv(self.width, 3, self.stride, name="conv1")(x)
         y = nn.relu(FrozenBatchNorm(name="bn1")(y))
-        y = Conv(self.width, 3, name="conv2")(y)
+        y = conv(self.width, 3, name="conv2")(y)
         y = FrozenBatchNorm(self.last_norm_scale, name="bn2")(y)
         return nn.relu(y + shortcut(x, y.shape[-1], self.stride))
 
@@ -40,11 +40,11 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         strides = {"pytorch": (1, self.stride), "caffe": (self.stride, 1)}[self.stride_style]
-        y = Conv(self.width, 1, strides[0], name="conv1")(x)
+        y = conv(self.width, 1, strides[0], name="conv1")(x)
         y = nn.relu(FrozenBatchNorm(name="bn1")(y))
-        y = Conv(self.width, 3, strides[1], name="conv2")(y)
+        y = conv(self.width, 3, strides[1], name="conv2")(y)
         y = nn.relu(FrozenBatchNorm(name="bn2")(y))
-        y = Conv(self.width * self.expansion, 1, name="conv3")(y)
+        y = conv(self.width * self.expansion, 1, name="conv3")(y)
         y = FrozenBatchNorm(self.last_norm_scale, name="bn3")(y)
         return nn.relu(y + shortcut(x, y.shape[-1], self.stride))
 
@@ -53,7 +53,7 @@ def shortcut(x: Array, channels: int, stride: int) -> Array:
     """The input of a residual block, projected where its shape changes; called inside the block."""
     if stride == 1 and x.shape[-1] == channels:
         return x
-    return FrozenBatchNorm(name="downsample_bn")(Conv(channels, 1, stride, name="downsample_conv")(x))
+    return FrozenBatchNorm(name="downsample_bn")(conv(channels, 1, stride, name="downsample_conv")(x))
 
 
 DEPTHS = {
@@ -79,7 +79,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"]) -> tuple[Array, ...]:
-        x = Conv(self.width, 7, stride=2, name="conv1")(images)
+        x = conv(self.width, 7, stride=2, name="conv1")(images)
         x = nn.relu(FrozenBatchNorm(name="bn1")(x))
         x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))  # zero is below no ReLU
         x = self.freeze(x, 0)

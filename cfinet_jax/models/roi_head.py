@@ -5,11 +5,12 @@ from typing import ClassVar, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from cfinet_jax.boxes import horizontal, kinds
 from cfinet_jax.models.fpn import strides_of
-from cfinet_jax.models.layers import Linear, small_normal, xavier_uniform
+from cfinet_jax.models.layers import dense, small_normal, xavier_uniform
 from cfinet_jax.ops import losses, matching, nms, roi_align, sampling
 from cfinet_jax.structures import Batch, Detections, GroundTruth, Proposals, RoiSamples, Term
 
@@ -46,10 +47,10 @@ class RoiHead(nn.Module):
     ignore_overlap: float
 
     def setup(self) -> None:
-        self.hidden1 = Linear(self.hidden, xavier_uniform)
-        self.hidden2 = Linear(self.hidden, xavier_uniform)
-        self.classify = Linear(self.classes + 1, small_normal)
-        self.regress = Linear(self.numbers * self.shapes, nn.initializers.normal(0.001))
+        self.hidden1 = dense(self.hidden, kernel_init=xavier_uniform)
+        self.hidden2 = dense(self.hidden, kernel_init=xavier_uniform)
+        self.classify = dense(self.classes + 1, kernel_init=small_normal)
+        self.regress = dense(self.numbers * self.shapes, kernel_init=nn.initializers.normal(0.001))
 
     @property
     def shapes(self) -> int:
@@ -124,7 +125,8 @@ class RoiHead(nn.Module):
         labels = jnp.minimum(samples.labels, self.shapes - 1)[..., None, None]
         deltas = jnp.take_along_axis(predictions.deltas, labels, 2)[..., 0, :]
         distance = jnp.where(samples.is_object, self.distance(deltas, targets), 0.0)
-        cross_entropy = jnp.where(samples.valid, losses.cross_entropy(predictions.logits, samples.labels), 0.0)
+        entropy = optax.losses.softmax_cross_entropy_with_integer_labels(predictions.logits, samples.labels)
+        cross_entropy = jnp.where(samples.valid, entropy, 0.0)
         count = samples.valid.sum(1).astype(jnp.float32)
 
         right = (predictions.logits.argmax(-1) == samples.labels) & samples.valid

@@ -2,22 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import optax
+from jaxtyping import Array, Bool, Float
 
 from cfinet_jax.boxes import horizontal, similarity
 
 BOUNDED_EPSILON = 1e-3  # pixels; keeps the bounded IoU of empty boxes finite, as in the released code
-
-
-def binary_cross_entropy(logits: Float[Array, "*n"], targets: Bool[Array, "*n"]) -> Float[Array, "*n"]:
-    """Of the sigmoid of `logits`."""
-    return jax.nn.softplus(jnp.where(targets, -logits, logits))
-
-
-def cross_entropy(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """Of the softmax of `logits`."""
-    log_probabilities = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(log_probabilities, labels[..., None], -1)[..., 0]
 
 
 def iou_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
@@ -30,15 +20,6 @@ def nwd_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], constan
     return 1 - similarity.paired_nwd(boxes, targets, constant)
 
 
-def focal(logits: Float[Array, "*n"], targets: Bool[Array, "*n"], *, gamma: float, alpha: float) -> Float[Array, "*n"]:
-    """Binary cross-entropy times (share that is wrong)^gamma, positives weighing `alpha`, negatives the rest of 1.
-
-    Lin et al. 2017.
-    """
-    wrong = jax.nn.sigmoid(jnp.where(targets, -logits, logits))
-    return jnp.where(targets, alpha, 1 - alpha) * wrong**gamma * binary_cross_entropy(logits, targets)
-
-
 def l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"]) -> Float[Array, "*n"]:
     """Sum of the distances of k numbers."""
     return jnp.abs(predictions - targets).sum(-1)
@@ -46,12 +27,7 @@ def l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"]) -> Floa
 
 def smooth_l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"], beta: float) -> Float[Array, "*n"]:
     """`l1`, quadratic where a distance is below `beta` and less by beta / 2 from there on."""
-    return smooth(jnp.abs(predictions - targets), beta).sum(-1)
-
-
-def smooth(distances: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
-    """Distances (>= 0) made quadratic below `beta`."""
-    return jnp.where(distances < beta, distances**2 / (2 * beta), distances - beta / 2)
+    return (optax.losses.huber_loss(predictions, targets, delta=beta) / beta).sum(-1)
 
 
 def bounded_iou(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], beta: float) -> Float[Array, "*n"]:
@@ -64,7 +40,7 @@ def bounded_iou(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], beta
     moved = 2 * jnp.abs(goal - centre)
     of_centre = 1 - jnp.maximum((extent - moved) / (extent + moved + BOUNDED_EPSILON), 0.0)
     of_size = 1 - jnp.minimum(extent / (size + BOUNDED_EPSILON), size / (extent + BOUNDED_EPSILON))
-    return smooth(jnp.concatenate([of_centre, of_size], -1), beta).sum(-1)
+    return smooth_l1(jnp.concatenate([of_centre, of_size], -1), jnp.zeros_like(boxes), beta)
 
 
 def contrastive(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.models.adaptive_conv import AdaptiveConv
 from cfinet_jax.models.fpn import strides_of
-from cfinet_jax.models.layers import Conv, small_normal
+from cfinet_jax.models.layers import conv, small_normal
 from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
 from cfinet_jax.ops import matching
@@ -56,10 +56,10 @@ class TwoStageRPN(nn.Module):
     assigners: Mapping[str, Mapping[str, Any]]
 
     def setup(self) -> None:
-        def head(features: int) -> Conv:
-            return Conv(features, 1, use_bias=True, kernel_init=small_normal)
+        def head(features: int) -> nn.Conv:
+            return conv(features, 1, use_bias=True, kernel_init=small_normal)
 
-        self.coarse_conv = Conv(self.channels, 3, dilation=self.dilation, use_bias=True, kernel_init=small_normal)
+        self.coarse_conv = conv(self.channels, 3, dilation=self.dilation, use_bias=True, kernel_init=small_normal)
         self.coarse_box = head(4)
         self.fine_conv = AdaptiveConv(self.channels)
         self.fine_objectness = head(1)

@@ -7,12 +7,13 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from cfinet_jax.boxes import horizontal
 from cfinet_jax.boxes.anchors import octave_shapes
 from cfinet_jax.models.feature_adaption import FeatureAdaption
-from cfinet_jax.models.layers import Conv, small_normal
+from cfinet_jax.models.layers import conv, small_normal
 from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
 from cfinet_jax.ops import losses, matching
@@ -72,12 +73,12 @@ class GuidedAnchorRPN(nn.Module):
 
     def setup(self) -> None:
         prior = nn.initializers.constant(-math.log(1 / self.location_prior - 1))
-        self.conv = Conv(self.channels, 3, use_bias=True, kernel_init=small_normal)
-        self.location = Conv(1, 1, use_bias=True, kernel_init=small_normal, bias_init=prior)
-        self.shape = Conv(2, 1, use_bias=True, kernel_init=small_normal)
+        self.conv = conv(self.channels, 3, use_bias=True, kernel_init=small_normal)
+        self.location = conv(1, 1, use_bias=True, kernel_init=small_normal, bias_init=prior)
+        self.shape = conv(2, 1, use_bias=True, kernel_init=small_normal)
         self.adaption = FeatureAdaption(self.channels, self.offset_groups)
-        self.objectness = Conv(1, 1, use_bias=True, kernel_init=small_normal)
-        self.box = Conv(4, 1, use_bias=True, kernel_init=small_normal)
+        self.objectness = conv(1, 1, use_bias=True, kernel_init=small_normal)
+        self.box = conv(4, 1, use_bias=True, kernel_init=small_normal)
 
     def __call__(self, pyramid: tuple[Array, ...], sizes: Array) -> Outputs:
         grids = proposal_network.anchors_of(pyramid, self.anchor_scale, (1.0,))
@@ -128,7 +129,8 @@ class GuidedAnchorRPN(nn.Module):
         match, silent = assigners.match_middles(self, grids, truth)
         background = ~(match.positive | match.ignored | match.nearby)
         weights = jnp.where(match.positive, 1.0, jnp.where(background, self.background_weight, 0.0))
-        loss = losses.focal(logits, match.positive, gamma=self.focal_gamma, alpha=self.focal_alpha)
+        targets = match.positive.astype(jnp.float32)
+        loss = optax.losses.sigmoid_focal_loss(logits, targets, alpha=self.focal_alpha, gamma=self.focal_gamma)
         total = self.location_weight * jnp.where(silent, 0.0, weights * loss).sum()
         return Term(total, jnp.float32(logits.shape[0] / self.anchors_per_positive))
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import anchors, horizontal, kinds, midpoint_offset
@@ -124,7 +125,7 @@ def anchor_losses(
     The argument `boxes` holds those of the objects, `[objects, 4]` or, for midpoint offsets, `[objects, 5]`.
     """
     sample, count = sample_anchors(network, assignment, priorities)
-    loss = losses.binary_cross_entropy(logits[sample.indices], sample.positive)
+    loss = optax.losses.sigmoid_binary_cross_entropy(logits[sample.indices], sample.positive)
     objectness = network.objectness_weight * jnp.where(sample.valid, loss, 0.0).sum()
     anchors, deltas, objects = (x[sample.indices] for x in (anchors, deltas, assignment.indices))
     loss = box_losses(network, stds, anchors, deltas, boxes[objects], scale)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cfinet_jax.boxes import horizontal
-from cfinet_jax.models.layers import Conv, small_normal
+from cfinet_jax.models.layers import conv, small_normal
 from cfinet_jax.models.proposals import assigners, proposal_network
 from cfinet_jax.models.proposals.proposal_network import PerLevel
 from cfinet_jax.structures import Batch, GroundTruth, Priorities, Proposals
@@ -48,9 +48,9 @@ class RPN(nn.Module):
 
     def setup(self) -> None:
         ratios = len(self.aspect_ratios)
-        self.conv = Conv(self.channels, 3, use_bias=True, kernel_init=small_normal)
-        self.objectness = Conv(ratios, 1, use_bias=True, kernel_init=small_normal)
-        self.box = Conv(self.numbers * ratios, 1, use_bias=True, kernel_init=small_normal)
+        self.conv = conv(self.channels, 3, use_bias=True, kernel_init=small_normal)
+        self.objectness = conv(ratios, 1, use_bias=True, kernel_init=small_normal)
+        self.box = conv(self.numbers * ratios, 1, use_bias=True, kernel_init=small_normal)
 
     def __call__(self, pyramid: tuple[Array, ...], sizes: Array) -> Outputs:
         grids = proposal_network.anchors_of(pyramid, self.anchor_scale, self.aspect_ratios)
