@@ -50,8 +50,8 @@ class GroundTruth:
         return self.valid & self.ignore
 
     @property
-    def goals(self) -> Float[Array, "*batch objects numbers"]:
-        """The boxes that detections are to be."""
+    def targets(self) -> Float[Array, "*batch objects coordinates"]:
+        """Target boxes of the final stage: oriented if available, else upright."""
         return self.boxes if self.oriented is None else self.oriented
 
 

@@ -25,7 +25,7 @@ from ml_collections.config_dict import placeholder
 from cfinet_jax.errors import UserError
 
 RELEASED = {
-    "detector.proposal_network.coarse_to_fine.assign": "released",
+    "detector.proposal_network.coarse_to_fine.coarse_threshold": "released",
     "detector.imitation.quality": "released",
     "detector.imitation.negatives": "image",
     "detector.imitation.quality_weights": (0.5, 0.1, 0.05),
@@ -140,9 +140,10 @@ def get_config(variant: str = "") -> ConfigDict:
                     "dilation": 3,
                     "coarse_stds": (0.1, 0.1, 0.5, 0.5),
                     "fine_stds": (0.05, 0.05, 0.1, 0.1),
-                    "assign": "paper",
-                    # threshold of an object of s stored pixels: clip(base + slope log2(s / base_size), low, cap)
-                    "assign_modes": {
+                    "coarse_threshold": "paper",
+                    # IoU from which an anchor is positive for an object of s stored pixels:
+                    # clip(base + slope log2(s / base_size), low, cap)
+                    "coarse_thresholds": {
                         "paper": {"base": 0.20, "slope": 0.15, "low": 0.25, "cap": 1.0},
                         "released": {"base": 0.25, "slope": 0.15, "low": 0.20, "cap": 0.25},
                         "literal": {"base": 0.25, "slope": 0.15, "low": 0.20, "cap": 0.70},

@@ -31,7 +31,7 @@ MODULES = [
 ]
 MIRRORS = {  # where the name does not say it
     "data/coco": "data/test_coco", "data/yolo": "data/test_yolo", "data/published": "data/test_published",
-    "data/dota": "data/test_sodaa", "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
+    "data/dota": "data/test_sodaa", "models/proposals/base": "models/test_coarse_to_fine_rpn",
     "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
     "metrics/__main__": "metrics/test_main", "metrics/dota": "metrics/test_oriented",
     "metrics/matching": "metrics/test_curves", "metrics/files": "metrics/test_main",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("cfinet_jax", "configs", "data", "tests", "pyproject.toml")
-MIRRORS = {"models/proposals/proposal_network": "models/test_coarse_to_fine_rpn"}  # where the name does not say it
+MIRRORS = {"models/proposals/base": "models/test_coarse_to_fine_rpn"}  # where the name does not say it
 TO_KILL = 27
 LONGEST = 300  # seconds for one test file
 
@@ -71,7 +71,7 @@ FAULTS = (
      "range(len(merged) - 2, -1, -1)", "range(len(merged) - 1)"),
     ("gradient through the coarse boxes", "models/proposals/coarse_to_fine_rpn",
      "jax.lax.stop_gradient(coarse_deltas)", "coarse_deltas"),
-    ("stage losses divided by the positives only", "models/proposals/proposal_network",
+    ("stage losses divided by the positives only", "models/proposals/base",
      "jnp.maximum(positives, 1) + jnp.maximum(negatives, 1)", "jnp.maximum(positives, 1)"),
     ("an object matched to its twin", "models/roi_head",
      "jnp.where(own, jnp.arange(boxes.shape[0], dtype=jnp.int32), matched.indices)", "matched.indices"),

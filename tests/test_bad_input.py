@@ -63,7 +63,7 @@ COMMANDS = {
     "unknown levels": (["--config.detector.neck.levels=6"], "neck.levels is 6: choose one of 4, 5"),
     "unknown network": (["--config.detector.proposal_network.name=yolo"], "choose one of coarse_to_fine, rpn"),
     "unknown assignment": (
-        ["--config.detector.proposal_network.coarse_to_fine.assign=mine"],
+        ["--config.detector.proposal_network.coarse_to_fine.coarse_threshold=mine"],
         "assign is 'mine': choose one of",
     ),
     "unknown quality": (["--config.detector.imitation.quality=best"], "choose one of paper, released"),

@@ -20,6 +20,8 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import main
 from cfinet_jax.boxes import oriented
+from cfinet_jax.models.detector import build_proposal_network
+from cfinet_jax.models.proposals.base import ProposalNetwork
 from cfinet_jax.preparation.scenes.scenes_builder import Builder
 from cfinet_jax.structures import Batch, ExemplarMemory
 from configs import scenes, sodad
@@ -29,16 +31,19 @@ SHAPE, OBJECTS = (64, 64), 6
 SCENES = {"train": 16, "val": 2, "test": 8}  # images of each split
 
 
-COMMON = {  # what every proposal network is given besides its own section
-    key: sodad.get_config().detector.to_dict()[key] for key in ("ignore_overlap", "similarities", "assigners")
-}
-
-
 def settings(variant: str = "", experiment: Any = sodad) -> Any:
     """The section `detector` of the paper's configuration, or of another one, every width reduced."""
     detector = experiment.get_config(variant).detector
     shrink(detector)
     return detector
+
+
+def network(name: str, variant: str = "", experiment: Any = sodad, **changed: Any) -> ProposalNetwork:
+    """A proposal network of the tiny detector, keys of its section changed."""
+    detector = settings(variant, experiment)
+    detector.proposal_network.name = name
+    detector.proposal_network[name].update(changed)
+    return build_proposal_network(detector.to_dict())
 
 
 def shrink(detector: Any) -> None:

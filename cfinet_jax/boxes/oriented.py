@@ -70,19 +70,13 @@ def stretch(boxes: Float[Array, "*n 5"], factors: tuple[float, float]) -> Float[
 def normalise(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
     """The same boxes in le90, whatever range their angles have, and whichever side is the longer."""
     upended = (boxes[..., 2] < boxes[..., 3]).astype(boxes.dtype)
-    return _wrap(turn_back(boxes, -upended), -QUARTER)
-
-
-def to_oc(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
-    """The same boxes as OpenCV 4.5.1 names them: an angle in (0, pi/2], either side the longer."""
+    boxes = turn_back(boxes, -upended)
     xp = boxes.__array_namespace__()
-    boxes = turn_back(boxes, xp.ceil(boxes[..., 4] / QUARTER) - 1)
-    return xp.concatenate([boxes[..., :4], xp.minimum(boxes[..., 4:], QUARTER)], -1)
-
-
-def to_le135(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
-    """The same boxes in le135: w >= h and an angle in [-pi/4, 3 pi/4)."""
-    return _wrap(normalise(boxes), -QUARTER / 2)
+    angle = boxes[..., 4:]
+    angle = angle - math.pi * xp.floor((angle + QUARTER) / math.pi)
+    # Rounding may leave it just outside, or on the excluded end.
+    angle = xp.where(angle < math.pi - QUARTER, xp.maximum(angle, -QUARTER), -QUARTER)
+    return xp.concatenate([boxes[..., :4], angle], -1)
 
 
 def turn_back(boxes: Float[Array, "*n 5"], quarters: Float[Array, "*n"]) -> Float[Array, "*n 5"]:
@@ -91,16 +85,6 @@ def turn_back(boxes: Float[Array, "*n 5"], quarters: Float[Array, "*n"]) -> Floa
     x, y, w, h, angle = _columns(boxes)
     odd = quarters % 2 == 1
     return xp.stack([x, y, xp.where(odd, h, w), xp.where(odd, w, h), angle - quarters * QUARTER], -1)
-
-
-def _wrap(boxes: Float[Array, "*n 5"], start: float) -> Float[Array, "*n 5"]:
-    """The same boxes with angles in [start, start + pi)."""
-    xp = boxes.__array_namespace__()
-    angle = boxes[..., 4:]
-    angle = angle - math.pi * xp.floor((angle - start) / math.pi)
-    # Rounding may leave it just outside, or on the excluded end.
-    angle = xp.where(angle < start + math.pi, xp.maximum(angle, start), start)
-    return xp.concatenate([boxes[..., :4], angle], -1)
 
 
 def to_polygon(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 8"]:

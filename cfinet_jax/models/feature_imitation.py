@@ -124,7 +124,7 @@ class FeatureImitation(nn.Module):
             objects = truth.labels.shape[0]
             label = jnp.minimum(samples.labels, predictions.deltas.shape[1] - 1)
             deltas = jnp.take_along_axis(predictions.deltas, label[:, None, None], 1)[:, 0]
-            boxes = kinds.decode(samples.boxes, deltas, stds), truth.goals[samples.matched]
+            boxes = kinds.decode(samples.boxes, deltas, stds), truth.targets[samples.matched]
             quality = imitation.QUALITIES[self.quality](
                 jax.nn.softmax(predictions.logits), samples, boxes, objects, self.min_score
             )

@@ -120,7 +120,7 @@ class RoiHead(nn.Module):
     def losses(self, predictions: Predictions, samples: RoiSamples, batch: Batch) -> tuple[dict, dict]:
         """Losses and statistics as terms per image `[batch]`; both losses are divided by the sampled regions."""
         truth = batch.ground_truth
-        matched = jnp.take_along_axis(truth.goals, samples.matched[..., None], 1)
+        matched = jnp.take_along_axis(truth.targets, samples.matched[..., None], 1)
         targets = kinds.encode(samples.boxes, matched, self.stds)
         labels = jnp.minimum(samples.labels, self.shapes - 1)[..., None, None]
         deltas = jnp.take_along_axis(predictions.deltas, labels, 2)[..., 0, :]

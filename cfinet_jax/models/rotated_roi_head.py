@@ -51,7 +51,7 @@ class OrientedRoiHead(RotatedRoiHead):
 
     def sample_image(self, proposals: Proposals, truth: GroundTruth, priorities: Array) -> RoiSamples:
         """As of upright boxes, among oriented ones."""
-        return super().sample_image(proposals, dataclasses.replace(truth, boxes=truth.goals), priorities)
+        return super().sample_image(proposals, dataclasses.replace(truth, boxes=truth.targets), priorities)
 
     def pool_image(self, pyramid: tuple[Array, ...], boxes: Float[Array, "regions 5"]) -> Array:
         """RoI features along the axes of each region."""

@@ -54,11 +54,20 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
     """What `write_settings` wrote; None where there is nothing, or not all of it."""
     try:
         facts = json.loads((workdir / "settings.json").read_text())
+        rename_keys(facts["config"])
         named = isinstance(facts["classes"], list) and {type(name) for name in facts["classes"]} == {str}
         numbered = [type(number) for number in facts["category_ids"]] == [int] * len(facts["classes"])
         return facts if identity(facts["config"]) and named and numbered else None
     except DAMAGED:
         return None
+
+
+def rename_keys(settings: dict[str, Any]) -> None:
+    """Rename, in place, the keys that runs of earlier versions recorded under other names."""
+    section = settings["detector"]["proposal_network"].get("coarse_to_fine", {})
+    for old, new in (("assign", "coarse_threshold"), ("assign_modes", "coarse_thresholds")):
+        if old in section:
+            section[new] = section.pop(old)
 
 
 def check_same_run(path: epath.Path, settings: dict) -> None:

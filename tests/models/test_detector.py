@@ -149,7 +149,7 @@ def test_the_released_preset_changes_six_keys_and_only_those():
     changed = {key for key in paper if paper[key] != released[key]}
     assert paper.keys() == released.keys()
     assert changed == set(RELEASED) == {
-        "detector.proposal_network.coarse_to_fine.assign",
+        "detector.proposal_network.coarse_to_fine.coarse_threshold",
         *(f"detector.imitation.{key}" for key in ("quality", "negatives", "quality_weights", "reweight", "contrast")),
     }  # fmt: skip
 

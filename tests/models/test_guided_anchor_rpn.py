@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax.models.proposals.guided_anchor_rpn import GuidedAnchorRPN, Outputs
+from cfinet_jax.models.proposals.guided_anchor_rpn import Outputs
 from cfinet_jax.ops import losses
 from cfinet_jax.structures import Priorities
 from tests import plain, tiny
 
-SETTINGS = tiny.settings().proposal_network.guided_anchor.to_dict()
 SIDES, STRIDES = ((16, 16), (8, 8), (4, 4), (2, 2), (1, 1)), (4, 8, 16, 32, 64)
 CELLS = sum(rows * columns for rows, columns in SIDES)
-NETWORK = GuidedAnchorRPN(**SETTINGS, **tiny.COMMON)
+NETWORK = tiny.network("guided_anchor")
 SIZES, SCALES = jnp.full((2, 2), 64.0), jnp.ones(2)
 apply = jax.jit(NETWORK.apply)
 losses_of = jax.jit(lambda *a: NETWORK.apply({}, *a, method="losses"))

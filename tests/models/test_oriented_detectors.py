@@ -106,7 +106,7 @@ def test_whose_size_the_threshold_goes_by_is_a_choice(size_of, side):
     batch = tiny.turned(tiny.batch(1, images=1))
     truth = dataclasses.replace(batch.ground_truth, boxes=jnp.array([[[32.0, 32.0, 40.0, 5.0, np.pi / 4]]]))
     enclosed = enclose(dataclasses.replace(batch, ground_truth=truth)).ground_truth
-    measured = network.measured(jax.tree.map(lambda x: x[0], enclosed))
+    measured = network.sized(jax.tree.map(lambda x: x[0], enclosed))
     rule = {"base_size": 1.0, "base": 0.0, "slope": 1.0, "low": 0.0, "cap": 9.0}
     threshold = matching.dynamic_thresholds(measured, jnp.float32(1), **rule)
     np.testing.assert_allclose(threshold, np.log2(side), rtol=1e-5)

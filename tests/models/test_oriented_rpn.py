@@ -6,7 +6,7 @@ import numpy as np
 
 from cfinet_jax.boxes import midpoint_offset, oriented
 from cfinet_jax.models.detector import enclose
-from cfinet_jax.models.proposals.oriented_rpn import OrientedRPN
+from cfinet_jax.models.proposals.base import ProposalNetwork
 from cfinet_jax.models.proposals.rpn import Outputs
 from cfinet_jax.structures import Priorities
 from configs import sodaa
@@ -18,8 +18,8 @@ SIDES = (16, 8)  # cells of the levels
 ANCHORS = sum(3 * side**2 for side in SIDES)
 
 
-def network(**changed) -> OrientedRPN:
-    return OrientedRPN(**tiny.COMMON | SETTINGS | changed)
+def network(**changed) -> ProposalNetwork:
+    return tiny.network("oriented_rpn", "oriented_rcnn", sodaa, **changed)
 
 
 def outputs_of(rng: np.random.Generator, images: int = 2) -> Outputs:

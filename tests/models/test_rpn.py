@@ -5,13 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax.models.proposals.rpn import RPN
 from cfinet_jax.structures import Priorities
 from tests import plain, tiny
 
-SETTINGS = tiny.settings().proposal_network.rpn.to_dict()
 SIDES = ((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
-NETWORK = RPN(**SETTINGS, **tiny.COMMON)
+NETWORK = tiny.network("rpn")
 SIZES = jnp.full((2, 2), 64.0)
 
 

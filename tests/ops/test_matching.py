@@ -17,7 +17,7 @@ from configs.sodad import get_config
 from tests import plain
 
 COARSE = get_config().detector.proposal_network.coarse_to_fine
-MODES = COARSE.assign_modes.to_dict()
+MODES = COARSE.coarse_thresholds.to_dict()
 MOST = 128  # the golden cases hold up to 120 objects
 seeds = st.integers(0, 2**32 - 1)
 best_match = jax.jit(lambda boxes, truth: matching.best_match(boxes, truth, 0.3))

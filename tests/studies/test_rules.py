@@ -4,11 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax.models.detector import build_detector
+from cfinet_jax.models.detector import build_assigners, build_proposal_network
 from cfinet_jax.studies.analyse import rules
 from tests import plain, tiny
-
-CONSTANTS = tiny.COMMON["similarities"]
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +16,21 @@ def few(monkeypatch):
     monkeypatch.setattr(rules, "SIDES", (6, 16))
 
 
-def test_positive_anchors_are_counted_in_network_pixels():
+def parts(name: str):
+    """The network of a name, and every rule that it may have."""
     settings = tiny.settings()
-    settings.proposal_network.name = "rpn"
-    network = build_detector(settings, 1).proposal_network
+    settings.proposal_network.name = name
+    sections = settings.to_dict()
+    return build_proposal_network(sections), build_assigners(sections)
+
+
+def test_positive_anchors_are_counted_in_network_pixels():
+    network, assigners = parts("rpn")
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == len(grid.levels) == 3 * (48**2 + 24**2)
-    known = {name: rule for name, rule in rules.rules_of(network).items() if name in ("max_iou", "nwd", "rka")}
+    known = {
+        name: rule for name, rule in rules.rules_of(network, assigners).items() if name in ("max_iou", "nwd", "rka")
+    }
     counts = rules.count_positives(grid, known)
     centres = np.random.default_rng(0).uniform(64, 128, (3, 2))
     for side, of_nwd, of_iou in zip((6, 16), counts["nwd"], counts["max_iou"], strict=True):
@@ -41,12 +47,10 @@ def test_positive_anchors_are_counted_in_network_pixels():
     ("name", "of_a_cell"), [("coarse_to_fine", 1), ("cascade", 1), ("guided_anchor", 1), ("rpn", 3)]
 )
 def test_a_cell_has_as_many_anchors_as_the_network_gives_it(name, of_a_cell):
-    settings = tiny.settings()
-    settings.proposal_network.name = name
-    network = build_detector(settings, 1).proposal_network
+    network, assigners = parts(name)
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == of_a_cell * (48**2 + 24**2)
-    assert (rules.count_positives(grid, {"rka": rules.rules_of(network)["rka"]})["rka"] == 2).all()
+    assert (rules.count_positives(grid, {"rka": rules.rules_of(network, assigners)["rka"]})["rka"] == 2).all()
 
 
 def test_a_page_with_pictures_is_left(tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from cfinet_jax.boxes.anchors import anchor_grid
 from cfinet_jax.boxes.similarity import Pairwise
 from cfinet_jax.build import discover_sizes
 from cfinet_jax.input.sizes import scales_of
-from cfinet_jax.models.detector import build_detector
+from cfinet_jax.models.detector import build_assigners, build_proposal_network
 from cfinet_jax.models.fpn import strides_of
-from cfinet_jax.models.proposals import assigners
+from cfinet_jax.models.proposals.assigners import Assigner
+from cfinet_jax.models.proposals.base import ProposalNetwork
+from cfinet_jax.models.proposals.coarse_to_fine_rpn import CoarseToFineRPN
 from cfinet_jax.models.proposals.rpn import RPN
 from cfinet_jax.ops import matching
 from cfinet_jax.report.plots import COLOURS, GREY, INK, WIDTH, save
@@ -46,19 +48,20 @@ class Grid(NamedTuple):
 def rules(config: ConfigDict, workdir: epath.Path) -> None:
     """Leaves `rules.md`, `rules.png` and `similarities.png` in the workdir."""
     config = discover_sizes(config, workdir)
-    network = build_detector(config.detector, classes=1).proposal_network
+    sections = config.detector.to_dict()
+    network = build_proposal_network(sections)
     stored = np.asarray(config.dataset.stored_size, np.float32)
     grid = grid_of(network, config.detector.neck.levels, scales_of(stored, config.dataset))
-    known = rules_of(network)
+    known = rules_of(network, build_assigners(sections))
     text = describe(config.detector.proposal_network.name, grid, count_positives(grid, known))
     workdir.mkdir(parents=True, exist_ok=True)
     draw_rules(grid, known, workdir / "rules.png")
-    draw_similarities(network.similarities, workdir / "similarities.png")
+    draw_similarities(network, workdir / "similarities.png")
     replace_text(workdir / "rules.md", text)
     print(text, flush=True)
 
 
-def grid_of(network: Any, levels: int, scale: float) -> Grid:
+def grid_of(network: ProposalNetwork, levels: int, scale: float) -> Grid:
     """The anchors of a proposal network: square ones alone, but for the plain RPN."""
     ratios = network.aspect_ratios if isinstance(network, RPN) else (1.0,)
     grids = [
@@ -69,20 +72,23 @@ def grid_of(network: Any, levels: int, scale: float) -> Grid:
     return Grid(jnp.asarray(np.concatenate(grids)), jnp.asarray(indices), jnp.asarray(scale, jnp.float32))
 
 
-def rules_of(network: Any) -> dict[str, Callable[[Grid, GroundTruth], matching.Assignment]]:
-    """Those of the coarse stage, if the network has `assign_modes`, and every row of `assigners`."""
+def rules_of(
+    network: ProposalNetwork, assigners: dict[str, Assigner]
+) -> dict[str, Callable[[Grid, GroundTruth], matching.Assignment]]:
+    """Those of the coarse stage, if the network has one with thresholds, and every row of `assigners`."""
+    thresholds = network.coarse_thresholds if isinstance(network, CoarseToFineRPN) else {}
 
     def coarse(row: str, grid: Grid, truth: GroundTruth) -> matching.Assignment:
-        constants = network.assign_modes[row]
-        thresholds = matching.dynamic_thresholds(truth.boxes, grid.scale, base_size=network.base_size, **constants)
-        return matching.match_dynamic(grid.boxes, truth, thresholds, ignore_overlap=network.ignore_overlap)
+        base_size = network.base_size  # type: ignore[attr-defined]
+        overlaps = matching.dynamic_thresholds(truth.boxes, grid.scale, base_size=base_size, **thresholds[row])
+        return matching.match_dynamic(grid.boxes, truth, overlaps, ignore_overlap=network.ignore_overlap)
 
     def other(row: str, grid: Grid, truth: GroundTruth) -> matching.Assignment:
-        return assigners.assign(network.clone(assigner=row), grid.boxes, grid.levels, truth, grid.scale)
+        return network.clone(assigner=assigners[row]).assign(grid.boxes, grid.levels, truth, grid.scale)
 
     return {
-        **{f"coarse {row}": partial(coarse, row) for row in getattr(network, "assign_modes", {})},
-        **{row: partial(other, row) for row in network.assigners},
+        **{f"coarse {row}": partial(coarse, row) for row in thresholds},
+        **{row: partial(other, row) for row in assigners},
     }
 
 
@@ -112,7 +118,7 @@ def describe(name: str, grid: Grid, counts: dict[str, np.ndarray]) -> str:
     return f"""# What the rules of assignment do
 
 Anchors of `{name}`, {grid.scale:g} network pixels per stored one. Rows are those of `detector.assigners`, and `coarse`
-ones those of `assign_modes`. Anchors stand where the grid has them: a stage that moves them first begins there.
+ones those of `coarse_thresholds`. Anchors stand where the grid has them: a stage that moves them first begins there.
 
 Positive anchors of a lone square object of so many stored pixels, mean over {PLACES} random places:
 
@@ -166,13 +172,13 @@ def fall(measure: Pairwise, side: float, growth: float) -> np.ndarray:
     return np.asarray(measure(moved, jnp.array([[-side, -side, side, side]], jnp.float32) / 2))[:, 0]
 
 
-def draw_similarities(constants: Any, path: epath.Path) -> None:
+def draw_similarities(network: ProposalNetwork, path: epath.Path) -> None:
     """IoU, NWD and DotD over the shift along x, by the object's side, with a box as large and one larger by half."""
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     panels = figure.subplots(2, len(SHOWN), sharex=True, sharey=True)
     for row, (growth, label) in enumerate(((1.0, "as large"), (1.5, "half as large again"))):
         for axes, (name, title) in zip(panels[row], SHOWN.items(), strict=True):
-            measure = assigners.similarity_of(constants, name, 1.0)
+            measure = network.similarity(name, 1.0)
             curves = [fall(measure, side, growth) for side in SHIFTED]
             if np.ptp(curves, axis=0).max() < 1e-4:
                 axes.plot(SHIFTS, curves[0], color=INK)
@@ -183,7 +189,7 @@ def draw_similarities(constants: Any, path: epath.Path) -> None:
             axes.set(ylim=(0, 1.02), xlim=(0, SHIFTS[-1]))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-            of_constant = "".join(f", constant {length:g} px" for length in constants[name].values())
+            of_constant = "".join(f", constant {length:g} px" for length in network.similarities[name].values())
             axes.set_title(f"{title}{of_constant}" if row == 0 else "", fontsize=10)
         panels[row][0].set_ylabel(f"box {label}")
     figure.supxlabel("shift along x, stored pixels", fontsize=10)
