@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from cfinet_jax.boxes import kinds
@@ -46,8 +46,14 @@ class Detector(nn.Module):
     def losses(
         self, batch: Batch, memory: ExemplarMemory | None, priorities: Priorities
     ) -> tuple[dict[str, Term], dict[str, Term], Exemplars | None]:
-        """Losses and statistics as terms per image `[batch]`, and the exemplars each image offers."""
-        batch = enclose(batch)  # upright boxes for all but what is learnt last
+        """Return losses and statistics as terms per image `[batch]`, and the exemplars that each image offers.
+
+        Args:
+          batch: Prepared images with their ground truth.
+          memory: Exemplars of earlier steps; None without imitation.
+          priorities: Random numbers of `draw_priorities`.
+        """
+        batch = enclose(batch)  # upright boxes for everything before the RoI head's targets
         pyramid = self.pyramid(batch.images)
         # Stage one: where might an object be?
         outputs = self.proposal_network(pyramid, batch.sizes)
@@ -72,7 +78,7 @@ class Detector(nn.Module):
         return losses, statistics, exemplars
 
     def detect(self, batch: Batch) -> tuple[Detections, Proposals]:
-        """What is found in every image, and the upright proposals it is found among, in network pixels."""
+        """Return the detections of every image and the upright hulls of its proposals, in network pixels."""
         pyramid = self.pyramid(batch.images)
         outputs = self.proposal_network(pyramid, batch.sizes)
         proposals = self.proposal_network.choose(outputs, batch.sizes, batch.scales, "test")
@@ -80,12 +86,12 @@ class Detector(nn.Module):
         found = self.roi_head.detect(self.roi_head(regions), proposals, batch.sizes)
         return found, dataclasses.replace(proposals, boxes=kinds.enclose(proposals.boxes))
 
-    def pyramid(self, images: Array) -> tuple[Array, ...]:
-        """The feature maps, in the precision of the network."""
+    def pyramid(self, images: Float[Array, "batch height width 3"]) -> tuple[Array, ...]:
+        """Return the feature maps, fine to coarse, in the precision of the network."""
         return self.neck(self.backbone(images.astype(PRECISIONS[self.precision])))
 
     def regions(self, pyramid: tuple[Array, ...], boxes: Array, detecting: bool = False) -> tuple[Array, Array | None]:
-        """RoI features as the head sees them, and their compressed vectors where imitation wants them."""
+        """Return the RoI features that the head sees, and their compressed vectors if imitation needs them."""
         regions = self.roi_head.pool(pyramid, boxes)
         if self.imitation is None or (detecting and not self.imitation.reweight):
             return regions, None
@@ -95,17 +101,23 @@ class Detector(nn.Module):
         return regions, compressed
 
     def empty_memory(self) -> ExemplarMemory | None:
-        """The memory of a run that has seen nothing; None without imitation."""
+        """Return a memory without exemplars; None without imitation."""
         if self.imitation is None:
             return None
         return exemplar_memory.empty_memory(
             self.roi_head.classes, self.imitation.slots, self.roi_head.pool_size, self.neck.channels
         )
 
-    def draw_priorities(self, key: Array, index: Array, shape: tuple[int, int], max_objects: int) -> Priorities:
-        """Random priorities for the images of a step, folded by their `index` in the global batch.
+    def draw_priorities(
+        self, key: Array, index: Int[Array, " batch"], shape: tuple[int, int], max_objects: int
+    ) -> Priorities:
+        """Draw the random priorities of the images of a step.
 
-        `shape` is the network's input (height, width).
+        Args:
+          key: The key of the step.
+          index: Position of each image in the global batch; it is folded into the key.
+          shape: Height and width of the network's input.
+          max_objects: Entries of an image's ground truth.
         """
         anchors = self.proposal_network.count_anchors(shape, self.neck.levels)
         regions = max_objects + self.proposal_network.proposals.max_proposals
@@ -123,7 +135,7 @@ class Detector(nn.Module):
 
 
 def enclose(batch: Batch) -> Batch:
-    """A batch whose objects have upright boxes: those around oriented ones, which then stand beside them."""
+    """Replace oriented ground truth by its upright hulls; keep the originals in `ground_truth.oriented`."""
     truth = batch.ground_truth
     if truth.boxes.shape[-1] == 4:
         return batch
@@ -132,7 +144,7 @@ def enclose(batch: Batch) -> Batch:
 
 
 def name_parts(part: str, terms: tuple[dict, dict]) -> tuple[dict, dict]:
-    """Both dictionaries with the name of the part before every key."""
+    """Put the name of the part before every key of both dictionaries."""
     return tuple({f"{part}/{name}": term for name, term in of.items()} for of in terms)  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Feature adaption of guided anchors: a deformable convolution guided by the shapes that are predicted."""
+"""Feature adaption of guided anchors: a deformable convolution guided by the predicted shapes."""
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,9 @@ from cfinet_jax.ops import deformable
 
 
 class FeatureAdaption(nn.Module):
-    """A 3x3 convolution without bias whose taps move by offsets, linear in the shape predicted in their cell.
+    """A 3x3 convolution without bias whose taps move by offsets that are linear in the shape predicted in their cell.
 
-    Every one of `groups` parts of the channels has offsets of its own. They learn, the shapes do not.
+    Each of `groups` parts of the channels has its own offsets. The offsets learn; the shapes get no gradient.
     """
 
     channels: int
@@ -32,4 +32,4 @@ class FeatureAdaption(nn.Module):
             points = deformable.offset_points(offsets, self.groups)
             return deformable.grouped_conv(features, kernel.astype(features.dtype), points)
 
-        return jax.lax.map(of_image, (features, offsets))  # one image after the other, as in the adaptive convolution
+        return jax.lax.map(of_image, (features, offsets))  # one image at a time, as in the adaptive convolution

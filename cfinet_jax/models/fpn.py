@@ -10,7 +10,7 @@ from cfinet_jax.models.layers import conv, xavier_uniform
 
 
 class FPN(nn.Module):
-    """Maps P2.. of equal width from C2..C5; a fifth level, P6, is every second cell of P5."""
+    """Maps P2, P3, ... with the same number of channels from C2..C5; a fifth level, P6, is every second cell of P5."""
 
     channels: int
     levels: Literal[4, 5]
@@ -31,5 +31,5 @@ class FPN(nn.Module):
 
 
 def strides_of(levels: int) -> tuple[int, ...]:
-    """Input pixels per cell of P2, P3, ..."""
+    """Return the input pixels per cell of P2, P3, ..."""
     return tuple(4 << level for level in range(levels))

@@ -65,11 +65,11 @@ def matrix(name: str, boxes: np.ndarray, objects: np.ndarray) -> np.ndarray:
     return np.array([[plain.similarity(name, x, y, CONSTANTS[name]) for y in objects] for x in boxes])
 
 
-def claims(similarities: np.ndarray, most: int, heard: np.ndarray) -> np.ndarray:
-    """The object that gets each box, -1 where none wants it: every object wants its best ones of those `heard`."""
+def claims(similarities: np.ndarray, most: int, allowed: np.ndarray) -> np.ndarray:
+    """The object that gets each box, -1 where none wants it: every object wants its best ones of those `allowed`."""
     claimed = np.full(len(similarities), -1)
     for index in range(similarities.shape[1]):
-        for box in sorted(np.flatnonzero(heard), key=lambda k: -similarities[k, index])[:most]:
+        for box in sorted(np.flatnonzero(allowed), key=lambda k: -similarities[k, index])[:most]:
             if claimed[box] < 0 or similarities[box, index] > similarities[box, claimed[box]]:
                 claimed[box] = index
     return claimed
@@ -88,22 +88,22 @@ def resized(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
 
 def kinds(rule: str, boxes: np.ndarray, objects: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """By a loop: 1 for positive boxes, 0 for negative ones, -1 for the others; and their objects."""
-    heard = plain.shares(boxes, regions).max(1, initial=0) <= 0.5
+    allowed = plain.shares(boxes, regions).max(1, initial=0) <= 0.5
     if rule == "rfla":
         first, second = (matrix("kl", resized(boxes, scale * FIELDS), objects) for scale in (1.0, 0.9))
-        earlier, later = claims(first, 3, heard), claims(second, 1, heard)
+        earlier, later = claims(first, 3, allowed), claims(second, 1, allowed)
         claimed, best, low = np.where(earlier >= 0, earlier, later), second.max(1), 0.8
     elif rule == "rka":
         similarities = matrix("nwd", boxes, objects)
-        claimed, best, low = claims(similarities, 2, heard), similarities.max(1), 0.3
+        claimed, best, low = claims(similarities, 2, allowed), similarities.max(1), 0.3
     else:
         similarities = matrix(rule, boxes, objects)
         best, low = similarities.max(1), 0.3
-        claimed = np.where((best >= 0.7) & heard, similarities.argmax(1), -1)
+        claimed = np.where((best >= 0.7) & allowed, similarities.argmax(1), -1)
         for index in range(len(objects)):
-            if similarities[heard, index].max() >= 0.3:
-                claimed[np.where(heard, similarities[:, index], -1).argmax()] = index
-    return np.where(claimed >= 0, 1, np.where((best < low) & heard, 0, -1)), claimed
+            if similarities[allowed, index].max() >= 0.3:
+                claimed[np.where(allowed, similarities[:, index], -1).argmax()] = index
+    return np.where(claimed >= 0, 1, np.where((best < low) & allowed, 0, -1)), claimed
 
 
 def assert_kinds(ours: Assignment, kind: np.ndarray, claimed: np.ndarray) -> None:

@@ -27,7 +27,7 @@ Phase = Literal["train", "test"]
 
 @runtime_checkable
 class Outputs(Protocol):
-    """What every network predicts; its own outputs may hold more."""
+    """Predictions that all networks have; the outputs of one may hold more."""
 
     anchors: PerLevel  # [n, 4] or [batch, n, 4], from which the deltas lead to proposals
     logits: PerLevel  # [batch, n], objectness
@@ -53,7 +53,10 @@ class ProposalSettings:
 
 
 class ProposalNetwork(nn.Module):
-    """Where might an object be? Fields are the keys of a network's section, and three that all networks are given."""
+    """The first stage: boxes that may hold an object.
+
+    Fields are the keys of a network's section, `ignore_overlap` and `similarities`.
+    """
 
     channels: int
     anchor_scale: float
