@@ -62,7 +62,7 @@ class RoiHead(nn.Module):
         return jax.vmap(self.sample_image)(proposals, truth, priorities)
 
     def sample_image(self, proposals: Proposals, truth: GroundTruth, priorities: Array) -> RoiSamples:
-        """Choose regions of one image: objects (IoU >= `positive_overlap`), then background; in each ground truth first."""
+        """Choose the regions of one image: objects, then background; in each, ground truth comes before proposals."""
         boxes = jnp.concatenate([truth.boxes, proposals.boxes])
         matched = matching.match_max_iou(
             boxes,
