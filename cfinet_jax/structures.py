@@ -33,11 +33,11 @@ def pytree(cls: type[T]) -> type[T]:
 class GroundTruth:
     """The annotations of an image, padded to `max_objects`."""
 
-    boxes: Float[Array, "*batch objects 4"]  # of an oriented data set 5, until the detector has enclosed them
+    boxes: Float[Array, "*batch objects 4"]  # upright; the hulls of oriented ones
     labels: Int[Array, "*batch objects"]
     valid: Bool[Array, "*batch objects"]
     ignore: Bool[Array, "*batch objects"]  # a region in which nothing is learnt
-    oriented: Float[Array, "*batch objects 5"] | None = None  # what `boxes` enclose, if they do
+    oriented: Float[Array, "*batch objects 5"] | None = None  # of an oriented data set
 
     @property
     def is_object(self) -> Bool[Array, "*batch objects"]:

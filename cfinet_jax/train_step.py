@@ -28,13 +28,14 @@ class TrainState:
     memory: ExemplarMemory | None  # None without imitation
 
 
-def empty_batch(count: int, shape: tuple[int, int], max_objects: int, numbers: int = 4) -> Batch:
-    """Return a prepared batch of zeros, for its shapes; boxes have `numbers` coordinates."""
+def empty_batch(count: int, shape: tuple[int, int], max_objects: int, oriented: bool = False) -> Batch:
+    """Return a prepared batch of zeros, for its shapes, with or without oriented boxes."""
     truth = GroundTruth(
-        jnp.zeros((count, max_objects, numbers)),
+        jnp.zeros((count, max_objects, 4)),
         jnp.zeros((count, max_objects), jnp.int32),
         jnp.zeros((count, max_objects), bool),
         jnp.zeros((count, max_objects), bool),
+        jnp.zeros((count, max_objects, 5)) if oriented else None,
     )
     zeros = jnp.zeros(count, jnp.int32)
     sizes = jnp.broadcast_to(jnp.asarray(shape, jnp.float32), (count, 2))
@@ -48,7 +49,7 @@ def create_state(
     """Return random parameters and an empty memory; jitted, so that only the initialisers are computed."""
 
     def create(key: Array) -> TrainState:
-        batch = empty_batch(1, shape, max_objects, detector.roi_head.numbers)
+        batch = empty_batch(1, shape, max_objects, detector.roi_head.numbers == 5)
         memory = detector.empty_memory()
         priorities = detector.draw_priorities(key, batch.index, shape, max_objects)
         variables = detector.init(key, batch, memory, priorities, method="losses")

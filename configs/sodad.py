@@ -173,7 +173,7 @@ def get_config(variant: str = "") -> ConfigDict:
                     "dilation": 3,
                     "coarse_stds": (0.1, 0.1, 0.5, 0.5),
                     "fine_stds": (0.05, 0.05, 0.1, 0.1),
-                    "centre_ratio": 0.2,  # share of an object's sides where the coarse stage learns; also 0.5, 0.8 (Table 1)
+                    "centre_ratio": 0.2,  # share of an object's sides: the coarse stage learns there (Table 1: .5, .8)
                     "ignore_ratio": 0.5,  # share in which an object ends the claims of earlier ones; also 0.8, 1.0
                     "anchors_per_positive": 200.0,
                     "assigner": "max_iou",

@@ -131,7 +131,13 @@ def turned(batch: Batch, seed: int = 0) -> Batch:
     truth = batch.ground_truth
     angles = np.random.default_rng(seed).uniform(-1.5, 1.5, truth.labels.shape)
     boxes = oriented.from_horizontal(truth.boxes) + jnp.asarray(angles[..., None] * (0, 0, 0, 0, 1), jnp.float32)
-    return dataclasses.replace(batch, ground_truth=dataclasses.replace(truth, boxes=oriented.normalise(boxes)))
+    return with_oriented(batch, oriented.normalise(boxes))
+
+
+def with_oriented(batch: Batch, boxes: jax.Array) -> Batch:
+    """The batch with these oriented boxes and their upright hulls."""
+    truth = dataclasses.replace(batch.ground_truth, boxes=oriented.enclose(boxes), oriented=boxes)
+    return dataclasses.replace(batch, ground_truth=truth)
 
 
 def full_memory(memory: ExemplarMemory, seed: int = 0) -> ExemplarMemory:

@@ -53,7 +53,6 @@ class Detector(nn.Module):
           memory: Exemplars of earlier steps; None without imitation.
           priorities: Random numbers of `draw_priorities`.
         """
-        batch = enclose(batch)  # upright boxes for everything before the RoI head's targets
         pyramid = self.pyramid(batch.images)
         # Stage one: where might an object be?
         outputs = self.proposal_network(pyramid, batch.sizes)
@@ -132,15 +131,6 @@ class Detector(nn.Module):
             return Priorities(*(jax.random.uniform(key, shape) for key, shape in zip(keys, shapes, strict=True)))
 
         return jax.vmap(of_image)(index)
-
-
-def enclose(batch: Batch) -> Batch:
-    """Replace oriented ground truth by its upright hulls; keep the originals in `ground_truth.oriented`."""
-    truth = batch.ground_truth
-    if truth.boxes.shape[-1] == 4:
-        return batch
-    truth = dataclasses.replace(truth, boxes=kinds.enclose(truth.boxes), oriented=truth.boxes)
-    return dataclasses.replace(batch, ground_truth=truth)
 
 
 def name_parts(part: str, terms: tuple[dict, dict]) -> tuple[dict, dict]:

@@ -79,10 +79,13 @@ def prepare(
     """Prepare a batch as shipped by the host for the detector: images of `shape`, boxes and sizes to match."""
     image = partial(prepare_image, resize=resize, shape=shape, mean=mean, std=std)
     truth = batch.ground_truth
-    boxes = jax.vmap(prepare_boxes)(truth.boxes, batch.sizes, batch.scales, flips)
+    boxes, oriented = (
+        None if boxes is None else jax.vmap(prepare_boxes)(boxes, batch.sizes, batch.scales, flips)
+        for boxes in (truth.boxes, truth.oriented)
+    )
     return dataclasses.replace(
         batch,
         images=jax.vmap(image)(batch.images, batch.sizes, batch.scales, flips),
         sizes=jnp.round(batch.sizes * batch.scales[:, None]),
-        ground_truth=dataclasses.replace(truth, boxes=boxes),
+        ground_truth=dataclasses.replace(truth, boxes=boxes, oriented=oriented),
     )

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfinet_jax.boxes import midpoint_offset, oriented
-from cfinet_jax.models.detector import enclose
 from cfinet_jax.models.proposals.base import ProposalNetwork
 from cfinet_jax.models.proposals.rpn import Outputs
 from cfinet_jax.structures import Priorities
@@ -32,7 +31,7 @@ def outputs_of(rng: np.random.Generator, images: int = 2) -> Outputs:
 
 
 def test_losses_equal_the_plain_statement(rng):
-    outputs, batch = outputs_of(rng), enclose(tiny.turned(tiny.batch()))
+    outputs, batch = outputs_of(rng), tiny.turned(tiny.batch())
     none = jnp.zeros((2, 1))
     chances = Priorities(jnp.asarray(rng.random((2, ANCHORS)), jnp.float32), none, none, none)
     module = network(samples=ANCHORS, positive_fraction=1.0)  # every anchor that is positive or negative

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cfinet_jax.boxes import oriented
-from cfinet_jax.models.detector import enclose
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.models.rotated_roi_head import OrientedRoiHead, RotatedRoiHead
 from cfinet_jax.ops.rotated_roi_align import rotated_roi_align
@@ -55,7 +54,7 @@ def decode(region: np.ndarray, deltas: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def predicted(rng):
     """Samples of two images, with predictions."""
-    batch = enclose(tiny.turned(tiny.batch()))
+    batch = tiny.turned(tiny.batch())
     matched = rng.integers(0, 6, (IMAGES, REGIONS)).astype(np.int32)
     kind = np.broadcast_to(np.repeat([0, 1, 2], [OBJECTS, REGIONS - OBJECTS - 4, 4]), (IMAGES, REGIONS))
     labels = np.take_along_axis(np.asarray(batch.ground_truth.labels), matched, 1)

@@ -17,7 +17,6 @@ from cfinet_jax.input.batches import views
 from cfinet_jax.runtime import mesh
 from cfinet_jax.runtime.files import replace_text
 from cfinet_jax.runtime.markdown import escape
-from cfinet_jax.structures import BOX_NUMBERS
 from cfinet_jax.studies.analyse import data_tables
 from cfinet_jax.studies.analyse.advice import advise
 from cfinet_jax.studies.analyse.contents import Contents, overlaps_with_anchors, read_contents, unmatched
@@ -88,8 +87,8 @@ def memory_needed(config: ConfigDict) -> dict[str, int]:
     """Bytes on one device: the state of a run and what one compiled training step needs besides."""
     run = create_run(config)
     settings = config.dataset
-    numbers = BOX_NUMBERS[settings.boxes]
-    batch = empty_batch(settings.batch_size, settings.stored_size, settings.max_objects, numbers)
+    is_oriented = settings.boxes == "oriented"
+    batch = empty_batch(settings.batch_size, settings.stored_size, settings.max_objects, is_oriented)
     batch = dataclasses.replace(batch, images=batch.images.astype(np.uint8))
     placed = mesh.place_batch(jax.tree.map(np.asarray, batch), run.mesh)
     key = mesh.replicate(jax.random.key(0), run.mesh)
