@@ -44,13 +44,13 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 
 
 def arrays(name: str) -> dict[str, np.ndarray]:
-    """The arrays of `tests/golden/NAME.npz`."""
+    """Load the arrays of `tests/golden/NAME.npz`."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         return dict(file)
 
 
 def numbers(name: str) -> dict:
-    """What `tests/golden/NAME.json` says."""
+    """Load `tests/golden/NAME.json`."""
     return json.loads((GOLDEN / f"{name}.json").read_text())
 
 

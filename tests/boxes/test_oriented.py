@@ -28,14 +28,14 @@ decode = jax.jit(lambda anchors, deltas: oriented.decode(anchors, deltas, STDS))
 
 
 def assert_le90(boxes: np.ndarray) -> None:
-    """In the precision of the boxes."""
+    """Assert that boxes are in le90, in their own precision."""
     quarter = boxes.dtype.type(math.pi / 2)
     assert (boxes[:, 2] >= boxes[:, 3]).all()
     assert ((boxes[:, 4] >= -quarter) & (boxes[:, 4] < quarter)).all()
 
 
 def assert_same(ours: np.ndarray, theirs: np.ndarray, tolerance: float = 1e-4) -> None:
-    """The same rectangles, whatever they are called."""
+    """Assert that rectangles are the same, however they are written."""
     assert oriented.paired_iou(np.float64(ours), np.float64(theirs)).min() > 1 - tolerance
 
 
@@ -281,12 +281,12 @@ def test_area_centre_and_size_of_one_box():
 
 
 def wrapped(angle: float) -> float:
-    """In [-pi/2, pi/2)."""
+    """Wrap an angle to [-pi/2, pi/2)."""
     return (angle + math.pi / 2) % math.pi - math.pi / 2
 
 
 def encode_loop(anchor: np.ndarray, box: np.ndarray, turn: float) -> list[float]:
-    """Of the two names of a box that of the smaller angle, measured in units of `turn`."""
+    """Encode a box, written in the way that needs the smaller turn; the angle is in units of `turn`."""
     x, y, w, h, angle = np.float64(box - anchor)[:2].tolist() + np.float64(box)[2:].tolist()
     first, second = wrapped(angle - anchor[4]), wrapped(angle - anchor[4] + math.pi / 2)
     w, h, angle = (w, h, first) if abs(first) < abs(second) else (h, w, second)

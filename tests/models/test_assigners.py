@@ -1,4 +1,4 @@
-"""Which anchors learn what, by every rule of the configuration: refused names, units, a compiled step of each."""
+"""Every rule of assignment of the configuration: its anchors, its units, a compiled step, and refused names."""
 
 import dataclasses
 
@@ -15,7 +15,6 @@ from cfinet_jax.models.proposals.assigners import RULES
 from cfinet_jax.models.proposals.base import ProposalNetwork, levels_of
 from cfinet_jax.models.proposals.rpn import Outputs
 from cfinet_jax.ops import matching, nms, ranking
-from cfinet_jax.train_step import empty_batch
 from configs.sodad import get_config
 from tests import plain, tiny
 
@@ -72,25 +71,6 @@ def test_a_step_has_finite_losses_and_gradients(network, case):
     regions = tiny.batch(0, regions=[[-100.0, -100.0, 200.0, 200.0]])  # nothing is learnt, without a NaN
     (_, (terms, _, _)), gradients = step(params, regions)
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))
-
-
-def test_a_whole_detector_takes_a_step():
-    """From pictures to gradients."""
-    detector = build_detector(changed_settings("rpn", "rfla", "nwd", "nwd"), 9)
-
-    def create(key):
-        batch = empty_batch(1, tiny.SHAPE, tiny.OBJECTS)
-        chances = detector.draw_priorities(key, batch.index, tiny.SHAPE, tiny.OBJECTS)
-        return detector.init(key, batch, None, chances, method="losses")
-
-    def total(params, others, batch):
-        chances = detector.draw_priorities(jax.random.key(1), batch.index, tiny.SHAPE, tiny.OBJECTS)
-        losses, _, _ = detector.apply(others | {"params": params}, batch, None, chances, method="losses")
-        return sum(term.total.sum() / term.count.sum() for term in losses.values())
-
-    variables = jax.jit(create)(jax.random.key(0))
-    value, gradients = jax.jit(jax.value_and_grad(total))(variables.pop("params"), variables, tiny.batch())
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradients)))
 
 
 # What a rule gets

@@ -1,4 +1,4 @@
-"""Cascade RPN: the coarse stage's loss as a plain statement; all else is CRPN's."""
+"""Cascade RPN: the loss of the coarse stage against a loop; the rest is CRPN's."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ TABLE_1 = [(0.2, 0.5), (0.5, 0.8), (0.8, 1.0)]  # centre and ignore ratio
 
 @pytest.fixture
 def outputs(rng) -> Outputs:
-    """Of two images of 64 x 64, boxes of the coarse stage good enough for the fine one to have positives."""
+    """Outputs for two images of 64 x 64, with coarse boxes good enough for the fine stage to have positives."""
     pyramid = tuple(jnp.asarray(rng.normal(size=(2, *side, 16)), jnp.float32) for side in SIDES)
     sizes = jnp.full((2, 2), 64.0)
     outputs, _ = jax.jit(NETWORK.init_with_output)(jax.random.key(0), pyramid, sizes)
@@ -45,7 +45,7 @@ def losses_of(module, outputs, batch, chances):
 
 
 @pytest.mark.parametrize(("centre", "ignore"), TABLE_1)
-def test_the_coarse_loss_equals_the_plain_statement(rng, outputs, centre, ignore):
+def test_the_coarse_loss_equals_the_loop(rng, outputs, centre, ignore):
     batch = tiny.batch()
     module = tiny.network("cascade", centre_ratio=centre, ignore_ratio=ignore)
     terms, statistics = losses_of(module, outputs, batch, priorities(rng))
@@ -86,7 +86,7 @@ def test_wider_regions_have_more_positives(rng, outputs):
     assert (np.diff(counts, axis=0) >= 0).all() and (counts[-1] > counts[0]).all()
 
 
-def test_an_ignore_region_silences_all_anchors_in_it(rng, outputs):
+def test_an_ignore_region_leaves_out_all_anchors_in_it(rng, outputs):
     batch = tiny.batch(5, regions=[[-100, -100, 200, 200]])
     terms, statistics = losses_of(NETWORK, outputs, batch, priorities(rng))
     for name in ("coarse_box", "box", "objectness"):

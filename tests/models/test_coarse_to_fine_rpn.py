@@ -1,4 +1,4 @@
-"""CRPN: both stages' losses and the choice of proposals as plain statements; which gradients there are."""
+"""CRPN: both stages' losses and the choice of proposals against plain loops; which gradients there are."""
 
 import dataclasses
 
@@ -96,7 +96,7 @@ def fine_loop(anchors, logits, deltas, objects, order) -> tuple[float, float, in
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_losses_equal_the_plain_statement_in_every_mode(rng, pyramid, variables, mode):
+def test_losses_equal_the_loop_in_every_mode(rng, pyramid, variables, mode):
     batch, outputs = tiny.batch(), random_outputs(rng, pyramid, variables)
     objects = np.asarray(batch.ground_truth.boxes)
     coarse_boxes = np.array(jnp.concatenate(outputs.anchors, 1))
@@ -157,7 +157,7 @@ def test_an_object_without_positive_anchor_is_counted(pyramid, variables):
     assert statistics["positive_anchors"].total.tolist() == [0, 0]
 
 
-def test_an_ignore_region_silences_all_anchors_in_it(pyramid, variables):
+def test_an_ignore_region_leaves_out_all_anchors_in_it(pyramid, variables):
     outputs = apply(variables, pyramid, jnp.full((2, 2), 64.0))
     batch = tiny.batch(5, regions=[[-100, -100, 200, 200]])
     terms, _ = losses_of(outputs, batch, priorities(np.ones((2, ANCHORS))))
@@ -182,7 +182,7 @@ def test_coarse_boxes_are_the_anchors_moved_by_the_coarse_deltas_and_clipped(pyr
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(outputs))
 
 
-def test_stages_equal_the_plain_restatement(pyramid, variables):
+def test_stages_equal_the_loop(pyramid, variables):
     """Dilated convolution, coarse boxes, adaptive convolution on these boxes, both heads; of the third level."""
     outputs = apply(variables, pyramid, jnp.full((2, 2), 64.0))
     params = jax.tree.map(np.asarray, variables["params"])
@@ -223,7 +223,7 @@ def test_the_fine_stage_sends_no_gradient_through_the_coarse_boxes(pyramid, vari
 
 
 @pytest.mark.parametrize("phase", ["train", "test"])
-def test_proposals_equal_the_plain_statement(rng, pyramid, variables, phase):
+def test_proposals_equal_the_loop(rng, pyramid, variables, phase):
     limits = {"max_proposals": 25, "nms_similarity": "iou", "train": {"candidates": 30, "nms_overlap": 0.6},
               "test": {"candidates": 12, "nms_overlap": 0.2}}  # fmt: skip
     sizes = jnp.array([[64.0, 64.0], [40.0, 52.0]])

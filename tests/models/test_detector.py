@@ -274,7 +274,7 @@ def test_detections_lie_in_the_picture_best_first(variant):
 
 
 @pytest.mark.parametrize("name", PROPOSAL_NETWORKS)
-def test_every_network_hands_on_what_is_scored(name):
+def test_every_network_returns_upright_proposals(name):
     settings = tiny.settings()
     settings.proposal_network.name = name
     detector = build_detector(settings, 9)

@@ -1,4 +1,4 @@
-"""GA-RPN: its four losses and its network as plain statements, where it proposes, which gradients there are."""
+"""GA-RPN: its four losses and its network against plain loops, where it proposes, which gradients there are."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def shape_overlaps(squares: np.ndarray, objects: np.ndarray) -> np.ndarray:
 # Losses
 
 
-def test_the_location_loss_equals_the_plain_statement(outputs):
+def test_the_location_loss_equals_the_loop(outputs):
     """Middles weigh one, cells apart from objects a tenth, those around middles and on the next levels nothing."""
     batch = tiny.batch()
     terms, _ = losses_of(outputs, batch, priorities(np.ones((2, 2 * CELLS))))
@@ -98,7 +98,7 @@ def test_the_location_loss_equals_the_plain_statement(outputs):
         np.testing.assert_allclose(terms["location"].count[image], CELLS / 200, rtol=1e-6)
 
 
-def test_the_shape_loss_equals_the_plain_statement(rng, outputs):
+def test_the_shape_loss_equals_the_loop(rng, outputs):
     batch, chances = tiny.batch(), rng.random((2, 2 * CELLS)).astype(np.float32)
     terms, _ = losses_of(outputs, batch, priorities(chances))
     squares, shapes = np.concatenate(outputs.squares), np.concatenate(outputs.shapes, 1)
@@ -113,7 +113,7 @@ def test_the_shape_loss_equals_the_plain_statement(rng, outputs):
         assert terms["shape"].count[image] == len(first) + len(rest)
 
 
-def test_the_losses_of_guided_anchors_equal_the_plain_statement(rng, outputs):
+def test_the_losses_of_guided_anchors_equal_the_loop(rng, outputs):
     batch, chances = tiny.batch(), rng.random((2, 2 * CELLS)).astype(np.float32)
     terms, statistics = losses_of(outputs, batch, priorities(chances))
     anchors, logits, deltas = (np.concatenate(x, 1) for x in (outputs.anchors, outputs.logits, outputs.deltas))
@@ -137,7 +137,7 @@ def test_the_losses_of_guided_anchors_equal_the_plain_statement(rng, outputs):
         assert statistics["positive_anchors"].total[image] >= len(first)
 
 
-def test_an_ignore_region_silences_everything_in_it(outputs):
+def test_an_ignore_region_leaves_out_everything_in_it(outputs):
     batch = tiny.batch(5, regions=[[-100, -100, 200, 200]])
     terms, _ = losses_of(outputs, batch, priorities(np.ones((2, 2 * CELLS))))
     assert all(term.total.tolist() == [0, 0] for term in terms.values())
@@ -146,7 +146,7 @@ def test_an_ignore_region_silences_everything_in_it(outputs):
 # Guidance
 
 
-def test_branches_equal_the_plain_restatement(pyramid, variables):
+def test_branches_equal_the_loop(pyramid, variables):
     """Location and shape, the guided anchors, the adaption by groups with offsets, both heads; of the third level."""
     outputs = apply(variables, pyramid, SIZES)
     params = jax.tree.map(np.asarray, variables["params"])

@@ -62,8 +62,8 @@ def test_losses_and_gradients_are_finite(variant):
     for objects in (0, 3, tiny.OBJECTS):
         gradient, losses, statistics = step(tiny.turned(tiny.batch(objects)))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, losses, statistics)))
-        silent = {name for name, term in losses.items() if not np.asarray(term.total).any()}
-        assert silent == (set() if objects else set(losses) - EVERYWHERE)
+        zero = {name for name, term in losses.items() if not np.asarray(term.total).any()}
+        assert zero == (set() if objects else set(losses) - EVERYWHERE)
     learns = {part for part, of in gradient.items() if any((x != 0).any() for x in jax.tree.leaves(of))}
     assert learns == {"backbone", "neck", "proposal_network", "roi_head"} | ({"imitation"} & gradient.keys())
 
@@ -99,7 +99,7 @@ def test_detections_are_oriented_and_proposals_upright(variant):
 
 
 @pytest.mark.parametrize(("size_of", "side"), [("enclosing", 45 / np.sqrt(2)), ("oriented", np.sqrt(40 * 5))])
-def test_whose_size_the_threshold_goes_by_is_a_choice(size_of, side):
+def test_the_threshold_depends_on_the_size_of_the_chosen_box(size_of, side):
     """A bar of 40 x 5 pixels at 45 degrees stands in a square."""
     settings = tiny.settings("", sodaa)
     settings.proposal_network.coarse_to_fine.size_of = size_of
@@ -123,7 +123,7 @@ def test_whose_size_the_threshold_goes_by_is_a_choice(size_of, side):
         ("", {"roi_head.name": "horizontal"}, "has no key 'size_of'"),
     ],
 )
-def test_what_does_not_fit_is_named(variant, changes, message):
+def test_parts_that_do_not_fit_together_are_refused(variant, changes, message):
     settings = tiny.settings(variant, sodaa)
     settings.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):

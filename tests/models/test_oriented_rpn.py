@@ -1,4 +1,4 @@
-"""Oriented R-CNN's proposal network: losses as a plain statement, proposals that upright boxes suppress."""
+"""Oriented R-CNN's proposal network: losses against a plain loop, proposals that upright boxes suppress."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def outputs_of(rng: np.random.Generator, images: int = 2) -> Outputs:
     return Outputs(*(tuple(jnp.asarray(x, jnp.float32) for x in of) for of in (anchors, logits, deltas)))
 
 
-def test_losses_equal_the_plain_statement(rng):
+def test_losses_equal_the_loop(rng):
     outputs, batch = outputs_of(rng), tiny.turned(tiny.batch())
     none = jnp.zeros((2, 1))
     chances = Priorities(jnp.asarray(rng.random((2, ANCHORS)), jnp.float32), none, none, none)

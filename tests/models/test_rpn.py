@@ -1,4 +1,4 @@
-"""The plain RPN: losses as a plain statement, the order of its anchors."""
+"""The plain RPN: losses against a plain loop, the order of its anchors."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def variables(pyramid):
     return jax.jit(NETWORK.init)(jax.random.key(0), pyramid, SIZES)
 
 
-def test_losses_equal_the_plain_statement(rng, pyramid, variables):
+def test_losses_equal_the_loop(rng, pyramid, variables):
     outputs, batch = jax.jit(NETWORK.apply)(variables, pyramid, SIZES), tiny.batch()
     outputs = outputs._replace(logits=tuple(jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in outputs.logits))
     anchors = np.concatenate(outputs.anchors)

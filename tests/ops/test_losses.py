@@ -34,7 +34,7 @@ def bounded_iou_loop(box, target, beta):
     return total
 
 
-def test_bounded_iou_loss_equals_the_plain_statement(rng):
+def test_bounded_iou_loss_equals_the_loop(rng):
     boxes, targets = plain.some_boxes(rng, 40, 32.0), plain.some_boxes(rng, 40, 32.0)
     boxes[:10] = targets[:10] + rng.normal(0, 0.3, (10, 4))
     expected = [bounded_iou_loop(*pair, 0.2) for pair in zip(boxes, targets, strict=True)]

@@ -115,7 +115,7 @@ def assert_kinds(ours: Assignment, kind: np.ndarray, claimed: np.ndarray) -> Non
 
 @given(seeds, st.sampled_from(sorted(RULES)), st.integers(0, 3))
 def test_assignments_equal_the_loop(seed, rule, count):
-    """Boxes in one of `count` regions are taken out before any object has its best."""
+    """Boxes in one of `count` ignore regions are taken out before any object gets its best."""
     boxes, objects = scene(seed)
     regions = objects[:count] + np.float32([-1.5, -1.5, 7, 1.5])
     kind, claimed = kinds(rule, boxes, objects, regions)
@@ -166,7 +166,7 @@ def test_a_box_that_two_objects_want_goes_to_the_more_similar():
 
 
 def test_there_may_be_fewer_boxes_than_an_object_wants():
-    """All that are there, or of three those that no region silences."""
+    """All boxes there are, or those of three that are not in an ignore region."""
     of_five = partial(ranking.match_ranking, similarity=MEASURES["nwd"], most=5, negative=0.3, ignore_overlap=0.5)
     assert of_five(jnp.zeros((1, 4)), plain.ground_truth([[0, 0, 8, 8]])).positive.tolist() == [True]
     boxes = jnp.array([[0.0, 0.0, 8.0, 8.0], [2.0, 0.0, 10.0, 8.0], [30.0, 0.0, 38.0, 8.0]])
@@ -195,10 +195,10 @@ def test_regions_silence_the_boxes_inside_them_and_are_no_objects(rule):
     region = [200, 200, 240, 240]
     without = RULES[rule](boxes, plain.ground_truth(objects, size=12))
     within = RULES[rule](boxes, plain.ground_truth(objects, regions=[region], size=12))
-    silent = np.arange(40) == 10
-    assert not (within.positive | within.negative)[silent].any()
+    ignored = np.arange(40) == 10
+    assert not (within.positive | within.negative)[ignored].any()
     for field in ("positive", "negative", "indices"):
-        np.testing.assert_array_equal(getattr(within, field)[~silent], getattr(without, field)[~silent])
+        np.testing.assert_array_equal(getattr(within, field)[~ignored], getattr(without, field)[~ignored])
     assert within.negative[11]
 
 
