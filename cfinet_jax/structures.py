@@ -1,9 +1,9 @@
-"""The data that flows through the detector, and every convention it obeys.
+"""The data that flows through the detector, and the conventions that it follows.
 
-* Boxes are `x1 y1 x2 y2` in pixels, float32; width is `x2 - x1` (no "+1"). Inside the detector a pixel is
-  one of the network's input, outside it one of the stored image; `Batch.scales` leads from the latter to the former.
-* Oriented boxes are `cx cy w h angle`, clockwise on the screen, w >= h, radians in [-pi/2, pi/2) ("le90"). Those of the
-  ground truth and of detections are such where `dataset.boxes` says so. Proposals are upright where they are scored.
+* Boxes are `x1 y1 x2 y2` in pixels, float32; width is `x2 - x1` (no "+1"). Inside the detector these are pixels of the
+  network's input, outside it pixels of the stored image; `Batch.scales` converts the latter to the former.
+* Oriented boxes are `cx cy w h angle`, clockwise on the screen, w >= h, radians in [-pi/2, pi/2) ("le90"). Ground truth
+  and detections are oriented if `dataset.boxes` says so. Proposals are always scored as upright boxes.
 * Labels are 0..C-1; background is C, the last logit.
 * Images and feature maps are NHWC, channels R G B.
 * Every padded set carries a mask that is True where an entry is real; padding holds finite values.
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 T = TypeVar("T")
 
-BOX_NUMBERS = {"horizontal": 4, "oriented": 5}  # by `dataset.boxes`
+BOX_NUMBERS = {"horizontal": 4, "oriented": 5}  # coordinates of a box, by `dataset.boxes`
 
 
 @dataclass_transform(frozen_default=True)
@@ -31,36 +31,36 @@ def pytree(cls: type[T]) -> type[T]:
 
 @pytree
 class GroundTruth:
-    """What is in an image, padded to `max_objects`."""
+    """The annotations of an image, padded to `max_objects`."""
 
-    boxes: Float[Array, "*batch objects 4"]  # of an oriented data set 5, until the detector has enclosed them
+    boxes: Float[Array, "*batch objects 4"]  # upright; the hulls of oriented ones
     labels: Int[Array, "*batch objects"]
     valid: Bool[Array, "*batch objects"]
-    ignore: Bool[Array, "*batch objects"]  # a region in which nothing is to be learnt
-    oriented: Float[Array, "*batch objects 5"] | None = None  # what `boxes` enclose, if they do
+    ignore: Bool[Array, "*batch objects"]  # a region in which nothing is learnt
+    oriented: Float[Array, "*batch objects 5"] | None = None  # of an oriented data set
 
     @property
     def is_object(self) -> Bool[Array, "*batch objects"]:
-        """Real entries that are to be found."""
+        """Mark the target objects."""
         return self.valid & ~self.ignore
 
     @property
     def is_region(self) -> Bool[Array, "*batch objects"]:
-        """Real entries that are to be left alone."""
+        """Mark the ignore regions."""
         return self.valid & self.ignore
 
     @property
-    def goals(self) -> Float[Array, "*batch objects numbers"]:
-        """The boxes that detections are to be."""
+    def targets(self) -> Float[Array, "*batch objects coordinates"]:
+        """Return the target boxes of the final stage: oriented if available, else upright."""
         return self.boxes if self.oriented is None else self.oriented
 
 
 @pytree
 class Batch:
-    """Images with their ground truth; as shipped by the host, or as `ops.preprocess` prepares it.
+    """Images with their ground truth, as shipped by the host or as prepared by `ops.preprocess`.
 
-    Shipped: uint8 images, padded right and below by repeating the border, everything in pixels of the stored
-    image. Prepared: float32 images, resized, flipped, normalised, zero in the padding; pixels of the network.
+    Shipped: uint8 images, padded at the right and bottom by repeating the border; everything in stored pixels.
+    Prepared: float32 images, resized, flipped, normalised, zero in the padding; everything in network pixels.
     """
 
     images: Num[Array, "batch height width 3"]
@@ -69,8 +69,8 @@ class Batch:
     ground_truth: GroundTruth
     image_ids: Int[Array, "batch"]
     index: Int[Array, "batch"]  # position in the global batch, whatever the mesh
-    dropped: Int[Array, "batch"]  # objects beyond `max_objects`
-    valid: Bool[Array, "batch"]  # False: filler of the last batch
+    dropped: Int[Array, "batch"]  # objects left out because there are more than `max_objects`
+    valid: Bool[Array, "batch"]  # False for an image that only fills up the last batch
 
 
 @pytree
@@ -84,11 +84,11 @@ class Proposals:
 
 @pytree
 class RoiSamples:
-    """Regions the second stage learns from: objects first, then background."""
+    """Regions from which the second stage learns: objects first, then background."""
 
     boxes: Float[Array, "*batch samples 4"]  # of Oriented R-CNN 5
     labels: Int[Array, "*batch samples"]  # C for background
-    matched: Int[Array, "*batch samples"]  # index of the ground truth; any where background
+    matched: Int[Array, "*batch samples"]  # index of the object; arbitrary for background
     overlaps: Float[Array, "*batch samples"]  # IoU with it
     source: Int[Array, "*batch samples"]  # index into ground truth followed by proposals
     is_object: Bool[Array, "*batch samples"]
@@ -97,7 +97,7 @@ class RoiSamples:
 
 @pytree
 class Detections:
-    """What was found, best first."""
+    """Detected objects, best first."""
 
     boxes: Float[Array, "*batch detections 4"]  # of an oriented data set 5
     scores: Float[Array, "*batch detections"]
@@ -128,7 +128,7 @@ class ExemplarMemory:
 class Priorities:
     """Random numbers that decide every draw of a step: the highest win.
 
-    Made once per image, so that no result depends on the mesh or on micro-batches, and a test can pin them.
+    They are made per image, so that no result depends on the mesh or on micro-batches, and tests can fix them.
     """
 
     anchors: Float[Array, "*batch anchors"]
@@ -138,20 +138,20 @@ class Priorities:
 
 
 class Term(NamedTuple):
-    """A loss or statistic as a sum over local samples and what the global sum is divided by."""
+    """A loss or statistic: a sum over local samples, and a divisor, which is also summed over all devices."""
 
     total: Any  # float32 scalar
     count: Any  # float32 scalar
 
 
 def fitting_scales(sizes: Any, image_size: tuple[int, int] | None) -> Any:
-    """What pictures of `sizes` [..., 2] (height, width) are scaled by to fit into `image_size`; None: nothing."""
+    """Return the factors that make pictures of `sizes` [..., 2] (height, width) fit `image_size`; 1 if it is None."""
     limits = sizes if image_size is None else np.asarray(image_size, np.float32)
     return (limits / sizes).min(-1)
 
 
 def without_truth(images: Any, sizes: Any, scales: Any) -> Batch:
-    """Pictures to detect in, uint8 and padded, as a batch."""
+    """Return a batch of pictures to detect in, uint8 and padded, without ground truth."""
     count = images.shape[0]
     none = jnp.zeros((count, 1), bool)
     truth = GroundTruth(jnp.zeros((count, 1, 4)), jnp.zeros((count, 1), jnp.int32), none, none)

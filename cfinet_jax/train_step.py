@@ -19,7 +19,7 @@ Forward = Callable[[Any, Batch], tuple[dict, dict, Exemplars | None]]
 
 @pytree
 class TrainState:
-    """Everything that a step changes, and the constants of batch norm."""
+    """Everything that a step updates, and the constants of batch norm."""
 
     step: Int[Array, ""]
     params: Any
@@ -28,13 +28,14 @@ class TrainState:
     memory: ExemplarMemory | None  # None without imitation
 
 
-def empty_batch(count: int, shape: tuple[int, int], max_objects: int, numbers: int = 4) -> Batch:
-    """A prepared batch without content, for its shapes; boxes have so many numbers."""
+def empty_batch(count: int, shape: tuple[int, int], max_objects: int, oriented: bool = False) -> Batch:
+    """Return a prepared batch of zeros, for its shapes, with or without oriented boxes."""
     truth = GroundTruth(
-        jnp.zeros((count, max_objects, numbers)),
+        jnp.zeros((count, max_objects, 4)),
         jnp.zeros((count, max_objects), jnp.int32),
         jnp.zeros((count, max_objects), bool),
         jnp.zeros((count, max_objects), bool),
+        jnp.zeros((count, max_objects, 5)) if oriented else None,
     )
     zeros = jnp.zeros(count, jnp.int32)
     sizes = jnp.broadcast_to(jnp.asarray(shape, jnp.float32), (count, 2))
@@ -45,10 +46,10 @@ def empty_batch(count: int, shape: tuple[int, int], max_objects: int, numbers: i
 def create_state(
     key: Array, detector: Detector, optimizer: optax.GradientTransformation, shape: tuple[int, int], max_objects: int
 ) -> TrainState:
-    """Random parameters and an empty memory; nothing but the initialisers is computed."""
+    """Return random parameters and an empty memory; jitted, so that only the initialisers are computed."""
 
     def create(key: Array) -> TrainState:
-        batch = empty_batch(1, shape, max_objects, detector.roi_head.numbers)
+        batch = empty_batch(1, shape, max_objects, detector.roi_head.numbers == 5)
         memory = detector.empty_memory()
         priorities = detector.draw_priorities(key, batch.index, shape, max_objects)
         variables = detector.init(key, batch, memory, priorities, method="losses")
@@ -71,10 +72,23 @@ def train_step(
     flip: float,
     micro_batches: int,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update on this device's part of a batch as shipped by the host, inside a `shard_map` over `data`.
+    """Take one step on this device's part of a batch, inside a `shard_map` over `data`.
 
-    The memory is read at the start and pushed at the end. A step whose loss is not finite changes nothing but the
-    step number. Returns the new state and metrics of the global batch.
+    The memory is read at the start and updated at the end. A step whose loss or gradient is not finite changes nothing
+    but the step number.
+
+    Args:
+      state: The state before the step.
+      batch: Images as shipped by the host.
+      key: The run's random key; the step number is folded in.
+      detector: The model.
+      optimizer: Turns gradients into updates.
+      prepare: The function (batch as shipped, flips) -> prepared batch.
+      flip: Probability that an image is mirrored.
+      micro_batches: Parts in which the batch is computed, to save memory.
+
+    Returns:
+      The state after the step, and metrics of the global batch.
     """
     flip_key, priority_key = jax.random.split(jax.random.fold_in(key, state.step))
 
@@ -115,10 +129,19 @@ def train_step(
 
 
 def accumulate(forward: Forward, params: Any, batch: Batch, micro_batches: int) -> tuple[Any, dict, dict, Any]:
-    """Local gradients of the global loss, and sums over local images of losses and statistics.
+    """Compute local gradients of the global loss, and sums over local images of losses and statistics.
 
-    What each loss is divided by is known only when every image has been seen: with several micro-batches a first
+    The divisor of each loss is known only after every image has been seen: with several micro-batches, a first forward
     pass adds up the divisors.
+
+    Args:
+      forward: The function (parameters, batch) -> losses and statistics as sums, and exemplars per image.
+      params: The parameters.
+      batch: This device's images, as shipped.
+      micro_batches: Parts in which the batch is computed.
+
+    Returns:
+      Gradients, losses, statistics, and exemplars of every image.
     """
 
     def loss(params: Any, batch: Batch, sums: dict | None) -> tuple[Array, tuple]:
@@ -147,33 +170,34 @@ def accumulate(forward: Forward, params: Any, batch: Batch, micro_batches: int) 
 
 
 def add_images(terms: dict[str, Term]) -> dict[str, Term]:
-    """Terms per image `[batch]` added up; a divisor has no gradient."""
+    """Add up terms per image `[batch]`; a divisor has no gradient."""
     return {name: Term(term.total.sum(), jax.lax.stop_gradient(term.count.sum())) for name, term in terms.items()}
 
 
 def mean(term: Term) -> Array:
-    """Sum over count; 0 where there is nothing to count."""
+    """Divide the sum by the count; 0 if the count is 0."""
     return term.total / jnp.where(term.count > 0, term.count, 1.0)
 
 
 def exchange(exemplars: Exemplars, index: Array, classes: int, most: int) -> Exemplars:
-    """At most `most` exemplars of each class, the best of all devices, in the order of the global batch.
+    """Gather the `most` best exemplars of each class from all devices, in the order of the global batch.
 
-    All devices learn what every image offers and choose alike; then each fills the slots of its own exemplars, and only
-    these move: one sum of `[classes * most, size, size, channels]`, however large the batch.
+    Labels and qualities of all offers are exchanged first, so that every device makes the same choice. Then each device
+    fills in the features of its own exemplars, and one sum of `[classes * most, size, size, channels]` distributes
+    them: its size does not depend on the batch.
     """
     offers = exemplars.labels, exemplars.quality, exemplars.valid
     labels, quality, valid = jax.lax.psum(jax.tree.map(lambda x: place(x, index), offers), AXIS)
     position, chosen = exemplar_memory.choose(labels.ravel(), quality.ravel(), valid.ravel() > 0, classes, most)
     image, offer = jnp.divmod(position.ravel(), labels.shape[1])
-    local = place(jnp.arange(1, index.shape[0] + 1), index)[image] - 1  # -1: the image of another device
+    local = place(jnp.arange(1, index.shape[0] + 1), index)[image] - 1  # -1 for an image of another device
     own = chosen.ravel() & (local >= 0)
     slots = jnp.where(own[:, None, None, None], exemplars.features[local, offer], 0.0)
     return Exemplars(jax.lax.psum(slots, AXIS), labels[image, offer], quality[image, offer], chosen.ravel())
 
 
 def place(x: Array, index: Array) -> Array:
-    """Numbers of local images `[images, ...]` at their places in the global batch, zeros elsewhere."""
+    """Scatter the values of local images `[images, ...]` to their places in the global batch, zeros elsewhere."""
     images = index.shape[0] * jax.lax.axis_size(AXIS)
     x = x.astype(jnp.int32) if x.dtype == bool else x
     return jnp.zeros((images, *x.shape[1:]), x.dtype).at[index].set(x)

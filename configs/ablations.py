@@ -219,9 +219,9 @@ def table5_as_published() -> Study:
 def table6() -> Study:
     """Table 6: the anchors that CRPN's coarse stage learns from."""
 
-    def row(name: str, assign: str, *scores: float, **fixed: float) -> Row:
-        changes = {f"{NETWORK}.coarse_to_fine.assign": assign} | {
-            f"{NETWORK}.coarse_to_fine.assign_modes.fixed.{key}": value for key, value in fixed.items()
+    def row(name: str, threshold: str, *scores: float, **fixed: float) -> Row:
+        changes = {f"{NETWORK}.coarse_to_fine.coarse_threshold": threshold} | {
+            f"{NETWORK}.coarse_to_fine.coarse_thresholds.fixed.{key}": value for key, value in fixed.items()
         }
         return Row(name, changes | WITHOUT_IMITATION, published(AP, *scores))
 

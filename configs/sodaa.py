@@ -6,7 +6,7 @@ Command:   python -m cfinet_jax.main --config=configs/sodaa.py --workdir=runs/so
 Variants:  sodaa.py:released             the six choices in which the released code leaves the paper, as in sodad.py
            sodaa.py:rotated_faster_rcnn  the baseline: RPN with three anchors on P2-P6, no imitation
            sodaa.py:oriented_rcnn        Oriented R-CNN: oriented proposals, pooled along their own axes
-Choices:   what nobody has published of CFINet here is three keys below detector.proposal_network.coarse_to_fine:
+Choices:   three settings of CFINet on SODA-A are unpublished; they are in detector.proposal_network.coarse_to_fine:
            anchor_scale 2 (1 is the baseline's), proposals.max_proposals 2000 (300 on SODA-D), size_of
 Hardware:  one accelerator (the baselines of the paper: one image on each of several)
 Target AP: 34.4 (SODA-A test, Table 3), 32.5 for rotated Faster R-CNN, 34.4 for Oriented R-CNN
@@ -53,7 +53,7 @@ ROTATED_FASTER_RCNN = {
 ORIENTED_RCNN = ROTATED_FASTER_RCNN | {
     "detector.proposal_network.name": "oriented_rpn",
     "detector.roi_head.name": "oriented",
-    "detector.roi_head.max_grid": 2,  # samples of a bin, for regions of any size
+    "detector.roi_head.max_grid": 2,  # samples of a bin each way, whatever the size of its region
 }
 VARIANTS = {
     "": {},
@@ -77,15 +77,15 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def add_oriented(detector: ConfigDict) -> None:
-    """The keys that only oriented experiments have."""
+    """Add the keys that only oriented experiments have."""
     detector.roi_head.smooth_beta = 1.0  # where smooth L1 turns from quadratic to linear
     network = detector.proposal_network
-    network.coarse_to_fine.size_of = "enclosing"  # whose size base_size is compared with; or "oriented"
+    network.coarse_to_fine.size_of = "enclosing"  # which box of an object base_size is compared with; or "oriented"
     network.rpn.smooth_beta = 1 / 9
 
 
 def oriented_rpn(rpn: ConfigDict) -> dict[str, Any]:
-    """The section of Oriented R-CNN's proposal network: that of the plain one but for the coder and NMS."""
+    """Return the section of Oriented R-CNN's proposal network: the plain RPN's, but for the coder and NMS."""
     section = rpn.to_dict() | {"stds": (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)}
     for phase in ("train", "test"):
         section["proposals"][phase]["nms_overlap"] = 0.8

@@ -25,7 +25,7 @@ from ml_collections.config_dict import placeholder
 from cfinet_jax.errors import UserError
 
 RELEASED = {
-    "detector.proposal_network.coarse_to_fine.assign": "released",
+    "detector.proposal_network.coarse_to_fine.coarse_threshold": "released",
     "detector.imitation.quality": "released",
     "detector.imitation.negatives": "image",
     "detector.imitation.quality_weights": (0.5, 0.1, 0.05),
@@ -99,15 +99,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.detector = ConfigDict(
         {
             "precision": "bfloat16",
-            # How alike two boxes are. Constants are in pixels of the stored picture, and of AI-TOD, as published.
+            # Similarities of boxes. Constants are in stored pixels; these are the published ones, of AI-TOD.
             "similarities": {
                 "iou": {},
-                "nwd": {"constant": 12.7},  # mean side of an object
-                "dotd": {"mean_side": 12.7},  # root of the mean area
+                "nwd": {"constant": 12.7},  # mean side of the objects
+                "dotd": {"mean_side": 12.7},  # root of their mean area
                 "kl": {},
-                "wasserstein": {"unit": 1.0},  # the released code: pixels of the network
+                "wasserstein": {"unit": 1.0},  # network pixels in the released code
             },
-            # Rules by which a proposal network's `assigner` may say which anchors learn to be which object.
+            # Rules that decide which anchors learn to be which object; the `assigner` of a proposal network names one.
             "assigners": {
                 "max_iou": {"rule": "threshold", "similarity": "iou"},
                 "nwd": {"rule": "threshold", "similarity": "nwd"},
@@ -117,19 +117,19 @@ def get_config(variant: str = "") -> ConfigDict:
                     "rule": "receptive_field",
                     "similarity": "kl",
                     "receptive_fields": (35.0, 91.0, 267.0, 427.0, 555.0),  # of P2-P6 of ResNet-50, in network pixels
-                    "effective": 0.5,  # share of it that a feature sees: a prior's side
+                    "effective": 0.5,  # share of it that a feature really sees: side of a prior
                     "most": (3, 1),
                     "shrink": 0.9,
                     "negative": 0.8,
                 },
             },
-            "ignore_overlap": 0.5,  # share of an anchor or RoI inside an ignore region that silences it
+            "ignore_overlap": 0.5,  # an anchor or RoI with a larger share inside an ignore region is ignored
             "backbone": {
                 "depth": 50,
                 "width": 64,
                 "stride_style": "pytorch",
                 "frozen_stages": 1,
-                "last_norm_scale": 1.0,  # 0.3 trains from scratch
+                "last_norm_scale": 1.0,  # 0.3 to train from scratch
             },
             "neck": {"channels": 256, "levels": 4},
             "proposal_network": {
@@ -140,9 +140,10 @@ def get_config(variant: str = "") -> ConfigDict:
                     "dilation": 3,
                     "coarse_stds": (0.1, 0.1, 0.5, 0.5),
                     "fine_stds": (0.05, 0.05, 0.1, 0.1),
-                    "assign": "paper",
-                    # threshold of an object of s stored pixels: clip(base + slope log2(s / base_size), low, cap)
-                    "assign_modes": {
+                    "coarse_threshold": "paper",
+                    # IoU from which an anchor is positive for an object of s stored pixels:
+                    # clip(base + slope log2(s / base_size), low, cap)
+                    "coarse_thresholds": {
                         "paper": {"base": 0.20, "slope": 0.15, "low": 0.25, "cap": 1.0},
                         "released": {"base": 0.25, "slope": 0.15, "low": 0.20, "cap": 0.25},
                         "literal": {"base": 0.25, "slope": 0.15, "low": 0.20, "cap": 0.70},
@@ -161,7 +162,7 @@ def get_config(variant: str = "") -> ConfigDict:
                     "box_weight": 9.0,
                     "proposals": {
                         "max_proposals": 300,
-                        "nms_similarity": "iou",  # in which nms_overlap is measured; NWD's published one is 0.85
+                        "nms_similarity": "iou",  # measure of nms_overlap; with nwd, 0.85 is published
                         "train": {"candidates": 2000, "nms_overlap": 0.8},
                         "test": {"candidates": 1000, "nms_overlap": 0.5},
                     },
@@ -172,8 +173,8 @@ def get_config(variant: str = "") -> ConfigDict:
                     "dilation": 3,
                     "coarse_stds": (0.1, 0.1, 0.5, 0.5),
                     "fine_stds": (0.05, 0.05, 0.1, 0.1),
-                    "centre_ratio": 0.2,  # of an object's sides: there the coarse stage learns; 0.5, 0.8 in Table 1
-                    "ignore_ratio": 0.5,  # around it, where an object ends the claims of earlier ones; 0.8, 1.0
+                    "centre_ratio": 0.2,  # share of an object's sides: the coarse stage learns there (Table 1: .5, .8)
+                    "ignore_ratio": 0.5,  # share in which an object ends the claims of earlier ones; also 0.8, 1.0
                     "anchors_per_positive": 200.0,
                     "assigner": "max_iou",
                     "positive_overlap": 0.7,
@@ -194,21 +195,21 @@ def get_config(variant: str = "") -> ConfigDict:
                 "guided_anchor": {
                     "channels": 256,
                     "anchor_scale": 2.0,
-                    "scales_per_octave": 3,  # with the ratios: boxes that stand for the shapes an anchor may take
+                    "scales_per_octave": 3,  # with the ratios: boxes that represent the shapes that an anchor can take
                     "aspect_ratios": (0.5, 1.0, 2.0),
-                    "offset_groups": 4,  # parts of the channels with offsets of their own
+                    "offset_groups": 4,  # parts of the channels, each with its own offsets
                     "shape_stds": (0.14, 0.14),
                     "stds": (0.07, 0.07, 0.11, 0.11),
-                    "centre_ratio": 0.2,  # of an object's sides: the middle, where it is to be located
-                    "ignore_ratio": 0.5,  # around it, and on the next levels, nothing is learnt
-                    "location_prior": 0.01,  # probability of a middle before anything is learnt
+                    "centre_ratio": 0.2,  # share of an object's sides: the middle, where it is located
+                    "ignore_ratio": 0.5,  # share around it, also on the next levels, where nothing is learnt
+                    "location_prior": 0.01,  # initial probability of a middle
                     "focal_gamma": 2.0,
                     "focal_alpha": 0.25,
-                    "background_weight": 0.1,  # of a cell apart from objects in the loss of locations
+                    "background_weight": 0.1,  # of a cell outside objects in the location loss
                     "anchors_per_positive": 200.0,
                     "bounded_beta": 0.2,
-                    "smooth_beta": 1.0,  # where smooth_l1 turns from quadratic to linear
-                    "assigner": "max_iou",  # of the guided anchors; shapes are learnt by IoU
+                    "smooth_beta": 1.0,  # where smooth L1 turns from quadratic to linear
+                    "assigner": "max_iou",  # of the guided anchors; shapes always use IoU
                     "positive_overlap": 0.7,
                     "negative_overlap": 0.3,
                     "min_positive_overlap": 0.3,
@@ -274,7 +275,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "groups": 32,
                 "encoder": 512,
                 "embedding": 128,
-                "initial_std": 0.01,  # of the weights of the encoder and the projection; thinner ones want more
+                "initial_std": 0.01,  # of encoder and projection weights; thinner layers need more
                 "temperature": 0.6,
                 "weight": 0.5,
                 "high_quality": 0.65,
@@ -282,12 +283,12 @@ def get_config(variant: str = "") -> ConfigDict:
                 "min_score": 0.05,
                 "min_predictions": 8,
                 "samples": 128,
-                "positive_fractions": (0.5, 0.25),  # of an object of low, of middling quality
+                "positive_fractions": (0.5, 0.25),  # for objects of low and of middling quality
                 "shifts": (0.3, 0.5),
                 "rescales": (0.97, 1.03),
                 "slots": 256,
-                "max_exemplars": 16,  # of one image in one step
-                "max_class_exemplars": 16,  # of one class in one step: what devices exchange
+                "max_exemplars": 16,  # per image and step
+                "max_class_exemplars": 16,  # per class and step, over all devices
             },
         }
     )

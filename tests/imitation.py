@@ -1,4 +1,4 @@
-"""An imitation head, and predictions of which every number is known."""
+"""An imitation head, and predictions whose every number is known."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def imitation(**changed) -> FeatureImitation:
 
 
 def scene(rng: np.random.Generator, qualities: tuple[float, ...] = (0.9, 0.8, 0.7, 0.4, 0.1, 0.9)):
-    """Predictions, samples and a batch in which each object has `qualities`; the last object was not sampled.
+    """Return predictions, samples and a batch whose objects have these `qualities`; the last object was not sampled.
 
     Regions: five objects, three predictions of each, and background; every class probability is known.
     """

@@ -29,7 +29,7 @@ MODULES = [
         f"cfinet_jax/{name}.py"
         for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*", "input/*", "preparation/*", "runtime/*")
     ),
-    "cfinet_jax/config_values.py",
+    "cfinet_jax/config_checks.py",
 ]
 MIRRORS = {  # where the name does not say it
     **dict.fromkeys(("preparation/coco_annotations", "preparation/coco_boxes"), "preparation/test_coco"),
@@ -44,7 +44,7 @@ MIRRORS = {  # where the name does not say it
     **dict.fromkeys(("input/origin", "input/sizes"), "input/test_dataset"),
     "models/detector": "models/test_oriented_detectors models/test_detector",
     "models/feature_adaption": "models/test_guided_anchor_rpn",
-    "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
+    "models/proposals/base": "models/test_coarse_to_fine_rpn",
     "models/proposals/rotated_rpn": "models/test_oriented_rpn",
     "metrics/__main__": "metrics/test_main", "metrics/dota_files": "metrics/test_oriented",
     "metrics/detection_matching": "metrics/test_curves metrics/test_oriented",

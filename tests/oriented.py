@@ -1,11 +1,11 @@
-"""Oriented boxes to test with, and shapely's word on them."""
+"""Oriented boxes for tests, and their IoU by shapely."""
 
 import numpy as np
 import shapely
 
 
 def some_boxes(rng: np.random.Generator, count: int, extent: float = 64.0, largest: float = 24.0) -> np.ndarray:
-    """Boxes of all shapes and angles in le90 `[count, 5]`; half are multiples of 4 pixels and of pi / 8."""
+    """Draw boxes of all shapes and angles in le90 `[count, 5]`; half are multiples of 4 pixels and of pi / 8."""
     sides = np.sort(rng.uniform(1, largest, (count, 2)))[:, ::-1]
     boxes = np.concatenate(
         [rng.uniform(0, extent, (count, 2)), sides, rng.uniform(-np.pi / 2, np.pi / 2, (count, 1))], 1
@@ -17,14 +17,14 @@ def some_boxes(rng: np.random.Generator, count: int, extent: float = 64.0, large
 
 
 def pairs(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs that mostly overlap, float32."""
+    """Draw pairs that mostly overlap, float32."""
     a, b = some_boxes(rng, count, largest=45), some_boxes(rng, count, largest=45)
     b[:, :2] = a[:, :2] + rng.normal(0, 10, (count, 2))
     return a, b.astype(np.float32)
 
 
 def hard_pairs(rng: np.random.Generator, count: int, aspect: float) -> tuple[np.ndarray, np.ndarray]:
-    """Identical, touching, nested, crossed, slid, nearly equal and unrelated pairs, float32.
+    """Draw identical, touching, nested, crossed, slid, nearly equal and unrelated pairs, float32.
 
     Sides are from 1e-3 to 1e4, at most 1 : `aspect`; angles at the borders of every range.
     """
@@ -50,7 +50,7 @@ def hard_pairs(rng: np.random.Generator, count: int, aspect: float) -> tuple[np.
 
 
 def polygons(boxes: np.ndarray) -> np.ndarray:
-    """The boxes as shapely knows them, in float64."""
+    """Return the boxes as shapely polygons, in float64."""
     upright = shapely.box(*np.moveaxis(np.concatenate([-boxes[:, 2:4], boxes[:, 2:4]], 1).astype(float) / 2, 1, 0))
     corners = shapely.get_coordinates(upright).reshape(-1, 5, 2)
     cos, sin = np.cos(boxes[:, 4].astype(float)), np.sin(boxes[:, 4].astype(float))
@@ -59,13 +59,13 @@ def polygons(boxes: np.ndarray) -> np.ndarray:
 
 
 def paired_ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of boxes of equal position."""
+    """Return the IoU of paired boxes."""
     first, second = polygons(a), polygons(b)
     shared = shapely.area(shapely.intersection(first, second))
     return shared / (shapely.area(first) + shapely.area(second) - shared)
 
 
 def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of every pair."""
+    """Return the IoU of every pair."""
     m, n = len(a), len(b)
     return paired_ious(np.repeat(a, n, 0), np.tile(b, (m, 1))).reshape(m, n)

@@ -1,4 +1,4 @@
-"""Plain NumPy statements that several tests compare with, and the small inputs they share."""
+"""Plain NumPy references that several tests compare with, and the small inputs that they share."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from cfinet_jax.structures import GroundTruth
 
 
 def some_boxes(rng: np.random.Generator, count: int, extent: float = 64.0, largest: float = 24.0) -> np.ndarray:
-    """Boxes of all shapes `[count, 4]`; half sit on every fourth pixel, so that overlaps tie, and some are empty."""
+    """Draw boxes of all shapes `[count, 4]`; half lie on every fourth pixel, so that overlaps tie; some are empty."""
     corner = rng.uniform(0, extent - largest, (count, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0, largest, (count, 2))], 1)
     boxes[::2] = (boxes[::2] / 4).round() * 4
@@ -24,7 +24,7 @@ def assert_leading_axes_are_kept(function: Callable, *arrays: np.ndarray) -> Non
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two boxes."""
+    """Return the IoU of two boxes."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(width, 0.0) * max(height, 0.0)
@@ -33,20 +33,20 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def corners(box: np.ndarray) -> np.ndarray:
-    """Of an oriented box `cx cy w h angle`, [4, 2]."""
+    """Return the corners [4, 2] of an oriented box `cx cy w h angle`."""
     x, y, w, h, angle = (float(value) for value in box)
     across, down = np.array([np.cos(angle), np.sin(angle)]) * w / 2, np.array([-np.sin(angle), np.cos(angle)]) * h / 2
     return np.array([x, y]) + [-across - down, across - down, across + down, down - across]
 
 
 def polygon_area(points: np.ndarray) -> float:
-    """Of a polygon, whichever way round."""
+    """Return the area of a polygon, whatever its direction."""
     x, y = np.asarray(points, float).reshape(-1, 2).T
     return abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
 
 
 def shared_area(subject: np.ndarray, window: np.ndarray) -> float:
-    """Of a polygon and a convex one whose corners go round clockwise on the screen: cut along each of its sides."""
+    """Return the area that a polygon shares with a convex one, clockwise on the screen: cut along each of its sides."""
     points = [*np.asarray(subject, float)]
     for start, end in zip(window, np.roll(window, -1, axis=0), strict=True):
         along = end - start
@@ -65,25 +65,25 @@ def shared_area(subject: np.ndarray, window: np.ndarray) -> float:
 
 
 def oriented_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two oriented boxes, in float64."""
+    """Return the IoU of two oriented boxes, in float64."""
     shared = shared_area(corners(a), corners(b))
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)
 
 
 def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of every pair, float32 so that ties are ties."""
+    """Return the IoU of every pair, float32 so that ties stay ties."""
     return np.array([[iou(x, y) for y in b] for x in a], np.float32).reshape(len(a), len(b))
 
 
 def shares(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """How much of each box lies in each region, float32 `[boxes, regions]`."""
+    """Return the share of each box inside each region, float32 `[boxes, regions]`."""
     low, high = np.maximum(boxes[:, None, :2], regions[:, :2]), np.minimum(boxes[:, None, 2:], regions[:, 2:])
     areas = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1e-6)
     return (np.maximum(high - low, 0).prod(2) / areas[:, None]).astype(np.float32)
 
 
 def similarity(name: str, a: np.ndarray, b: np.ndarray, constants: dict[str, float]) -> float:
-    """A row of `SIMILARITIES` of two boxes, in float64; `b` is the object."""
+    """Return a similarity of `SIMILARITIES` of two boxes, in float64; `b` is the object."""
     a, b = np.float64(a), np.float64(b)
     if name == "iou":
         return iou(a, b)
@@ -107,10 +107,10 @@ def similarity(name: str, a: np.ndarray, b: np.ndarray, constants: dict[str, flo
 def paint_middles(
     boxes: np.ndarray, sides: tuple, strides: tuple, scale: float, centre: float, ignore: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Object after object, its regions painted onto the map of its level, and what its neighbours would be told.
+    """Paint the regions of one object after another onto the map of its level.
 
-    Of maps of `sides` (rows, columns), concatenated: 0, -1 where ignored or the number of the object from 1 on; and
-    whether the cell is in the ignore region of an object of the level below or above.
+    Returns, for maps of `sides` (rows, columns), concatenated: 0, -1 where ignored or the number of the object from 1
+    on; and whether the cell is in the ignore region of an object of the next level below or above.
     """
     maps, nearby = [np.zeros(side, int) for side in sides], [np.zeros(side, bool) for side in sides]
 
@@ -132,7 +132,7 @@ def paint_middles(
 
 
 def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
-    """A map `[rows, columns, channels]` read at one point; cells outside it are zero."""
+    """Read a map `[rows, columns, channels]` at one point; cells outside it are zero."""
     rows, columns = feature.shape[:2]
     total = np.zeros(feature.shape[2])
     for i in (int(np.floor(y)), int(np.floor(y)) + 1):
@@ -145,7 +145,7 @@ def bilinear(feature: np.ndarray, y: float, x: float) -> np.ndarray:
 def convolve(
     x: np.ndarray, kernel: np.ndarray, stride: int = 1, dilation: int = 1, padding: int | None = None
 ) -> np.ndarray:
-    """Convolution of `[batch, rows, columns, inputs]` with `[size, size, inputs, outputs]`, as torch defines it."""
+    """Convolve `[batch, rows, columns, inputs]` with `[size, size, inputs, outputs]`, as torch defines it."""
     size = kernel.shape[0]
     padding = dilation * (size // 2) if padding is None else padding
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -161,7 +161,7 @@ def convolve(
 
 
 def ground_truth(boxes: np.ndarray, labels: np.ndarray | None = None, size: int = 0, regions=()) -> GroundTruth:
-    """Objects, then ignore regions, padded to `size` by boxes that would match anything."""
+    """Return objects, then ignore regions, padded to `size` by boxes that would match anything."""
     objects = np.asarray(boxes, np.float32).reshape(-1, 4)
     regions = np.asarray(regions, np.float32).reshape(-1, 4)
     count = len(objects) + len(regions)

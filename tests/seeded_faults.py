@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("cfinet_jax", "configs", "data", "tests", "pyproject.toml")
-MIRRORS = {"models/proposals/proposal_network": "models/test_coarse_to_fine_rpn"}  # where the name does not say it
+MIRRORS = {"models/proposals/base": "models/test_coarse_to_fine_rpn"}  # where the name does not say it
 TO_KILL = 27
 TIMEOUT = 300  # seconds for one test file
 

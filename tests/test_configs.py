@@ -40,7 +40,7 @@ PAPER = {
     f"{NETWORK}.objectness_weight": 0.9,
     f"{NETWORK}.box_weight": 9.0,
     f"{NETWORK}.base_size": 12.0,
-    f"{NETWORK}.assign_modes.paper": {"base": 0.20, "slope": 0.15, "low": 0.25, "cap": 1.0},
+    f"{NETWORK}.coarse_thresholds.paper": {"base": 0.20, "slope": 0.15, "low": 0.25, "cap": 1.0},
     f"{NETWORK}.positive_overlap": 0.7,
     f"{NETWORK}.negative_overlap": 0.7,
     f"{NETWORK}.min_positive_overlap": 0.3,
@@ -146,7 +146,7 @@ def test_changing_a_config_does_not_change_the_next(module):
     changed, before = module.get_config(), module.get_config().to_json()
     changed.dataset.image_size, changed.optimizer.clip_norm, changed.training.pretrained = (96, 64), 1.5, "other.npz"
     changed.dataset.update(stored_size=(32, 64), max_objects=3, source="folder", annotations="train=a.json")
-    changed.detector.proposal_network.coarse_to_fine.assign_modes.paper.base = 0.9
+    changed.detector.proposal_network.coarse_to_fine.coarse_thresholds.paper.base = 0.9
     changed.detector.proposal_network.rpn.proposals.test.candidates = 3
     assert module.get_config().to_json() == before
 
@@ -168,7 +168,7 @@ def test_a_misspelt_variant_or_key_is_named(module, monkeypatch):
 def test_the_presets_differ_in_six_choices():
     paper, released = (flatten(sodad.get_config(variant).to_dict()) for variant in ("", "released"))
     assert {key: (paper[key], released[key]) for key in paper if paper[key] != released[key]} == {
-        f"{NETWORK}.assign": ("paper", "released"),
+        f"{NETWORK}.coarse_threshold": ("paper", "released"),
         "detector.imitation.quality": ("paper", "released"),
         "detector.imitation.negatives": ("paper", "image"),
         "detector.imitation.quality_weights": ((1.0, 1.0, 1.0), (0.5, 0.1, 0.05)),

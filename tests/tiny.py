@@ -20,6 +20,8 @@ from ml_collections import ConfigDict
 
 from cfinet_jax import main
 from cfinet_jax.boxes import oriented
+from cfinet_jax.models.detector import build_proposal_network
+from cfinet_jax.models.proposals.base import ProposalNetwork
 from cfinet_jax.preparation.scenes.scenes_builder import Builder
 from cfinet_jax.structures import Batch, ExemplarMemory
 from configs import scenes, sodad
@@ -29,20 +31,23 @@ SHAPE, OBJECTS = (64, 64), 6
 SCENES = {"train": 16, "val": 2, "test": 8}  # images of each split
 
 
-COMMON = {  # what every proposal network is given besides its own section
-    key: sodad.get_config().detector.to_dict()[key] for key in ("ignore_overlap", "similarities", "assigners")
-}
-
-
 def settings(variant: str = "", experiment: Any = sodad) -> Any:
-    """The section `detector` of the paper's configuration, or of another one, every width reduced."""
+    """Return the section `detector` of the paper's configuration, or of another one, with every width reduced."""
     detector = experiment.get_config(variant).detector
     shrink(detector)
     return detector
 
 
+def network(name: str, variant: str = "", experiment: Any = sodad, **changed: Any) -> ProposalNetwork:
+    """Return a proposal network of the tiny detector, with keys of its section changed."""
+    detector = settings(variant, experiment)
+    detector.proposal_network.name = name
+    detector.proposal_network[name].update(changed)
+    return build_proposal_network(detector.to_dict())
+
+
 def shrink(detector: Any) -> None:
-    """Reduces every width of a section `detector`."""
+    """Reduce every width of a section `detector`."""
     detector.precision = "float32"
     detector.backbone.update(depth=18, width=8)
     detector.neck.channels = 16
@@ -57,7 +62,7 @@ def shrink(detector: Any) -> None:
 
 
 def tiny_config(variant: str = "") -> ConfigDict:
-    """The experiment of `configs/scenes.py` on tiny scenes: two steps of eight images, then an evaluation."""
+    """Return the experiment of `configs/scenes.py` on tiny scenes: two steps of eight images, then an evaluation."""
     config = scenes.get_config(variant)
     shrink(config.detector)
     config.dataset.update(image_size=SHAPE, max_objects=OBJECTS, batch_size=8, eval_batch_size=8, read_threads=1)
@@ -70,7 +75,7 @@ get_config = tiny_config  # as `cfinet_jax.main` asks for it
 
 
 def call_main(*arguments: str) -> tuple[int, str, str]:
-    """Status, output and errors of `cfinet_jax.main`, in this process: starting another takes 4 s."""
+    """Return status, output and errors of `cfinet_jax.main`, in this process: starting another takes 4 s."""
     command = ["main", *arguments]
     output, errors = io.StringIO(), io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -89,18 +94,18 @@ def call_main(*arguments: str) -> tuple[int, str, str]:
 
 
 def arguments(data_dir: epath.PathLike, workdir: epath.PathLike) -> tuple[str, ...]:
-    """Of a run of `tiny_config`."""
+    """Return the command line of a run of `tiny_config`."""
     return f"--config={__file__}", f"--config.dataset.data_dir={data_dir}", f"--workdir={workdir}"
 
 
 def prepare_scenes(folder: epath.PathLike) -> epath.Path:
-    """Prepares `SCENES` in a folder and returns it, for `dataset.data_dir`."""
+    """Prepare `SCENES` in a folder and return it, for `dataset.data_dir`."""
     Builder(counts=SCENES, data_dir=folder).download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
     return epath.Path(folder)
 
 
 def batch(objects: int = OBJECTS, regions: list | None = None, images: int = 2, seed: int = 0) -> Batch:
-    """Prepared random images; every one holds `objects` objects, and those `regions` instead where given."""
+    """Return prepared random images, each with `objects` objects and these ignore `regions`."""
     rng = np.random.default_rng(seed)
     truths = []
     for _ in range(images):
@@ -122,14 +127,20 @@ def batch(objects: int = OBJECTS, regions: list | None = None, images: int = 2, 
 
 
 def turned(batch: Batch, seed: int = 0) -> Batch:
-    """The batch with oriented boxes: its own, turned about their centres."""
+    """Return the batch with oriented boxes: its own, turned about their centres."""
     truth = batch.ground_truth
     angles = np.random.default_rng(seed).uniform(-1.5, 1.5, truth.labels.shape)
     boxes = oriented.from_horizontal(truth.boxes) + jnp.asarray(angles[..., None] * (0, 0, 0, 0, 1), jnp.float32)
-    return dataclasses.replace(batch, ground_truth=dataclasses.replace(truth, boxes=oriented.normalise(boxes)))
+    return with_oriented(batch, oriented.normalise(boxes))
+
+
+def with_oriented(batch: Batch, boxes: jax.Array) -> Batch:
+    """Return the batch with these oriented boxes and their upright hulls."""
+    truth = dataclasses.replace(batch.ground_truth, boxes=oriented.enclose(boxes), oriented=boxes)
+    return dataclasses.replace(batch, ground_truth=truth)
 
 
 def full_memory(memory: ExemplarMemory, seed: int = 0) -> ExemplarMemory:
-    """The memory with random exemplars in every slot."""
+    """Return the memory with random exemplars in every slot."""
     features = jax.random.normal(jax.random.key(seed), memory.features.shape)
     return ExemplarMemory(features, memory.cursor, jnp.full_like(memory.size, memory.features.shape[1]))

@@ -7,7 +7,7 @@ from tests import tiny
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """That of `configs/sodaa.py`, everything reduced: two steps of eight windows, then an evaluation."""
+    """Return the experiment of `configs/sodaa.py`, reduced: two steps of eight windows, then an evaluation."""
     config = sodaa.get_config(variant)
     tiny.shrink(config.detector)
     config.detector.backbone.update(frozen_stages=-1, last_norm_scale=0.3)

@@ -1,4 +1,4 @@
-"""Anchors on the grid of a feature map; constants of a shape, so NumPy."""
+"""Anchors on the grid of a feature map; they depend on shapes alone, so they are NumPy constants."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,17 @@ from jaxtyping import Float
 
 
 def anchor_grid(shape: tuple[int, int], stride: int, scale: float, ratios: Sequence[float]) -> np.ndarray:
-    """Anchors `[rows * columns * ratios, 4]` of one feature map, row by row, the ratios of a cell together.
+    """Return the anchors of one feature map, row by row, the ratios of a cell together.
 
-    An anchor has area `(scale * stride)**2` and height / width = ratio; that of cell (i, j) is centred on pixel
-    `(j * stride, i * stride)`, without a half-pixel shift, as in the released code.
+    Args:
+      shape: Rows and columns of the map.
+      stride: Pixels per cell. The anchor of cell (i, j) is centred on pixel `(j * stride, i * stride)`, without a
+        half-pixel shift, as in the released code.
+      scale: An anchor has area `(scale * stride)**2`.
+      ratios: Height / width.
+
+    Returns:
+      Boxes `[rows * columns * ratios, 4]`.
     """
     rows, columns = shape
     half = half_sides(stride, scale, ratios)
@@ -20,13 +27,13 @@ def anchor_grid(shape: tuple[int, int], stride: int, scale: float, ratios: Seque
 
 
 def half_sides(stride: int, scale: float, ratios: Sequence[float]) -> Float[np.ndarray, "ratios 2"]:
-    """Half the width and height of an anchor of every ratio."""
+    """Return half the width and height of an anchor of every ratio."""
     roots = np.sqrt(np.asarray(ratios, np.float32))
     return np.stack([1 / roots, roots], -1) * np.float32(scale * stride / 2)
 
 
 def octave_shapes(scales: int, ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    """What width and height of a square are multiplied by: `scales` sizes within an octave, each in every ratio."""
+    """Return the factors (width, height) that give a square `scales` sizes within an octave, each in every ratio."""
     shapes = [half_sides(2, 2 ** (k / scales), ratios) for k in range(scales)]  # half of a square of side 2 is 1
     return tuple((float(width), float(height)) for width, height in np.concatenate(shapes))
 
@@ -34,10 +41,10 @@ def octave_shapes(scales: int, ratios: Sequence[float]) -> tuple[tuple[float, fl
 def best_overlap(
     boxes: Float[np.ndarray, "n 4"], shape: tuple[int, int], stride: int, scale: float, ratios: Sequence[float]
 ) -> Float[np.ndarray, "n"]:
-    """IoU of each box with the best of the anchors that `anchor_grid` makes of these arguments.
+    """Return the IoU of each box with the best of the anchors that `anchor_grid` makes of the other arguments.
 
-    An anchor covers the more of a box the nearer its centre is, along x and along y alike: that of the nearest cell is
-    the best of its shape, so the grid itself is not needed.
+    The nearer the centre of an anchor, the more it covers of a box, along x and along y alike: the best anchor of a
+    shape is that of the nearest cell, so the grid itself is not needed.
     """
     rows, columns = shape
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2

@@ -10,16 +10,16 @@ from jaxtyping import Array, Float
 from cfinet_jax.boxes import horizontal, oriented
 from cfinet_jax.boxes.similarity import norm
 
-LEVEL = 0.1  # pixels; of two corners whose heights differ less the right one is topmost, as in the released code
+LEVEL = 0.1  # pixels; of corners closer in height the right one counts as topmost, as in the released code
 
 
 def encode(
     anchors: Float[Array, "*#n 4"], boxes: Float[Array, "*#n 5"], stds: tuple[float, ...]
 ) -> Float[Array, "*#n 6"]:
-    """Deltas (dx, dy, dw, dh, top, right) / stds that lead from anchors to boxes; finite for empty boxes too.
+    """Return the deltas (dx, dy, dw, dh, top, right) / stds from anchors to boxes; finite for empty boxes too.
 
-    Both corners are chosen at once: where only two of four are level the released code may take one corner for both,
-    from which no box can be decoded.
+    Both corners are chosen at once: the released code may take one corner as both topmost and rightmost where two
+    of them are level, and no box can be decoded from that.
     """
     around = oriented.enclose(boxes)
     level = LEVEL / jnp.maximum(boxes[..., 2:4].max(-1), 1.0)  # radians
@@ -35,9 +35,10 @@ def encode(
 def decode(
     anchors: Float[Array, "*#n 4"], deltas: Float[Array, "*#n 6"], stds: tuple[float, ...]
 ) -> Float[Array, "*#n 5"]:
-    """The boxes to which deltas lead from anchors: the inverse of `encode`, sides limited to 62.5 times.
+    """Return the boxes to which deltas lead from anchors: the inverse of `encode`, sides growing at most 62.5 times.
 
-    The four corners are a parallelogram; its shorter diagonal is made as long as the other, which leaves a rectangle.
+    The four decoded corners form a parallelogram; stretching its shorter diagonal to the length of the other makes it
+    a rectangle.
     """
     centre, size = horizontal.centre_size(horizontal.decode(anchors, deltas[..., :4], stds[:4]))
     top, right = jnp.moveaxis(jnp.clip(deltas[..., 4:] * jnp.asarray(stds[4:], deltas.dtype), -0.5, 0.5), -1, 0)

@@ -14,31 +14,31 @@ from cfinet_jax.boxes import MAX_LOG_RATIO
 Array = Any  # NumPy's or JAX's
 EPSILON = 1e-9  # a length or an area that is divided by is not below it
 QUARTER = math.pi / 2
-TURN = 2 * math.pi  # an angle beyond it is none in radians
+TURN = 2 * math.pi  # a larger angle is not in radians
 CORNERS = ((-1, -1), (1, -1), (1, 1), (-1, 1))  # in halves of w and h, clockwise on the screen
 PAIRS = ((0, 1), (1, 2), (2, 3), (3, 0), (0, 2), (1, 3))  # of corners
 
 
 def _columns(boxes: Float[Array, "*n k"]) -> Any:
-    """The k numbers of boxes, one array each."""
+    """Return the k columns of boxes, one array each."""
     return boxes.__array_namespace__().moveaxis(boxes, -1, 0)
 
 
 def area(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n"]:
-    """Area in square pixels."""
+    """Return areas in square pixels."""
     _, _, w, h, _ = _columns(boxes)
     return w * h
 
 
 def centre_size(boxes: Float[Array, "*n 5"]) -> tuple[Float[Array, "*n 2"], Float[Array, "*n 2"]]:
-    """Centres (x, y) and sizes (w, h) along the boxes' own axes."""
+    """Return centres (x, y) and sizes (w, h) along the boxes' own axes."""
     return boxes[..., :2], boxes[..., 2:4]
 
 
 def clip(boxes: Float[Array, "*n 5"], size: Float[Array, "2"]) -> Float[Array, "*n 5"]:
-    """Boxes whose centres are moved into a picture of `size` (height, width).
+    """Move the centres of boxes into a picture of `size` (height, width).
 
-    Cut off at the border they would not be rectangles, so that size and angle stay.
+    Cut off at the border they would no longer be rectangles, so size and angle stay.
     """
     xp = boxes.__array_namespace__()
     height, width = size
@@ -47,64 +47,48 @@ def clip(boxes: Float[Array, "*n 5"], size: Float[Array, "2"]) -> Float[Array, "
 
 
 def flip(boxes: Float[Array, "*n 5"], width: Float[Array, ""]) -> Float[Array, "*n 5"]:
-    """Boxes of a picture of `width` seen in a mirror."""
+    """Mirror boxes left to right in a picture of `width` pixels."""
     xp = boxes.__array_namespace__()
     x, y, w, h, angle = _columns(boxes)
     return normalise(xp.stack([width - x, y, w, h, -angle], -1))
 
 
 def resize(boxes: Float[Array, "*n 5"], scale: Float[Array, "*#n"] | float) -> Float[Array, "*n 5"]:
-    """Boxes of a picture that is scaled; unlike lengths, angles stay."""
+    """Multiply lengths by `scale`; angles stay."""
     xp = boxes.__array_namespace__()
     lengths = boxes[..., :4] * xp.asarray(scale, dtype=boxes.dtype)[..., None]
     return xp.concatenate([lengths, boxes[..., 4:]], -1)
 
 
 def stretch(boxes: Float[Array, "*n 5"], factors: tuple[float, float]) -> Float[Array, "*n 5"]:
-    """Boxes whose w and h are multiplied, about their centres."""
+    """Multiply w and h by `factors`, about the centre."""
     xp = boxes.__array_namespace__()
     x, y, w, h, angle = _columns(boxes)
     return normalise(xp.stack([x, y, w * factors[0], h * factors[1], angle], -1))
 
 
 def normalise(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
-    """The same boxes in le90, whatever range their angles have, and whichever side is the longer."""
+    """Return the same rectangles in le90, whatever the range of their angles and whichever side is longer."""
     upended = (boxes[..., 2] < boxes[..., 3]).astype(boxes.dtype)
-    return _wrap(turn_back(boxes, -upended), -QUARTER)
-
-
-def to_oc(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
-    """The same boxes as OpenCV 4.5.1 names them: an angle in (0, pi/2], either side the longer."""
+    boxes = turn_back(boxes, -upended)
     xp = boxes.__array_namespace__()
-    boxes = turn_back(boxes, xp.ceil(boxes[..., 4] / QUARTER) - 1)
-    return xp.concatenate([boxes[..., :4], xp.minimum(boxes[..., 4:], QUARTER)], -1)
-
-
-def to_le135(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
-    """The same boxes in le135: w >= h and an angle in [-pi/4, 3 pi/4)."""
-    return _wrap(normalise(boxes), -QUARTER / 2)
+    angle = boxes[..., 4:]
+    angle = angle - math.pi * xp.floor((angle + QUARTER) / math.pi)
+    # Rounding may leave it just outside, or on the excluded end.
+    angle = xp.where(angle < math.pi - QUARTER, xp.maximum(angle, -QUARTER), -QUARTER)
+    return xp.concatenate([boxes[..., :4], angle], -1)
 
 
 def turn_back(boxes: Float[Array, "*n 5"], quarters: Float[Array, "*n"]) -> Float[Array, "*n 5"]:
-    """The same boxes with angles less by quarter turns, an odd number of which exchanges w and h."""
+    """Reduce angles by `quarters` quarter turns, exchanging w and h if odd: the same rectangles, named differently."""
     xp = boxes.__array_namespace__()
     x, y, w, h, angle = _columns(boxes)
     odd = quarters % 2 == 1
     return xp.stack([x, y, xp.where(odd, h, w), xp.where(odd, w, h), angle - quarters * QUARTER], -1)
 
 
-def _wrap(boxes: Float[Array, "*n 5"], start: float) -> Float[Array, "*n 5"]:
-    """The same boxes with angles in [start, start + pi)."""
-    xp = boxes.__array_namespace__()
-    angle = boxes[..., 4:]
-    angle = angle - math.pi * xp.floor((angle - start) / math.pi)
-    # Rounding may leave it just outside, or on the excluded end.
-    angle = xp.where(angle < start + math.pi, xp.maximum(angle, start), start)
-    return xp.concatenate([boxes[..., :4], angle], -1)
-
-
 def to_polygon(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 8"]:
-    """The corners x1 y1 ... x4 y4, clockwise on the screen."""
+    """Return the corners x1 y1 ... x4 y4, clockwise on the screen."""
     xp = boxes.__array_namespace__()
     x, y, w, h, angle = _columns(boxes)
     cos, sin = xp.cos(angle) / 2, xp.sin(angle) / 2
@@ -114,10 +98,10 @@ def to_polygon(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 8"]:
 
 
 def from_polygon(polygons: Float[Array, "*n 8"]) -> Float[Array, "*n 5"]:
-    """The smallest rectangles around quadrilaterals x1 y1 ... x4 y4, whatever the order of their corners.
+    """Return the smallest rectangles around quadrilaterals x1 y1 ... x4 y4, whatever the order of their corners.
 
-    One side of it lies along a side of the hull, so along a line through two corners. OpenCV's minAreaRect, which finds
-    the same for one polygon at a time, knows neither many nor float64 nor devices.
+    One side of the smallest rectangle lies along a side of the convex hull, so along a line through two corners: all
+    six lines are tried. OpenCV's minAreaRect does it for one polygon at a time, in float32 and on the host.
     """
     xp = polygons.__array_namespace__()
     points = polygons.reshape(*polygons.shape[:-1], 4, 2)
@@ -138,7 +122,7 @@ def from_polygon(polygons: Float[Array, "*n 8"]) -> Float[Array, "*n 5"]:
 
 
 def enclose(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 4"]:
-    """The smallest upright boxes x1 y1 x2 y2 around oriented ones."""
+    """Return the upright hulls x1 y1 x2 y2: the smallest upright boxes around oriented ones."""
     xp = boxes.__array_namespace__()
     x, y, w, h, angle = _columns(boxes)
     cos, sin = xp.abs(xp.cos(angle)) / 2, xp.abs(xp.sin(angle)) / 2
@@ -147,23 +131,23 @@ def enclose(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 4"]:
 
 
 def from_horizontal(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 5"]:
-    """Upright boxes x1 y1 x2 y2 as oriented ones."""
+    """Convert upright boxes x1 y1 x2 y2 to oriented ones."""
     return normalise(_upright(boxes))
 
 
 def _upright(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 5"]:
-    """Upright boxes with w along x and an angle of 0, so not in le90 where they are tall."""
+    """Convert upright boxes to w along x and an angle of 0, so not in le90 if they are tall."""
     xp = boxes.__array_namespace__()
     x1, y1, x2, y2 = _columns(boxes)
     return xp.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, xp.zeros_like(x1)], -1)
 
 
 def intersection(a: Float[Array, "*#n 5"], b: Float[Array, "*#n 5"]) -> Float[Array, "*#n"]:
-    """Area shared by boxes of equal (broadcast) position; exactly 0 where a line parallel to a side separates them.
+    """Return the area that paired (broadcast) boxes share; exactly 0 where a line parallel to a side separates them.
 
-    By Green's theorem it is the integral of x dy around `a` with x and y held within `b`, in the axes of `b`. There are
-    no crossings to find and to sort, and nothing jumps where boxes touch or sides coincide. In float32 an IoU is off by
-    up to 1e-6 for boxes of 1 : 100, 1e-5 for those of 1 : 1,000, from sides of 1e-3 to 1e4.
+    By Green's theorem the area is the integral of x dy around `a`, with x and y clipped to `b`, in the axes of `b`. No
+    crossings need to be found and sorted, and nothing jumps where boxes touch or sides coincide. In float32 the error
+    of an IoU is at most 1e-6 for boxes of 1 : 100 and 1e-5 for boxes of 1 : 1,000, with sides from 1e-3 to 1e4.
     """
     (*centre, w, h, angle), (*origin, frame_w, frame_h, frame_angle) = _columns(a), _columns(b)
     x, y, angle = centre[0] - origin[0], centre[1] - origin[1], angle - frame_angle
@@ -183,52 +167,52 @@ def intersection(a: Float[Array, "*#n 5"], b: Float[Array, "*#n 5"]) -> Float[Ar
 
 
 def _turn(xp: Any, x: Array, y: Array, angle: Array) -> tuple[Array, Array]:
-    """Points turned clockwise on the screen about the origin."""
+    """Turn points clockwise on the screen about the origin."""
     cos, sin = xp.cos(angle), xp.sin(angle)
     return x * cos - y * sin, x * sin + y * cos
 
 
 def _integrate(xp: Any, start: tuple[Array, Array], end: tuple[Array, Array], half_w: Array, half_h: Array) -> Array:
-    """The integral of x dy along a line, y held within +-half_h and then x within +-half_w."""
+    """Integrate x dy along a line, with y clipped to +-half_h and then x to +-half_w."""
     (x, y), (end_x, end_y) = start, end
     run, rise = end_x - x, end_y - y
     low, high = xp.clip(y, -half_h, half_h), xp.clip(end_y, -half_h, half_h)
     first = x + run * xp.clip(_divide(xp, low - y, rise), 0.0, 1.0)
     last = end_x + run * xp.clip(_divide(xp, high - end_y, rise), -1.0, 0.0)
-    # The mean of x held within a strip is that of its ends for the share of the line inside, of the held ends else.
+    # Inside the strip the mean of x is that of the line's ends; for the share outside it is that of the clipped ends.
     held_first, held_last = xp.clip(first, -half_w, half_w), xp.clip(last, -half_w, half_w)
-    held_mean = (held_first + held_last) / 2  # named: with its sum in two places XLA makes 13 loops of `iou`, not one
+    held_mean = (held_first + held_last) / 2  # named: with the sum written twice XLA splits `iou` into 13 loops
     inside = _divide(xp, held_last - held_first, last - first)
     return (high - low) * (held_mean + inside * ((first + last) / 2 - held_mean))
 
 
 def _divide(xp: Any, numerator: Array, denominator: Array) -> Array:
-    """The quotient; 0, and no gradient, where nothing is divided or it is divided by next to nothing."""
-    # Terms of the gradient of a numerator held to 0 cancel; over a small denominator only their rounding would stay.
+    """Divide; 0, without a gradient, where the numerator is 0 or the denominator is nearly 0."""
+    # The terms in the gradient of a numerator clipped to 0 cancel; divided by a small number, their rounding would not.
     safe = (numerator != 0) & (xp.abs(denominator) > EPSILON)
     return xp.where(safe, numerator, 0.0) / xp.where(safe, denominator, 1.0)
 
 
 def paired_iou(a: Float[Array, "*#n 5"], b: Float[Array, "*#n 5"]) -> Float[Array, "*#n"]:
-    """Intersection over union of boxes of equal position, in [0, 1]."""
+    """Return the intersection over union of paired boxes, in [0, 1]."""
     shared = intersection(a, b)
     union = area(a) + area(b) - shared
     return shared / union.__array_namespace__().maximum(union, EPSILON)
 
 
 def iou(a: Float[Array, "m 5"], b: Float[Array, "n 5"]) -> Float[Array, "m n"]:
-    """Intersection over union of every pair, in [0, 1]."""
+    """Return the intersection over union of every pair, in [0, 1]."""
     return paired_iou(a[:, None], b[None])
 
 
 def overlap_of_first(a: Float[Array, "m 5"], b: Float[Array, "n 5"]) -> Float[Array, "m n"]:
-    """Share of each box of `a` that lies inside each box of `b`, in [0, 1]."""
+    """Return the share of each box of `a` that lies inside each box of `b`, in [0, 1]."""
     shared = intersection(a[:, None], b[None])
     return shared / shared.__array_namespace__().maximum(area(a), EPSILON)[:, None]
 
 
 def contain(boxes: Float[Array, "n 5"], points: Float[Array, "m 2"]) -> Bool[Array, "m n"]:
-    """Whether each point (x, y) lies in each box."""
+    """Say whether each point (x, y) lies in each box."""
     x, y, w, h, angle = _columns(boxes)
     xp = boxes.__array_namespace__()
     along, across = _turn(xp, points[:, :1] - x, points[:, 1:] - y, -angle)
@@ -238,10 +222,10 @@ def contain(boxes: Float[Array, "n 5"], points: Float[Array, "m 2"]) -> Bool[Arr
 def encode(
     anchors: Float[Array, "*#n 5"], boxes: Float[Array, "*#n 5"], stds: tuple[float, ...]
 ) -> Float[Array, "*#n 5"]:
-    """Deltas (dx, dy, dw, dh, radians) / stds that lead from anchors to boxes; finite for empty boxes too.
+    """Return the deltas (dx, dy, dw, dh, radians) / stds from anchors to boxes; finite for empty boxes too.
 
-    The offset is measured along the anchor's sides, and w is the side of the box that lies nearer to the anchor's w, so
-    that no angle exceeds pi/4: Oriented R-CNN (Xie et al. 2021) with the edge swap of its code.
+    The offset is measured along the anchor's sides, and w is the side of the box closer in direction to the anchor's w,
+    so that no angle exceeds pi/4: Oriented R-CNN (Xie et al. 2021) with the edge swap of its code.
     """
     difference = boxes - anchors
     xp = difference.__array_namespace__()
@@ -257,7 +241,7 @@ def encode(
 def decode(
     anchors: Float[Array, "*#n 5"], deltas: Float[Array, "*#n 5"], stds: tuple[float, ...]
 ) -> Float[Array, "*#n 5"]:
-    """The boxes to which deltas lead from anchors: the inverse of `encode`, sides limited to 62.5 times."""
+    """Return the boxes to which deltas lead from anchors: the inverse of `encode`, sides growing at most 62.5 times."""
     xp = (anchors[..., :1] + deltas[..., :1]).__array_namespace__()
     deltas = deltas * xp.asarray(stds, dtype=deltas.dtype)
     offset = deltas[..., :2] * anchors[..., 2:4]
@@ -269,12 +253,12 @@ def decode(
 def encode_horizontal(
     anchors: Float[Array, "*#n 4"], boxes: Float[Array, "*#n 5"], stds: tuple[float, ...]
 ) -> Float[Array, "*#n 5"]:
-    """`encode` from upright anchors, the angle in turns instead of radians, as in rotated Faster R-CNN."""
+    """Encode boxes from upright anchors, the angle in turns instead of radians, as in rotated Faster R-CNN."""
     return encode(_upright(anchors), boxes, (*stds[:4], 2 * math.pi * stds[4]))
 
 
 def decode_horizontal(
     anchors: Float[Array, "*#n 4"], deltas: Float[Array, "*#n 5"], stds: tuple[float, ...]
 ) -> Float[Array, "*#n 5"]:
-    """The oriented boxes to which deltas lead from upright anchors: the inverse of `encode_horizontal`."""
+    """Return the oriented boxes to which deltas lead from upright anchors: the inverse of `encode_horizontal`."""
     return decode(_upright(anchors), deltas, (*stds[:4], 2 * math.pi * stds[4]))

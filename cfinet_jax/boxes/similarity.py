@@ -1,7 +1,7 @@
-"""How alike boxes are: a table of what may take the place of IoU.
+"""Similarities of boxes that can replace the IoU, in a table.
 
 A row maps boxes `[m, 4]` and `[n, 4]` to `[m, n]`, from 1 (equal) down to 0. Its constants are lengths in the pixels of
-the boxes; a configuration has them in stored pixels, and `in_pixels` leads from these to those of the network.
+the boxes; the configuration gives them in stored pixels, and `in_pixels` converts them to network pixels.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,25 +15,25 @@ Pairwise = Callable[[Array, Array], Array]
 
 
 def norm(vectors: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    """Euclidean length, with a gradient of zero where it is zero."""
+    """Return the Euclidean length, with a gradient of zero where it is zero."""
     squared = jnp.square(vectors).sum(-1)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 def wasserstein_distance(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
-    """2-Wasserstein distance in pixels of boxes of equal position, seen as Gaussians with half sides as deviations."""
+    """Return the 2-Wasserstein distance, in pixels, of paired boxes as Gaussians whose deviations are half sides."""
     (centre_a, size_a), (centre_b, size_b) = horizontal.centre_size(a), horizontal.centre_size(b)
     return norm(jnp.concatenate([centre_a - centre_b, (size_a - size_b) / 2], -1))
 
 
 def paired_nwd(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"], constant: float | Array) -> Float[Array, "*#n"]:
-    """NWD of boxes of equal (broadcast) position."""
+    """Return the NWD of paired (broadcast) boxes."""
     return jnp.exp(-wasserstein_distance(a, b) / constant)
 
 
 def nwd(a: Float[Array, "m 4"], b: Float[Array, "n 4"], constant: float | Array) -> Float[Array, "m n"]:
-    """Normalised Gaussian Wasserstein distance (Wang et al. 2021): exp(-distance / `constant`).
+    """Return the normalised Gaussian Wasserstein distance (Wang et al. 2021): exp(-distance / `constant`).
 
     `constant`, in pixels, is the mean over the data set of an object's side, the root of its area.
     """
@@ -41,7 +41,7 @@ def nwd(a: Float[Array, "m 4"], b: Float[Array, "n 4"], constant: float | Array)
 
 
 def dotd(a: Float[Array, "m 4"], b: Float[Array, "n 4"], mean_side: float | Array) -> Float[Array, "m n"]:
-    """Dot distance (Xu et al. 2021): exp(-distance of the centres / `mean_side`), whatever the sizes.
+    """Return the dot distance (Xu et al. 2021): exp(-distance of the centres / `mean_side`), whatever the sizes.
 
     `mean_side`, in pixels, is the root of the mean area of the data set's objects.
     """
@@ -50,15 +50,15 @@ def dotd(a: Float[Array, "m 4"], b: Float[Array, "n 4"], mean_side: float | Arra
 
 
 def wasserstein(a: Float[Array, "m 4"], b: Float[Array, "n 4"], unit: float | Array) -> Float[Array, "m n"]:
-    """RFLA's second choice: 1 / (1 + (Wasserstein distance / `unit`)^2), `unit` in pixels."""
+    """Return RFLA's second choice: 1 / (1 + (Wasserstein distance / `unit`)^2), `unit` in pixels."""
     return 1 / (1 + jnp.square(wasserstein_distance(a[:, None], b[None]) / unit))
 
 
 def kl(a: Float[Array, "m 4"], b: Float[Array, "n 4"]) -> Float[Array, "m n"]:
-    """RFLA's first choice (Xu et al. 2022): 1 / (1 + KL), of priors `a` and objects `b` as Gaussians; not symmetric.
+    """Return RFLA's first choice (Xu et al. 2022): 1 / (1 + KL), for priors `a` and objects `b`; not symmetric.
 
-    The Kullback-Leibler divergence of the prior from the object has the object's sides as divisors: an offset of one
-    of them along one axis adds 2, whatever the prior.
+    Boxes are Gaussians. The Kullback-Leibler divergence of the prior from the object divides by the object's sides: an
+    offset by a whole side along one axis adds 2, whatever the prior.
     """
     (centre_a, size_a), (centre_b, size_b) = horizontal.centre_size(a[:, None]), horizontal.centre_size(b[None])
     size_a, size_b = jnp.maximum(size_a, horizontal.EPSILON), jnp.maximum(size_b, horizontal.EPSILON)
@@ -77,5 +77,5 @@ SIMILARITIES: dict[str, Callable[..., Array]] = {
 
 
 def in_pixels(constants: Mapping[str, float], scale: Float[Array, ""] | float) -> dict[str, float | Array]:
-    """Lengths in stored pixels as those of the network, of which a stored one has `scale` (`Batch.scales`)."""
+    """Convert lengths from stored pixels to network pixels (multiply by `scale`, as in `Batch.scales`)."""
     return {name: length * scale for name, length in constants.items()}

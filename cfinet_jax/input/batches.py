@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from cfinet_jax.boxes import kinds
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.annotations import (
     Objects,
@@ -273,5 +274,11 @@ def _ground_truth(objects: Objects, max_objects: int) -> tuple[GroundTruth, int]
         padded[: len(order)] = values[order]
         return padded
 
-    truth = GroundTruth(boxes=pad(boxes), labels=pad(labels), valid=pad(np.ones_like(ignore)), ignore=pad(ignore))
+    truth = GroundTruth(
+        boxes=pad(kinds.enclose(boxes)),
+        labels=pad(labels),
+        valid=pad(np.ones_like(ignore)),
+        ignore=pad(ignore),
+        oriented=None if objects.polygons is None else pad(boxes),
+    )
     return truth, dropped

@@ -10,7 +10,7 @@ from cfinet_jax.ops import deformable
 
 
 class AdaptiveConv(nn.Module):
-    """A 3x3 convolution without bias whose taps sit on one box per cell."""
+    """A 3x3 convolution without bias whose taps lie on one box per cell."""
 
     channels: int
 
@@ -25,5 +25,5 @@ class AdaptiveConv(nn.Module):
             points = deformable.tap_points(boxes, stride)
             return deformable.deformable_conv(features, kernel.astype(features.dtype), points)
 
-        # One image after the other: what a tap needs in the backward pass is several times its map, in float32.
+        # One image at a time: the backward pass of a tap needs several times the memory of its map, in float32.
         return jax.lax.map(of_image, (features, jax.lax.stop_gradient(boxes).astype(jnp.float32)))

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from cfinet_jax.boxes import kinds
 from cfinet_jax.boxes.similarity import SIMILARITIES
@@ -15,7 +16,8 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.fpn import FPN
 from cfinet_jax.models.proposals import PROPOSAL_NETWORKS, ROTATED_PROPOSAL_NETWORKS
-from cfinet_jax.models.proposals.assigners import RULES
+from cfinet_jax.models.proposals.assigners import RULES, Assigner
+from cfinet_jax.models.proposals.base import ProposalNetwork
 from cfinet_jax.models.resnet import ResNet
 from cfinet_jax.models.roi_head import RoiHead
 from cfinet_jax.models.rotated_roi_head import OrientedRoiHead, RotatedRoiHead
@@ -23,18 +25,20 @@ from cfinet_jax.ops import exemplar_memory
 from cfinet_jax.ops.imitation import QUALITIES
 from cfinet_jax.structures import Batch, Detections, ExemplarMemory, Exemplars, Priorities, Proposals, Term
 
+T = TypeVar("T")
+
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-TABLES = ("similarities", "assigners")  # of constants, from which a proposal network takes rows by name
 ROI_HEADS = {"horizontal": RoiHead, "rotated": RotatedRoiHead, "oriented": OrientedRoiHead}
 PARTS = {"backbone", "neck", "proposal_network", "roi_head", "imitation"}
+KEYS = {"precision", "ignore_overlap", "similarities", "assigners"} | PARTS
 
 
 class Detector(nn.Module):
-    """Backbone, pyramid, proposal network, RoI head and, if objects are to imitate exemplars, that."""
+    """Backbone, feature pyramid, proposal network, RoI head and, unless it is switched off, feature imitation."""
 
-    backbone: nn.Module
-    neck: nn.Module
-    proposal_network: nn.Module
+    backbone: ResNet
+    neck: FPN
+    proposal_network: ProposalNetwork
     roi_head: RoiHead
     imitation: FeatureImitation | None
     precision: str
@@ -42,8 +46,13 @@ class Detector(nn.Module):
     def losses(
         self, batch: Batch, memory: ExemplarMemory | None, priorities: Priorities
     ) -> tuple[dict[str, Term], dict[str, Term], Exemplars | None]:
-        """Losses and statistics as terms per image `[batch]`, and the exemplars each image offers."""
-        batch = enclose(batch)  # upright boxes for all but what is learnt last
+        """Return losses and statistics as terms per image `[batch]`, and the exemplars that each image offers.
+
+        Args:
+          batch: Prepared images with their ground truth.
+          memory: Exemplars of earlier steps; None without imitation.
+          priorities: Random numbers of `draw_priorities`.
+        """
         pyramid = self.pyramid(batch.images)
         # Stage one: where might an object be?
         outputs = self.proposal_network(pyramid, batch.sizes)
@@ -68,7 +77,7 @@ class Detector(nn.Module):
         return losses, statistics, exemplars
 
     def detect(self, batch: Batch) -> tuple[Detections, Proposals]:
-        """What is found in every image, and the upright proposals it is found among, in network pixels."""
+        """Return the detections of every image and the upright hulls of its proposals, in network pixels."""
         pyramid = self.pyramid(batch.images)
         outputs = self.proposal_network(pyramid, batch.sizes)
         proposals = self.proposal_network.choose(outputs, batch.sizes, batch.scales, "test")
@@ -76,12 +85,12 @@ class Detector(nn.Module):
         found = self.roi_head.detect(self.roi_head(regions), proposals, batch.sizes)
         return found, dataclasses.replace(proposals, boxes=kinds.enclose(proposals.boxes))
 
-    def pyramid(self, images: Array) -> tuple[Array, ...]:
-        """The feature maps, in the precision of the network."""
+    def pyramid(self, images: Float[Array, "batch height width 3"]) -> tuple[Array, ...]:
+        """Return the feature maps, fine to coarse, in the precision of the network."""
         return self.neck(self.backbone(images.astype(PRECISIONS[self.precision])))
 
     def regions(self, pyramid: tuple[Array, ...], boxes: Array, detecting: bool = False) -> tuple[Array, Array | None]:
-        """RoI features as the head sees them, and their compressed vectors where imitation wants them."""
+        """Return the RoI features that the head sees, and their compressed vectors if imitation needs them."""
         regions = self.roi_head.pool(pyramid, boxes)
         if self.imitation is None or (detecting and not self.imitation.reweight):
             return regions, None
@@ -91,20 +100,26 @@ class Detector(nn.Module):
         return regions, compressed
 
     def empty_memory(self) -> ExemplarMemory | None:
-        """The memory of a run that has seen nothing; None without imitation."""
+        """Return a memory without exemplars; None without imitation."""
         if self.imitation is None:
             return None
         return exemplar_memory.empty_memory(
             self.roi_head.classes, self.imitation.slots, self.roi_head.pool_size, self.neck.channels
         )
 
-    def draw_priorities(self, key: Array, index: Array, shape: tuple[int, int], max_objects: int) -> Priorities:
-        """Random priorities for the images of a step, folded by their `index` in the global batch.
+    def draw_priorities(
+        self, key: Array, index: Int[Array, " batch"], shape: tuple[int, int], max_objects: int
+    ) -> Priorities:
+        """Draw the random priorities of the images of a step.
 
-        `shape` is the network's input (height, width).
+        Args:
+          key: The key of the step.
+          index: Position of each image in the global batch; it is folded into the key.
+          shape: Height and width of the network's input.
+          max_objects: Entries of an image's ground truth.
         """
         anchors = self.proposal_network.count_anchors(shape, self.neck.levels)
-        regions = max_objects + self.proposal_network.proposals["max_proposals"]
+        regions = max_objects + self.proposal_network.proposals.max_proposals
         slots = candidates = 1
         if self.imitation is not None:
             slots = self.imitation.slots
@@ -118,53 +133,81 @@ class Detector(nn.Module):
         return jax.vmap(of_image)(index)
 
 
-def enclose(batch: Batch) -> Batch:
-    """A batch whose objects have upright boxes: those around oriented ones, which then stand beside them."""
-    truth = batch.ground_truth
-    if truth.boxes.shape[-1] == 4:
-        return batch
-    truth = dataclasses.replace(truth, boxes=kinds.enclose(truth.boxes), oriented=truth.boxes)
-    return dataclasses.replace(batch, ground_truth=truth)
-
-
 def name_parts(part: str, terms: tuple[dict, dict]) -> tuple[dict, dict]:
-    """Both dictionaries with the name of the part before every key."""
+    """Put the name of the part before every key of both dictionaries."""
     return tuple({f"{part}/{name}": term for name, term in of.items()} for of in terms)  # type: ignore[return-value]
 
 
-def build_detector(settings: Any, classes: int) -> Detector:
-    """The detector of the config section `detector` (a ConfigDict).
+def build_detector(settings: ConfigDict, classes: int) -> Detector:
+    """Build the detector of the config section `detector` for so many classes.
 
-    Raises `UserError` for a key that no part knows, one that is missing, and a choice that does not exist.
+    Raises:
+      UserError: A key is unknown or missing, a choice does not exist, or parts do not fit together.
     """
-    settings = settings.to_dict()
-    check_keys("detector", settings, {"precision", "ignore_overlap", *TABLES} | PARTS)
-    network, roi_head, imitation = settings["proposal_network"], settings["roi_head"], settings["imitation"]
-    name, head, enabled = network["name"], roi_head.pop("name", None), imitation.pop("enabled")
-    check_choice("detector.precision", settings["precision"], PRECISIONS)
+    sections = settings.to_dict()
+    check_keys("detector", sections, KEYS)
+    check_choice("detector.precision", sections["precision"], PRECISIONS)
+    head, enabled = sections["roi_head"].get("name"), sections["imitation"].get("enabled")
     check_choice("detector.roi_head.name", head, ROI_HEADS)
-    networks = PROPOSAL_NETWORKS | (ROTATED_PROPOSAL_NETWORKS if head != "horizontal" else {})
-    check_choice("detector.proposal_network.name", name, networks)
-    check_oriented(name, head, enabled)
-    if "assign" in network[name]:
-        check_choice(f"detector.proposal_network.{name}.assign", network[name]["assign"], network[name]["assign_modes"])
-    check_rows(name, network[name], settings)
+    network = build_proposal_network(sections)
+    check_oriented(sections["proposal_network"]["name"], head, enabled)
+    roi_head, imitation = without("name", sections["roi_head"]), without("enabled", sections["imitation"])
     if enabled:
         check_choice("detector.imitation.quality", imitation.get("quality"), QUALITIES)
-    common = {"ignore_overlap": settings["ignore_overlap"]}
-    tables = {table: settings[table] for table in TABLES}
     return Detector(
-        backbone=build(ResNet, "backbone", settings["backbone"]),
-        neck=build(FPN, "neck", settings["neck"]),
-        proposal_network=build(networks[name], f"proposal_network.{name}", network[name], **common, **tables),
-        roi_head=build(ROI_HEADS[head], "roi_head", roi_head, classes=classes, **common),
-        imitation=build(FeatureImitation, "imitation", imitation) if enabled else None,
-        precision=settings["precision"],
+        backbone=build(ResNet, "detector.backbone", sections["backbone"]),
+        neck=build(FPN, "detector.neck", sections["neck"]),
+        proposal_network=network,
+        roi_head=build(
+            ROI_HEADS[head], "detector.roi_head", roi_head, classes=classes, ignore_overlap=sections["ignore_overlap"]
+        ),
+        imitation=build(FeatureImitation, "detector.imitation", imitation) if enabled else None,
+        precision=sections["precision"],
     )
 
 
+def build_proposal_network(sections: dict[str, Any]) -> ProposalNetwork:
+    """Build the proposal network that the section `detector` names; oriented experiments have some of their own."""
+    is_oriented = sections["roi_head"]["name"] != "horizontal"
+    networks = PROPOSAL_NETWORKS | (ROTATED_PROPOSAL_NETWORKS if is_oriented else {})
+    name = sections["proposal_network"].get("name")
+    check_choice("detector.proposal_network.name", name, networks)
+    section, settings = f"detector.proposal_network.{name}", sections["proposal_network"][name]
+    assigners = build_assigners(sections)
+    check_choice(f"{section}.assigner", settings.get("assigner"), assigners)
+    network = build(
+        networks[name],
+        section,
+        without("assigner", settings),
+        assigner=assigners[settings["assigner"]],
+        ignore_overlap=sections["ignore_overlap"],
+        similarities=sections["similarities"],
+    )
+    check_choice(f"{section}.proposals.nms_similarity", network.proposals.nms_similarity, sections["similarities"])
+    if "coarse_threshold" in settings:
+        check_choice(f"{section}.coarse_threshold", settings["coarse_threshold"], settings["coarse_thresholds"])
+    return network
+
+
+def build_assigners(sections: dict[str, Any]) -> dict[str, Assigner]:
+    """Build every row of the table `assigners` of the section `detector` for the proposal network that it names."""
+    for row in sections["similarities"]:
+        check_choice("A row of detector.similarities", row, SIMILARITIES)
+    network = sections["proposal_network"]
+    assigners = {}
+    for row, constants in sections["assigners"].items():
+        section = f"detector.assigners.{row}"
+        check_choice(f"{section}.rule", constants.get("rule"), RULES)
+        check_choice(f"{section}.similarity", constants.get("similarity"), sections["similarities"])
+        rule = RULES[constants["rule"]]
+        fields = {field.name for field in dataclasses.fields(rule)}
+        shared = {key: value for key, value in network[network["name"]].items() if key in fields}
+        assigners[row] = build(rule, section, without("rule", constants), **shared)
+    return assigners
+
+
 def check_oriented(network: str, head: str, imitates: bool) -> None:
-    """Oriented regions have a network that proposes them, and no exemplars, which are upright."""
+    """Refuse oriented regions that no network proposes, and their imitation, since exemplars are upright."""
     if (network == "oriented_rpn") != (head == "oriented"):
         raise UserError(
             f"detector.roi_head.name is {head!r} and detector.proposal_network.name {network!r}: 'oriented' and "
@@ -176,33 +219,36 @@ def check_oriented(network: str, head: str, imitates: bool) -> None:
         )
 
 
-def check_rows(name: str, network: dict[str, Any], settings: dict[str, Any]) -> None:
-    """The tables have the rows that the network `name` takes, and their rules and similarities exist."""
-    similarities, assigners = (settings[table] for table in TABLES)
-    for row in similarities:
-        check_choice("A row of detector.similarities", row, SIMILARITIES)
-    for row, constants in assigners.items():
-        check_choice(f"detector.assigners.{row}.rule", constants.get("rule"), RULES)
-        check_choice(f"detector.assigners.{row}.similarity", constants.get("similarity"), similarities)
-    section = f"detector.proposal_network.{name}"
-    if "assigner" in network:
-        check_choice(f"{section}.assigner", network["assigner"], assigners)
-    if "proposals" in network:
-        check_choice(f"{section}.proposals.nms_similarity", network["proposals"].get("nms_similarity"), similarities)
+def build(part: type[T], section: str, settings: dict[str, Any], **others: Any) -> T:
+    """Build a dataclass or module from the section of the config whose keys are its fields.
+
+    Args:
+      part: The class; a field that is itself a dataclass is built from the section of its name.
+      section: Where the settings stand in the config, for messages.
+      settings: The keys and values.
+      **others: Fields that stand elsewhere in the config.
+
+    Raises:
+      UserError: A key is unknown or missing, or its value is none of the field's choices.
+    """
+    fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(part)}  # type: ignore[arg-type]
+    check_keys(section, settings, fields.keys() - {"parent", "name", *others})
+    values = dict(settings)
+    for key, value in settings.items():
+        if get_origin(fields[key]) is Literal:
+            check_choice(f"{section}.{key}", value, get_args(fields[key]))
+        if dataclasses.is_dataclass(fields[key]):
+            values[key] = build(fields[key], f"{section}.{key}", value)  # type: ignore[arg-type]
+    return part(**values, **others)
 
 
-def build(part: type[nn.Module], section: str, settings: dict[str, Any], **others: Any) -> Any:
-    """A part from its section of the config; `others` are fields that stand elsewhere."""
-    fields = {field.name: field.type for field in dataclasses.fields(part)}
-    check_keys(f"detector.{section}", settings, fields.keys() - {"parent", "name", *others})
-    for key, kind in fields.items():
-        if get_origin(kind) is Literal:
-            check_choice(f"detector.{section}.{key}", settings[key], get_args(kind))
-    return part(**settings, **others)
+def without(key: str, section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section but for one key."""
+    return {name: value for name, value in section.items() if name != key}
 
 
 def check_keys(section: str, settings: Collection[str], known: Collection[str]) -> None:
-    """A section has exactly the keys that are known."""
+    """Raise `UserError` unless a section has exactly the known keys."""
     for key in settings:
         if key not in known:
             raise UserError(f"{section} has no key {key!r}: choose from {', '.join(sorted(known))}.")
@@ -212,6 +258,6 @@ def check_keys(section: str, settings: Collection[str], known: Collection[str]) 
 
 
 def check_choice(key: str, value: Any, choices: Collection[Any]) -> None:
-    """A value is one of those there are."""
+    """Raise `UserError` unless a value is one of the choices."""
     if value not in choices:
         raise UserError(f"{key} is {value!r}: choose one of {', '.join(map(str, choices))}.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cfinet_jax.boxes import kinds
-from cfinet_jax.models.layers import GroupNorm, Linear, he_normal
+from cfinet_jax.models.layers import dense, he_normal
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.ops import exemplar_memory, imitation, losses
 from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, GroundTruth, Priorities, RoiSamples, Term
@@ -17,19 +17,19 @@ COMPRESSIONS = 3  # 3x3 convolutions without padding: 7x7 -> 5x5 -> 3x3 -> 1x1
 
 
 class Grades(NamedTuple):
-    """What the detector makes of the objects of every image, `[batch, objects]` unless said otherwise."""
+    """How well the detector currently does on the objects of every image, and which become exemplars."""
 
-    slot: Int[Array, "batch objects"]  # the sampled region that is the object itself
-    present: Bool[Array, "batch objects"]  # it was sampled
+    slot: Int[Array, "batch objects"]  # index of the sampled region that is the object itself
+    present: Bool[Array, "batch objects"]  # whether it was sampled
     quality: Float[Array, "batch objects"]
     quality_class: Int[Array, "batch objects"]  # 0 low, 1 middling, 2 high
-    chosen: Int[Array, "batch exemplars"]  # objects offered as exemplars, in index order
+    chosen: Int[Array, "batch exemplars"]  # indices of the objects offered as exemplars, ascending
     offered: Bool[Array, "batch exemplars"]  # which of `chosen` are real
-    surplus: Int[Array, "batch"]  # objects of exemplar grade beyond `max_exemplars`
+    surplus: Int[Array, "batch"]  # objects good enough to be exemplars, left out because of `max_exemplars`
 
 
 class Compress(nn.Module):
-    """A 3x3 convolution without padding over many small maps, then group norm, no activation."""
+    """A 3x3 convolution of many small maps without padding, then group norm; no activation."""
 
     groups: int
 
@@ -38,14 +38,14 @@ class Compress(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", he_normal, (3, 3, channels, channels)).astype(x.dtype)
         rows, columns = x.shape[1] - 2, x.shape[2] - 2
-        # Thousands of 7x7 maps: nine shifted views and one matrix product beat a convolution.
+        # For thousands of 7x7 maps, nine shifted views and one matrix product are faster than a convolution.
         views = [x[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
         y = jnp.concatenate(views, -1) @ kernel.reshape(-1, channels)
-        return GroupNorm(self.groups, name="norm")(y)
+        return nn.GroupNorm(self.groups, epsilon=1e-5, dtype=x.dtype, use_fast_variance=False, name="norm")(y)
 
 
 class FeatureImitation(nn.Module):
-    """Embeds regions, grades objects, and pulls each towards exemplars of its class."""
+    """Embed regions, grade objects, and pull each towards exemplars of its class."""
 
     quality: str  # a row of `ops.imitation.QUALITIES`
     negatives: Literal["paper", "image"]
@@ -73,28 +73,28 @@ class FeatureImitation(nn.Module):
     def setup(self) -> None:
         self.compressions = [Compress(self.groups) for _ in range(COMPRESSIONS)]
         normal = nn.initializers.normal(self.initial_std)
-        self.encode1 = Linear(self.encoder, normal)
-        self.encode2 = Linear(self.encoder, normal)
-        self.project = Linear(self.embedding, normal)
+        self.encode1 = dense(self.encoder, kernel_init=normal)
+        self.encode2 = dense(self.encoder, kernel_init=normal)
+        self.project = dense(self.embedding, kernel_init=normal)
 
     @property
     def jitters(self) -> int:
-        """Jittered copies of one box."""
+        """Number of jittered copies of one box."""
         return 4 * len(self.shifts) + len(self.rescales)
 
     def remembered_negatives(self, classes: int) -> int:
-        """How many slots of the memory are candidates for negatives."""
+        """Return how many slots of the memory are candidates for negatives."""
         return classes * self.slots if self.negatives == "paper" else 0
 
     def compress(self, regions: Float[Array, "*n size size channels"]) -> Float[Array, "*n channels"]:
-        """One vector per region."""
+        """Compress every region to one vector."""
         x = regions.reshape(-1, *regions.shape[-3:])
         for convolution in self.compressions:
             x = convolution(x)
         return x.reshape(*regions.shape[:-3], -1)
 
     def compress_memory(self, features: Float[Array, "classes slots size size channels"]) -> Array:
-        """One vector per slot `[classes * slots, channels]`, class by class: all at once would be slower."""
+        """Compress every slot, class by class (all at once is slower): `[classes * slots, channels]`."""
 
         def of_class(self: "FeatureImitation", _: None, regions: Array) -> tuple[None, Array]:
             return None, self.compress(regions)
@@ -105,26 +105,35 @@ class FeatureImitation(nn.Module):
         return compressed.reshape(-1, compressed.shape[-1])
 
     def emphasise(self, regions: Array, compressed: Array) -> Array:
-        """Regions with channels weighted by 1 + softmax of the compressed vector, as in the released code."""
+        """Weight the channels of regions by 1 + softmax of the compressed vector, as in the released code."""
         weights = 1 + jax.nn.softmax(compressed.astype(jnp.float32))
         return (regions * weights[..., None, None, :]).astype(regions.dtype)
 
     def embed(self, compressed: Float[Array, "*n channels"]) -> Float[Array, "*n embedding"]:
-        """Eq. 5: unit vectors, float32."""
+        """Return the unit vectors of Eq. 5, float32."""
         x = nn.relu(self.encode1(compressed))
         x = nn.relu(self.encode2(x))
         x = self.project(x).astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)  # a zero vector has a gradient too
+        return x * jax.lax.rsqrt(
+            jnp.square(x).sum(-1, keepdims=True) + 1e-12
+        )  # keeps the gradient of a zero vector finite
 
     def grade(self, predictions: Predictions, samples: RoiSamples, batch: Batch, stds: tuple[float, ...]) -> Grades:
-        """Quality of every object and the choice of exemplars; nothing here has a gradient."""
+        """Grade every object and choose the exemplars, without gradients.
+
+        Args:
+          predictions: For the sampled regions.
+          samples: The regions.
+          batch: The images with their objects.
+          stds: Divisors of the box deltas.
+        """
         predictions = jax.lax.stop_gradient(predictions)
 
         def of_image(predictions: Predictions, samples: RoiSamples, truth: GroundTruth) -> Grades:
             objects = truth.labels.shape[0]
             label = jnp.minimum(samples.labels, predictions.deltas.shape[1] - 1)
             deltas = jnp.take_along_axis(predictions.deltas, label[:, None, None], 1)[:, 0]
-            boxes = kinds.decode(samples.boxes, deltas, stds), truth.goals[samples.matched]
+            boxes = kinds.decode(samples.boxes, deltas, stds), truth.targets[samples.matched]
             quality = imitation.QUALITIES[self.quality](
                 jax.nn.softmax(predictions.logits), samples, boxes, objects, self.min_score
             )
@@ -149,13 +158,13 @@ class FeatureImitation(nn.Module):
         return jax.vmap(of_image)(predictions, samples, batch.ground_truth)
 
     def jittered_boxes(self, grades: Grades, batch: Batch) -> Float[Array, "batch boxes 4"]:
-        """The jittered boxes of the exemplars of every image, `[batch, exemplars * jitters, 4]`."""
+        """Return the jittered boxes of every image's exemplars, one exemplar after another."""
         boxes = jnp.take_along_axis(batch.ground_truth.boxes, grades.chosen[..., None], 1)
         jittered = jax.vmap(lambda boxes, size: imitation.jitter(boxes, size, self.shifts, self.rescales))
         return jittered(boxes, batch.sizes).reshape(boxes.shape[0], -1, 4)
 
     def exemplars(self, regions: Array, grades: Grades, truth: GroundTruth) -> Exemplars:
-        """What every image offers to the memory: the region features of its exemplars."""
+        """Return what every image offers to the memory: the RoI features of its exemplars, without gradient."""
         slots = jnp.take_along_axis(grades.slot, grades.chosen, 1)
         features = jnp.take_along_axis(regions, slots[..., None, None, None], 1)
         labels, quality = (jnp.take_along_axis(x, grades.chosen, 1) for x in (truth.labels, grades.quality))
@@ -171,7 +180,17 @@ class FeatureImitation(nn.Module):
         memory: ExemplarMemory,
         priorities: Priorities,
     ) -> tuple[dict, dict]:
-        """The contrastive loss (Eq. 6) and statistics as terms per image `[batch]`."""
+        """Return the contrastive loss (Eq. 6) and statistics as terms per image `[batch]`.
+
+        Args:
+          compressed: Vectors of the sampled regions.
+          jittered: RoI features of the exemplars' jittered boxes.
+          grades: Quality classes and exemplars.
+          samples: The sampled regions.
+          truth: The objects.
+          memory: Exemplars of earlier steps; they teach, but do not learn.
+          priorities: Random numbers that decide the draws.
+        """
         filled = exemplar_memory.filled(memory)
         remembered = self.embed(jax.lax.stop_gradient(self.compress_memory(memory.features.astype(compressed.dtype))))
         regions = self.embed(compressed)
@@ -202,7 +221,7 @@ class FeatureImitation(nn.Module):
         return {"contrast": terms}, statistics(grades, truth)
 
     def normalise(self, total: Array, count: Array, grades: Grades) -> Term:
-        """One image's part of the loss: its objects' sums of logarithms, and what they are divided by."""
+        """Turn the sums of logarithms of one image's objects, and their counts of positives, into a loss term."""
         weights = jnp.asarray(self.quality_weights)[grades.quality_class]
         if self.contrast == "eq6":  # all positives of the batch share one divisor
             return Term(self.weight * (weights * total).sum(), count.sum())
@@ -212,7 +231,7 @@ class FeatureImitation(nn.Module):
 
 
 def arrange(contrast: imitation.Contrast, regions: int) -> tuple[Array, Array]:
-    """Positives and negatives over the candidates: regions, slots of the memory, jittered boxes."""
+    """Return masks of positives and negatives over all candidates: regions, slots of the memory, jittered boxes."""
     objects, slots = contrast.exemplars.shape
     nothing = jnp.zeros((objects, regions), bool)
     jitters = contrast.jitters.reshape(objects, -1)
@@ -222,7 +241,7 @@ def arrange(contrast: imitation.Contrast, regions: int) -> tuple[Array, Array]:
 
 
 def statistics(grades: Grades, truth: GroundTruth) -> dict[str, Term]:
-    """Mean quality of the objects, the shares of the quality classes, exemplars offered and left out."""
+    """Return mean quality, shares of the quality classes, and counts of exemplars offered and left out."""
     objects = truth.is_object
     count = objects.sum(1).astype(jnp.float32)
     one = jnp.ones_like(count)

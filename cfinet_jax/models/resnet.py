@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cfinet_jax.models.layers import Conv, FrozenBatchNorm
+from cfinet_jax.models.layers import FrozenBatchNorm, conv
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the stride sits in the first, whatever the style."""
+    """Two 3x3 convolutions and a shortcut; the first has the stride, whatever the style."""
 
     width: int
     stride: int
@@ -21,15 +21,15 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = Conv(self.width, 3, self.stride, name="conv1")(x)
+        y = conv(self.width, 3, self.stride, name="conv1")(x)
         y = nn.relu(FrozenBatchNorm(name="bn1")(y))
-        y = Conv(self.width, 3, name="conv2")(y)
+        y = conv(self.width, 3, name="conv2")(y)
         y = FrozenBatchNorm(self.last_norm_scale, name="bn2")(y)
         return nn.relu(y + shortcut(x, y.shape[-1], self.stride))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 beside a shortcut; the stride sits in the 3x3 (`pytorch`) or in the first 1x1 (`caffe`)."""
+    """Convolutions 1x1, 3x3, 1x1 and a shortcut; the stride is in the 3x3 (`pytorch`) or the first 1x1 (`caffe`)."""
 
     width: int
     stride: int
@@ -40,20 +40,20 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         strides = {"pytorch": (1, self.stride), "caffe": (self.stride, 1)}[self.stride_style]
-        y = Conv(self.width, 1, strides[0], name="conv1")(x)
+        y = conv(self.width, 1, strides[0], name="conv1")(x)
         y = nn.relu(FrozenBatchNorm(name="bn1")(y))
-        y = Conv(self.width, 3, strides[1], name="conv2")(y)
+        y = conv(self.width, 3, strides[1], name="conv2")(y)
         y = nn.relu(FrozenBatchNorm(name="bn2")(y))
-        y = Conv(self.width * self.expansion, 1, name="conv3")(y)
+        y = conv(self.width * self.expansion, 1, name="conv3")(y)
         y = FrozenBatchNorm(self.last_norm_scale, name="bn3")(y)
         return nn.relu(y + shortcut(x, y.shape[-1], self.stride))
 
 
 def shortcut(x: Array, channels: int, stride: int) -> Array:
-    """The input of a residual block, projected where its shape changes; called inside the block."""
+    """Return the input of a residual block, projected if its shape changes; called inside the block."""
     if stride == 1 and x.shape[-1] == channels:
         return x
-    return FrozenBatchNorm(name="downsample_bn")(Conv(channels, 1, stride, name="downsample_conv")(x))
+    return FrozenBatchNorm(name="downsample_bn")(conv(channels, 1, stride, name="downsample_conv")(x))
 
 
 DEPTHS = {
@@ -65,10 +65,11 @@ DEPTHS = {
 
 
 class ResNet(nn.Module):
-    """The maps C2..C5 of an image, at strides 4, 8, 16, 32.
+    """Feature maps C2..C5 of images, at strides 4, 8, 16, 32.
 
-    `frozen_stages`: 1 freezes stem and first stage, 0 the stem, -1 nothing. The residual branches start with
-    `last_norm_scale`; 0.3 lets constant statistics train from scratch, 1 is for published weights.
+    `frozen_stages`: 1 freezes the stem and the first stage, 0 the stem, -1 nothing. `last_norm_scale` is the initial
+    scale of residual branches: 0.3 makes training from scratch possible despite constant statistics, 1 is for
+    published weights.
     """
 
     depth: Literal[18, 34, 50, 101]
@@ -79,9 +80,11 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"]) -> tuple[Array, ...]:
-        x = Conv(self.width, 7, stride=2, name="conv1")(images)
+        x = conv(self.width, 7, stride=2, name="conv1")(images)
         x = nn.relu(FrozenBatchNorm(name="bn1")(x))
-        x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))  # zero is below no ReLU
+        x = nn.max_pool(
+            jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2)
+        )  # zeros are harmless: nothing is negative after ReLU
         x = self.freeze(x, 0)
         block, counts = DEPTHS[self.depth]
         maps = []
@@ -99,11 +102,11 @@ class ResNet(nn.Module):
         return tuple(maps)
 
     def freeze(self, x: Array, stage: int) -> Array:
-        """Cuts the gradient behind every frozen stage: each of their maps leads to the pyramid."""
+        """Stop the gradient after every frozen stage: each of their maps feeds the pyramid."""
         return jax.lax.stop_gradient(x) if stage <= self.frozen_stages else x
 
 
 def frozen_parts(frozen_stages: int) -> tuple[str, ...]:
-    """Path prefixes of the parameters that never change, inside the backbone."""
+    """Return the path prefixes, inside the backbone, of the parameters that are frozen."""
     stem = ("conv1/", "bn1/") if frozen_stages >= 0 else ()
     return stem + tuple(f"layer{stage}_" for stage in range(1, frozen_stages + 1))

@@ -1,15 +1,16 @@
-"""The second stage: what is in each proposed region, and where exactly (Shared2FC head)."""
+"""The second stage: class and exact box of each proposed region (Shared2FC head)."""
 
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from cfinet_jax.boxes import horizontal, kinds
 from cfinet_jax.models.fpn import strides_of
-from cfinet_jax.models.layers import Linear, small_normal, xavier_uniform
+from cfinet_jax.models.layers import dense, small_normal, xavier_uniform
 from cfinet_jax.ops import losses, matching, nms, roi_align, sampling
 from cfinet_jax.structures import Batch, Detections, GroundTruth, Proposals, RoiSamples, Term
 
@@ -18,7 +19,7 @@ SMALL_AREA = 32.0**2  # square pixels of the stored image
 
 
 class Predictions(NamedTuple):
-    """Of regions: class logits, background last, and box deltas for every class, or for all of them."""
+    """Class logits of regions, background last, and box deltas, for every class or one for all."""
 
     logits: Float[Array, "*n classes_and_background"]
     deltas: Float[Array, "*n classes_or_one numbers"]
@@ -27,7 +28,7 @@ class Predictions(NamedTuple):
 class RoiHead(nn.Module):
     """Samples regions, pools them, predicts class and box, and turns predictions into detections."""
 
-    numbers: ClassVar[int] = 4  # of a box
+    numbers: ClassVar[int] = 4  # coordinates of a box
 
     classes: int
     pool_size: int
@@ -46,22 +47,22 @@ class RoiHead(nn.Module):
     ignore_overlap: float
 
     def setup(self) -> None:
-        self.hidden1 = Linear(self.hidden, xavier_uniform)
-        self.hidden2 = Linear(self.hidden, xavier_uniform)
-        self.classify = Linear(self.classes + 1, small_normal)
-        self.regress = Linear(self.numbers * self.shapes, nn.initializers.normal(0.001))
+        self.hidden1 = dense(self.hidden, kernel_init=xavier_uniform)
+        self.hidden2 = dense(self.hidden, kernel_init=xavier_uniform)
+        self.classify = dense(self.classes + 1, kernel_init=small_normal)
+        self.regress = dense(self.numbers * self.shapes, kernel_init=nn.initializers.normal(0.001))
 
     @property
     def shapes(self) -> int:
-        """How many boxes are predicted for a region: one for every class."""
+        """Number of boxes predicted for a region: one for every class."""
         return self.classes
 
     def sample(self, proposals: Proposals, truth: GroundTruth, priorities: Array) -> RoiSamples:
-        """The regions of every image to learn from; its objects themselves are among the candidates."""
+        """Choose the regions of every image to learn from; its objects themselves are among the candidates."""
         return jax.vmap(self.sample_image)(proposals, truth, priorities)
 
     def sample_image(self, proposals: Proposals, truth: GroundTruth, priorities: Array) -> RoiSamples:
-        """Objects (IoU >= `positive_overlap`) before background, each in the order ground truth, proposals."""
+        """Choose the regions of one image: objects, then background; in each, ground truth comes before proposals."""
         boxes = jnp.concatenate([truth.boxes, proposals.boxes])
         matched = matching.match_max_iou(
             boxes,
@@ -73,7 +74,7 @@ class RoiHead(nn.Module):
             similarity=kinds.kind_of(boxes).iou,
         )
         objects = truth.labels.shape[0]
-        own = jnp.arange(boxes.shape[0]) < objects  # an object stands for itself
+        own = jnp.arange(boxes.shape[0]) < objects  # an object is matched to itself, even if it has a twin
         proposed = jnp.pad(proposals.valid, (objects, 0))
         positive = jnp.where(
             own, jnp.pad(truth.is_object, (0, proposed.shape[0] - objects)), matched.positive & proposed
@@ -98,11 +99,11 @@ class RoiHead(nn.Module):
         )
 
     def pool(self, pyramid: tuple[Array, ...], boxes: Float[Array, "batch regions numbers"]) -> Array:
-        """RoI features `[batch, regions, size, size, channels]`."""
+        """Return RoI features `[batch, regions, size, size, channels]`."""
         return jax.vmap(self.pool_image)(pyramid[:POOLED_LEVELS], boxes)
 
     def pool_image(self, pyramid: tuple[Array, ...], boxes: Float[Array, "regions 4"]) -> Array:
-        """RoI features of one image."""
+        """Return the RoI features of one image."""
         levels = roi_align.levels_of(boxes, self.finest_scale, len(pyramid))
         return roi_align.roi_align(
             pyramid, boxes, levels, strides_of(len(pyramid)), size=self.pool_size, max_grid=self.max_grid
@@ -117,14 +118,15 @@ class RoiHead(nn.Module):
         return Predictions(self.classify(x).astype(jnp.float32), deltas)
 
     def losses(self, predictions: Predictions, samples: RoiSamples, batch: Batch) -> tuple[dict, dict]:
-        """Losses and statistics as terms per image `[batch]`; both losses are divided by the sampled regions."""
+        """Return losses, divided by the number of sampled regions, and statistics, as terms per image `[batch]`."""
         truth = batch.ground_truth
-        matched = jnp.take_along_axis(truth.goals, samples.matched[..., None], 1)
+        matched = jnp.take_along_axis(truth.targets, samples.matched[..., None], 1)
         targets = kinds.encode(samples.boxes, matched, self.stds)
         labels = jnp.minimum(samples.labels, self.shapes - 1)[..., None, None]
         deltas = jnp.take_along_axis(predictions.deltas, labels, 2)[..., 0, :]
         distance = jnp.where(samples.is_object, self.distance(deltas, targets), 0.0)
-        cross_entropy = jnp.where(samples.valid, losses.cross_entropy(predictions.logits, samples.labels), 0.0)
+        entropy = optax.losses.softmax_cross_entropy_with_integer_labels(predictions.logits, samples.labels)
+        cross_entropy = jnp.where(samples.valid, entropy, 0.0)
         count = samples.valid.sum(1).astype(jnp.float32)
 
         right = (predictions.logits.argmax(-1) == samples.labels) & samples.valid
@@ -140,15 +142,15 @@ class RoiHead(nn.Module):
         return terms, statistics
 
     def distance(self, deltas: Float[Array, "*n numbers"], targets: Float[Array, "*n numbers"]) -> Float[Array, "*n"]:
-        """How far predicted deltas are from those that lead to the object."""
+        """Return the box loss of predicted deltas, given those that lead to the object."""
         return losses.l1(deltas, targets)
 
     def detect(self, predictions: Predictions, proposals: Proposals, sizes: Array) -> Detections:
-        """The detections of every image, in network pixels."""
+        """Return the detections of every image, in network pixels."""
         return jax.vmap(self.detect_image)(predictions, proposals, sizes)
 
     def detect_image(self, predictions: Predictions, proposals: Proposals, size: Array) -> Detections:
-        """NMS within each class, which has boxes of its own."""
+        """Return the detections of one image, after NMS within each class among that class's boxes."""
         boxes = horizontal.clip(horizontal.decode(proposals.boxes[:, None], predictions.deltas, self.stds), size)
         return nms.class_wise(
             boxes,

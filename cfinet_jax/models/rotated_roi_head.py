@@ -1,4 +1,4 @@
-"""Heads for oriented boxes: one box for all classes, from an upright region or from an oriented one."""
+"""RoI heads that predict oriented boxes, one for all classes, from upright or oriented regions."""
 
 import dataclasses
 from typing import ClassVar
@@ -14,7 +14,7 @@ from cfinet_jax.structures import Detections, GroundTruth, Proposals, RoiSamples
 
 
 class RotatedRoiHead(RoiHead):
-    """That of rotated Faster R-CNN: regions are upright and stand for the objects that upright boxes enclose."""
+    """The head of rotated Faster R-CNN: upright regions, matched to the upright hulls of objects."""
 
     smooth_beta: float
 
@@ -22,15 +22,15 @@ class RotatedRoiHead(RoiHead):
 
     @property
     def shapes(self) -> int:
-        """One box, whatever the class."""
+        """Number of boxes predicted for a region: one, whatever the class."""
         return 1
 
     def distance(self, deltas: Float[Array, "*n numbers"], targets: Float[Array, "*n numbers"]) -> Float[Array, "*n"]:
-        """Smooth L1."""
+        """Return the smooth L1 loss."""
         return losses.smooth_l1(deltas, targets, self.smooth_beta)
 
     def detect_image(self, predictions: Predictions, proposals: Proposals, size: Array) -> Detections:
-        """NMS within each class, by rotated IoU, of boxes that all of them share."""
+        """Return the detections of one image, after NMS by rotated IoU within each class; classes share boxes."""
         boxes = kinds.decode(proposals.boxes, predictions.deltas[:, 0], self.stds)
         return nms.class_wise_shared(
             oriented.clip(boxes, size),
@@ -44,17 +44,17 @@ class RotatedRoiHead(RoiHead):
 
 
 class OrientedRoiHead(RotatedRoiHead):
-    """That of Oriented R-CNN (Xie et al. 2021): regions are oriented, too, and matched by rotated IoU.
+    """The head of Oriented R-CNN (Xie et al. 2021): regions are oriented, too, and matched by rotated IoU.
 
     A bin takes `max_grid` x `max_grid` samples, whatever the size of its region.
     """
 
     def sample_image(self, proposals: Proposals, truth: GroundTruth, priorities: Array) -> RoiSamples:
-        """As of upright boxes, among oriented ones."""
-        return super().sample_image(proposals, dataclasses.replace(truth, boxes=truth.goals), priorities)
+        """Choose regions of one image among oriented ones."""
+        return super().sample_image(proposals, dataclasses.replace(truth, boxes=truth.targets), priorities)
 
     def pool_image(self, pyramid: tuple[Array, ...], boxes: Float[Array, "regions 5"]) -> Array:
-        """RoI features along the axes of each region."""
+        """Return the RoI features of one image, along the axes of each region."""
         levels = roi_align.levels_of_areas(oriented.area(boxes), self.finest_scale, len(pyramid))
         return rotated_roi_align.rotated_roi_align(
             pyramid, boxes, levels, strides_of(len(pyramid)), size=self.pool_size, grid=self.max_grid

@@ -1,4 +1,4 @@
-"""Bilinear reading of a feature map at arbitrary points: what RoIAlign and the adaptive convolution share."""
+"""Bilinear reading of a feature map at arbitrary points, for RoIAlign and deformable convolutions."""
 
 import functools
 
@@ -7,9 +7,13 @@ from jaxtyping import Array, Float, Int
 
 
 def corners(points: Float[Array, "n 2"], shape: Int[Array, "*n 2"]) -> tuple[Int[Array, "n 4 2"], Float[Array, "n 4"]]:
-    """The four cells (row, column) around each point (y, x) of maps of `shape`, and their weights.
+    """Return the four cells (row, column) around each point (y, x), and their weights.
 
-    A cell outside its map weighs nothing and is moved inside, so that it can be read.
+    A cell outside its map has weight zero and is moved inside, so that it can be read.
+
+    Args:
+      points: Coordinates (y, x) in cells.
+      shape: Rows and columns of the map, or of the map of each point.
     """
     first = jnp.floor(points)
     share = points - first
@@ -22,7 +26,7 @@ def corners(points: Float[Array, "n 2"], shape: Int[Array, "*n 2"]) -> tuple[Int
 
 
 def read(table: Float[Array, "cells channels"], rows: Int[Array, "n 4"], weights: Float[Array, "n 4"]) -> Array:
-    """Weighted sums of four rows of a table, `[n, channels]`."""
+    """Return weighted sums of four rows of a table, `[n, channels]`."""
     # Four gathers of whole rows: XLA fuses each with its product, while one gather of [n, 4, channels] would not fit.
     return functools.reduce(jnp.add, [weights[:, k, None] * table[rows[:, k]] for k in range(4)])
 
@@ -33,9 +37,9 @@ def spread(
     weights: Float[Array, "n 4"],
     values: Float[Array, "n channels"],
 ) -> Array:
-    """The table with weighted values added to four rows each: the transpose of `read`.
+    """Add weighted values to four rows of the table each: the transpose of `read`.
 
-    Its derivative in a loop would be a table of zeros per step and corner, and a sum of them all.
+    Automatic differentiation of `read` in a loop would make a table of zeros per step and corner, and add them all up.
     """
     for k in range(4):
         table = table.at[rows[:, k]].add(weights[:, k, None] * values)

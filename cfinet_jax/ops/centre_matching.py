@@ -1,4 +1,4 @@
-"""Which cells of a pyramid lie in the middle of an object: targets of Cascade RPN and of guided anchors.
+"""Cells of a pyramid in the middle of an object: targets of Cascade RPN and of guided anchors.
 
 As in `matching`, objects are streamed in chunks: cells x objects never exist as one matrix.
 """
@@ -16,23 +16,23 @@ from cfinet_jax.structures import GroundTruth
 
 
 class CentreMatch(NamedTuple):
-    """What the middle of objects says of every cell, levels fine to coarse."""
+    """Position of every cell relative to the middle of objects, levels fine to coarse."""
 
     positive: Bool[Array, " cells"]  # in the centre region of `indices`, on the level of that object
-    ignored: Bool[Array, " cells"]  # in its ignore region alone
+    ignored: Bool[Array, " cells"]  # in its ignore region, but not in its centre region
     nearby: Bool[Array, " cells"]  # in the ignore region of an object of the next finer or coarser level
-    indices: Int[Array, " cells"]  # the last object with the cell in one of its regions; 0: none has
+    indices: Int[Array, " cells"]  # the last object with the cell in one of its regions; 0 if there is none
 
 
 def level_of(boxes: Float[Array, "objects 4"], finest: float, levels: int) -> Int[Array, " objects"]:
-    """The level of objects by the root of their area: `finest` pixels belong on level 0, twice as many on level 1."""
+    """Return the level of objects by the root of their area: `finest` pixels on level 0, twice as many on level 1."""
     side = jnp.sqrt(jnp.maximum(horizontal.area(boxes), horizontal.EPSILON))
     level = jnp.floor(jnp.log2(side) - jnp.log2(jnp.float32(finest)) + 0.5)
     return jnp.clip(level, 0, levels - 1).astype(jnp.int32)
 
 
 def central_cells(boxes: Float[Array, "objects 4"], ratio: float) -> Float[Array, "objects 4"]:
-    """The first and last cell (x1 y1 x2 y2, both inside) of the central `ratio` of boxes in cells, each way.
+    """Return the first and last cell (x1 y1 x2 y2, inclusive) of the central `ratio` of boxes measured in cells.
 
     Halves are rounded to even, and an object has at least one cell, as in the released code.
     """
@@ -51,10 +51,18 @@ def match_centres(
     centre_ratio: float,
     ignore_ratio: float,
 ) -> CentreMatch:
-    """Cells of one image in the middle of its objects, by the region rule of Cascade RPN and GA-RPN.
+    """Find the cells of one image in the middle of its objects, by the region rule of Cascade RPN and GA-RPN.
 
-    `anchors` are the grid of every level, one anchor a cell. An object has one level, that of the anchor nearest in
-    size; of several that claim a cell the last in order has it, even if only to ignore it.
+    An object belongs to one level, the one whose anchors are closest in size. If several objects claim a cell, the last
+    one gets it, even if only to ignore it.
+
+    Args:
+      anchors: Square anchors of every level, one per cell.
+      truth: The objects of the image.
+      strides: Pixels per cell of every level.
+      anchor_scale: Side of an anchor in cells.
+      centre_ratio: Share of an object's sides that is its centre region.
+      ignore_ratio: The larger share around it that is its ignore region.
     """
     cells = jnp.concatenate([
         horizontal.centre_size(grid)[0] / stride for grid, stride in zip(anchors, strides, strict=True)
@@ -67,7 +75,7 @@ def match_centres(
         own = level_of(objects, anchor_scale * strides[0], len(strides))
 
         def inside(ratio: float, away: int = 0) -> Bool[Array, "cells objects"]:
-            """Cells in a region of each object, seen `away` levels from its own."""
+            """Mark the cells in a region of each object, `away` levels from its own."""
             level = own + away
             stride = extents[jnp.clip(level, 0, len(strides) - 1)]
             low, high = jnp.split(central_cells(objects / stride[:, None], ratio), 2, axis=1)

@@ -1,4 +1,4 @@
-"""Deformable convolution: a 3x3 kernel whose nine taps sit on a box, or where offsets say, instead of on the grid."""
+"""Deformable convolution: a 3x3 kernel whose nine taps lie on a box, or at given offsets, instead of on the grid."""
 
 import functools
 
@@ -14,9 +14,10 @@ TAPS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1
 
 
 def tap_points(boxes: Float[Array, "cells 4"], stride: int) -> Float[Array, "9 cells 2"]:
-    """Where the taps of each cell read (y, x in cells): centre, edge middles and corners of the cell's box.
+    """Return the points (y, x, in cells) read for each cell: centre, edge middles and corners of the cell's box.
 
-    As offsets from the grid these are the released code's; an unmoved anchor of scale 2 gives an ordinary convolution.
+    Relative to the grid these are the offsets of the released code; an anchor of scale 2 that has not moved gives an
+    ordinary convolution.
     """
     centre, size = horizontal.centre_size(boxes)
     taps = jnp.asarray(TAPS, boxes.dtype)[:, None]
@@ -29,9 +30,15 @@ def deformable_conv(
     kernel: Float[Array, "3 3 inputs outputs"],
     points: Float[Array, "9 cells 2"],
 ) -> Float[Array, "rows columns outputs"]:
-    """Reads the map at nine points per cell and applies the kernel; zero outside the map, no bias.
+    """Read the map at nine points per cell and apply the kernel, without bias; the map is zero outside.
 
-    One tap at a time, read again in the backward pass: all nine at once need four times the memory.
+    One tap at a time, and read again in the backward pass: all nine at once need four times the memory, and automatic
+    differentiation would keep them all. Hence the gradient of our own.
+
+    Args:
+      features: The map.
+      kernel: One matrix per tap, row by row.
+      points: Coordinates (y, x) in cells, for each tap and cell.
     """
     rows, columns, inputs = features.shape
     table = table_of(features)
@@ -47,12 +54,12 @@ def deformable_conv(
 
 
 def forward(*given: Array) -> tuple[Array, tuple]:
-    """What the backward pass needs is what the convolution was given."""
+    """Forward pass: keep the inputs, from which the backward pass reads the map again."""
     return deformable_conv(*given), given
 
 
 def backward(given: tuple, gradient: Array) -> tuple[Array, Array, Array]:
-    """The gradients to map, kernel and points."""
+    """Backward pass: return the gradients of map, kernel and points."""
     features, kernel, points = given
     rows, columns, inputs = features.shape
     table, gradient = table_of(features), gradient.reshape(rows * columns, -1)
@@ -67,7 +74,7 @@ def backward(given: tuple, gradient: Array) -> tuple[Array, Array, Array]:
         nothing = np.zeros(cells.shape, jax.dtypes.float0)
         return bilinear.spread(total, cells, weights, of_read), (of_kernel, *to_points((nothing, of_weights)))
 
-    # Turned once, for a product that XLA's CPU backend computes three times as fast.
+    # Transposed once, outside the loop: the product is three times as fast in XLA's CPU backend.
     kernels = kernel.reshape(9, inputs, -1).swapaxes(1, 2)
     total, (of_kernel, of_points) = jax.lax.scan(pull_tap, jnp.zeros_like(table), (points, kernels))
     of_kernel = of_kernel.reshape(kernel.shape).astype(kernel.dtype)
@@ -78,12 +85,12 @@ deformable_conv.defvjp(forward, backward)
 
 
 def table_of(features: Float[Array, "rows columns channels"]) -> Float[Array, "cells channels"]:
-    """Cells one below the other: sampled, and their gradient summed, in float32."""
+    """Return a map as one row per cell, in float32, in which cells are read and gradients are summed."""
     return features.reshape(-1, features.shape[-1]).astype(jnp.float32)
 
 
 def corners(points: Float[Array, "cells 2"], rows: int, columns: int) -> tuple[Array, Array]:
-    """The four rows of the table around each point, and their weights."""
+    """Return the four rows of the table around each point, and their weights."""
     cells, weights = bilinear.corners(points, jnp.array([rows, columns], jnp.int32))
     return cells[..., 0] * columns + cells[..., 1], weights
 
@@ -91,7 +98,7 @@ def corners(points: Float[Array, "cells 2"], rows: int, columns: int) -> tuple[A
 def offset_points(
     offsets: Float[Array, "rows columns numbers"], groups: int
 ) -> Float[Array, "{groups} 9 rows*columns 2"]:
-    """Where the taps of each group read (y, x in cells): their place on the grid, moved by `offsets`.
+    """Return the points (y, x, in cells) that the taps of each group read: the grid's, moved by `offsets`.
 
     The numbers of a cell are y and x of every tap, row by row, group after group, as in the released code.
     """
@@ -106,7 +113,7 @@ def grouped_conv(
     kernel: Float[Array, "3 3 inputs outputs"],
     points: Float[Array, "groups 9 cells 2"],
 ) -> Float[Array, "rows columns outputs"]:
-    """`deformable_conv` in which the inputs, cut into equal groups, are read at points of their own."""
+    """Apply `deformable_conv` to equal groups of the input channels, each read at its own points, and add up."""
     groups = len(points)
     parts = zip(jnp.split(features, groups, -1), jnp.split(kernel, groups, 2), points, strict=True)
     return functools.reduce(jnp.add, [deformable_conv(*part) for part in parts])

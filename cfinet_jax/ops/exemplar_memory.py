@@ -8,7 +8,7 @@ from cfinet_jax.structures import ExemplarMemory, Exemplars
 
 
 def empty_memory(classes: int, slots: int, size: int, channels: int) -> ExemplarMemory:
-    """A memory without exemplars."""
+    """Return a memory without exemplars."""
     return ExemplarMemory(
         jnp.zeros((classes, slots, size, size, channels), jnp.float32),
         jnp.zeros(classes, jnp.int32),
@@ -16,8 +16,8 @@ def empty_memory(classes: int, slots: int, size: int, channels: int) -> Exemplar
     )
 
 
-def filled(memory: ExemplarMemory) -> jnp.ndarray:
-    """Which slots hold an exemplar, bool `[classes, slots]`."""
+def filled(memory: ExemplarMemory) -> Bool[Array, "classes slots"]:
+    """Say which slots hold an exemplar."""
     return jnp.arange(memory.features.shape[1]) < memory.size[:, None]
 
 
@@ -28,9 +28,10 @@ def choose(
     classes: int,
     most: int,
 ) -> tuple[Int[Array, "classes chosen"], Bool[Array, "classes chosen"]]:
-    """The `most` valid exemplars of highest quality (>= 0) of every class, of equals the first: indices in order, mask.
+    """Choose the `most` valid exemplars of highest quality (>= 0) of every class; the first among equals.
 
-    As many as there are exemplars, if `most` are more.
+    Returns:
+      Their indices, ascending, and a mask of the real ones. There are fewer columns if there are fewer exemplars.
     """
     exemplars = labels.shape[0]
     of_class = (labels == jnp.arange(classes)[:, None]) & valid
@@ -41,12 +42,12 @@ def choose(
 
 
 def push(memory: ExemplarMemory, exemplars: Exemplars) -> ExemplarMemory:
-    """Stores the valid exemplars in order, each over the oldest of its class; of too many the newest remain."""
+    """Store the valid exemplars in order, each in place of the oldest of its class; the newest remain of too many."""
     classes, slots = memory.features.shape[:2]
     of_class = (exemplars.labels[:, None] == jnp.arange(classes)) & exemplars.valid[:, None]
     offered = of_class.sum(0)
     rank = jnp.take_along_axis(of_class.cumsum(0), exemplars.labels[:, None], 1)[:, 0] - 1
-    last_round = rank >= offered[exemplars.labels] - slots  # an earlier one would be overwritten in this very push
+    last_round = rank >= offered[exemplars.labels] - slots  # earlier ones would be overwritten at once
     slot = (memory.cursor[exemplars.labels] + rank) % slots
     label = jnp.where(exemplars.valid & last_round, exemplars.labels, classes)  # out of range: dropped
     return ExemplarMemory(

@@ -1,4 +1,4 @@
-"""The pure parts of feature imitation on ONE image: quality, jitter, choice of samples (section 3.2)."""
+"""Feature imitation on one image (section 3.2): instance quality, jitter, choice of samples."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from cfinet_jax.structures import RoiSamples
 
 
 class Quality(NamedTuple):
-    """How well the detector does on each object now."""
+    """How well the detector currently does on each object."""
 
-    value: Float[Array, " objects"]  # IQ of Eq. 4, 0 where nothing counts
+    value: Float[Array, " objects"]  # IQ of Eq. 4, 0 where no prediction counts
     count: Int[Array, " objects"]  # predictions that count
 
 
@@ -25,7 +25,15 @@ def instance_quality(
     matched: Int[Array, " samples"],
     objects: int,
 ) -> Quality:
-    """Eq. 4: mean over the predictions of an object that count of class probability times IoU."""
+    """Return Eq. 4: the mean of class probability times IoU over the predictions of each object that count.
+
+    Args:
+      probabilities: Of the true class of each sample.
+      overlaps: IoU of each sample with its object.
+      counts: Which samples count.
+      matched: Index of each sample's object.
+      objects: Number of objects.
+    """
     weight = jnp.zeros(objects).at[matched].add(jnp.where(counts, probabilities * overlaps, 0.0))
     count = jnp.zeros(objects, jnp.int32).at[matched].add(counts.astype(jnp.int32))
     return Quality(weight / jnp.maximum(count, 1), count)
@@ -34,7 +42,7 @@ def instance_quality(
 def quality_released(
     probabilities: Array, samples: RoiSamples, boxes: tuple[Array, Array], objects: int, min_score: float
 ) -> Quality:
-    """As the released code: the class has probability >= `min_score`, IoU of the proposal."""
+    """Grade as the released code does: the true class has probability >= `min_score`; the IoU is the proposal's."""
     own = jnp.take_along_axis(probabilities, samples.labels[:, None], 1)[:, 0]
     counts = samples.is_object & (samples.source >= objects) & (own >= min_score)
     return instance_quality(own, samples.overlaps, counts, samples.matched, objects)
@@ -43,7 +51,7 @@ def quality_released(
 def quality_paper(
     probabilities: Array, samples: RoiSamples, boxes: tuple[Array, Array], objects: int, min_score: float
 ) -> Quality:
-    """Eq. 3-4: the class is the most probable one, IoU of the predicted box; `boxes` is (predicted, true)."""
+    """Grade by Eq. 3-4: the true class is the most probable one; the IoU is that of `boxes`, (predicted, true)."""
     own = jnp.take_along_axis(probabilities, samples.labels[:, None], 1)[:, 0]
     counts = samples.is_object & (samples.source >= objects) & (probabilities.argmax(1) == samples.labels)
     return instance_quality(own, kind_of(boxes[0]).paired_iou(*boxes), counts, samples.matched, objects)
@@ -55,9 +63,13 @@ QUALITIES = {"paper": quality_paper, "released": quality_released}
 def jitter(
     boxes: Float[Array, "n 4"], size: Float[Array, "2"], shifts: tuple[float, ...], rescales: tuple[float, ...]
 ) -> Float[Array, "n jitters 4"]:
-    """Gamma of Algorithm 1: each box moved by parts of its width and height, and rescaled about its centre.
+    """Return Gamma of Algorithm 1: each box shifted, and rescaled about its centre, clipped to the picture.
 
-    Order: for each shift +x, +y, -x, -y; then the rescales. Clipped to the picture.
+    Args:
+      boxes: The boxes.
+      size: Height and width of the picture.
+      shifts: Shares of a box's width and height; each gives four boxes, moved by +x, +y, -x, -y.
+      rescales: Factors of both sides; each gives one box, after the shifted ones.
     """
     centre, extent = horizontal.centre_size(boxes)
     directions = jnp.array([[1, 0], [0, 1], [-1, 0], [0, -1]], jnp.float32)
@@ -69,11 +81,11 @@ def jitter(
 
 
 class Contrast(NamedTuple):
-    """Which candidates each object is compared with; exemplars are slots of all classes, flattened."""
+    """Candidates that each object is compared with; `slots` are those of all classes, flattened."""
 
     exemplars: Bool[Array, "objects slots"]  # positives from the memory
-    jitters: Bool[Array, "objects exemplars_of_image jitters"]  # positives of its own
-    negatives: Bool[Array, "objects candidates"]  # of the regions, then (paper) the slots
+    jitters: Bool[Array, "objects exemplars_of_image jitters"]  # positives: its own jittered boxes
+    negatives: Bool[Array, "objects candidates"]  # over the regions, then (paper) the slots
 
 
 def choose_contrast(
@@ -89,11 +101,20 @@ def choose_contrast(
     positive_fractions: tuple[float, float],
     jitters: int,
 ) -> Contrast:
-    """Algorithm 1, lines 4-10, for every object: `size` samples, fewer where the image has fewer negatives.
+    """Choose positives and negatives for every object by Algorithm 1, lines 4-10.
 
-    `quality_class` is 0 low, 1 middling, 2 high. Positives: a share of the exemplars of its class (low,
-    middling), its own jittered boxes (high and offered as an exemplar) or none. Negatives: `image`, regions with
-    another label; `paper`, background regions and the exemplars of other classes.
+    Args:
+      labels: Classes of the objects.
+      quality_class: 0 low, 1 middling, 2 high. The positives of low and middling objects are exemplars of their class,
+        those of high ones their own jittered boxes, if they are exemplars.
+      own_exemplar: Which of the image's exemplars is the object itself.
+      samples: Regions of the image.
+      filled: Which slots of the memory hold an exemplar.
+      priorities: Random numbers that decide the draws of positives and of negatives.
+      negatives: `paper`: background regions and exemplars of other classes; `image`: regions with another label.
+      size: Samples of an object, fewer where the image has fewer background regions.
+      positive_fractions: Share of positives for objects of low and of middling quality.
+      jitters: Jittered boxes of each exemplar.
     """
     classes, slots = filled.shape
     background = samples.valid & ~samples.is_object

@@ -1,70 +1,47 @@
-"""Losses per sample, float32; whoever calls them masks, sums and divides."""
+"""Losses per sample, float32; the caller masks, sums and divides."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import optax
+from jaxtyping import Array, Bool, Float
 
 from cfinet_jax.boxes import horizontal, similarity
 
 BOUNDED_EPSILON = 1e-3  # pixels; keeps the bounded IoU of empty boxes finite, as in the released code
 
 
-def binary_cross_entropy(logits: Float[Array, "*n"], targets: Bool[Array, "*n"]) -> Float[Array, "*n"]:
-    """Of the sigmoid of `logits`."""
-    return jax.nn.softplus(jnp.where(targets, -logits, logits))
-
-
-def cross_entropy(logits: Float[Array, "*n classes"], labels: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """Of the softmax of `logits`."""
-    log_probabilities = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(log_probabilities, labels[..., None], -1)[..., 0]
-
-
 def iou_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """1 - IoU, without a gradient below an IoU of 1e-6 (linear as in the released code, not -log)."""
+    """Return 1 - IoU of paired boxes (linear as in the released code, not -log); no gradient below an IoU of 1e-6."""
     return 1 - jnp.maximum(horizontal.paired_iou(boxes, targets), 1e-6)
 
 
 def nwd_loss(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], constant: float | Array) -> Float[Array, "*n"]:
-    """1 - NWD (Wang et al. 2021); `constant` in the pixels of the boxes."""
+    """Return 1 - NWD (Wang et al. 2021) of paired boxes; `constant` is in the pixels of the boxes."""
     return 1 - similarity.paired_nwd(boxes, targets, constant)
 
 
-def focal(logits: Float[Array, "*n"], targets: Bool[Array, "*n"], *, gamma: float, alpha: float) -> Float[Array, "*n"]:
-    """Binary cross-entropy times (share that is wrong)^gamma, positives weighing `alpha`, negatives the rest of 1.
-
-    Lin et al. 2017.
-    """
-    wrong = jax.nn.sigmoid(jnp.where(targets, -logits, logits))
-    return jnp.where(targets, alpha, 1 - alpha) * wrong**gamma * binary_cross_entropy(logits, targets)
-
-
 def l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"]) -> Float[Array, "*n"]:
-    """Sum of the distances of k numbers."""
+    """Return the sum of k absolute differences."""
     return jnp.abs(predictions - targets).sum(-1)
 
 
 def smooth_l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"], beta: float) -> Float[Array, "*n"]:
-    """`l1`, quadratic where a distance is below `beta` and less by beta / 2 from there on."""
-    return smooth(jnp.abs(predictions - targets), beta).sum(-1)
-
-
-def smooth(distances: Float[Array, "*n"], beta: float) -> Float[Array, "*n"]:
-    """Distances (>= 0) made quadratic below `beta`."""
-    return jnp.where(distances < beta, distances**2 / (2 * beta), distances - beta / 2)
+    """Return the sum of k absolute differences, each quadratic below `beta` and less by beta / 2 above."""
+    return (optax.losses.huber_loss(predictions, targets, delta=beta) / beta).sum(-1)
 
 
 def bounded_iou(boxes: Float[Array, "*n 4"], targets: Float[Array, "*n 4"], beta: float) -> Float[Array, "*n"]:
-    """Sum of 1 - r over centre x, centre y, width and height, smoothed below `beta`; finite for empty boxes.
+    """Return the bounded IoU loss (Tychsen-Smith & Petersson 2018) of paired boxes; finite for empty boxes.
 
-    r bounds the IoU by that error alone: (w - 2 dx) / (w + 2 dx), not below 0, for a centre off by dx from that of an
-    object w wide; the smaller over the greater for sides (Tychsen-Smith & Petersson 2018).
+    It is the sum over centre x, centre y, width and height of 1 - r, quadratic below `beta`. r is the greatest IoU
+    possible with that error: max(0, (w - 2 dx) / (w + 2 dx)) for the centre of an object w wide, the smaller over the
+    greater for a side.
     """
     (centre, size), (goal, extent) = horizontal.centre_size(boxes), horizontal.centre_size(targets)
     moved = 2 * jnp.abs(goal - centre)
     of_centre = 1 - jnp.maximum((extent - moved) / (extent + moved + BOUNDED_EPSILON), 0.0)
     of_size = 1 - jnp.minimum(extent / (size + BOUNDED_EPSILON), size / (extent + BOUNDED_EPSILON))
-    return smooth(jnp.concatenate([of_centre, of_size], -1), beta).sum(-1)
+    return smooth_l1(jnp.concatenate([of_centre, of_size], -1), jnp.zeros_like(boxes), beta)
 
 
 def contrastive(
@@ -72,13 +49,18 @@ def contrastive(
     positive: Bool[Array, "objects samples"],
     negative: Bool[Array, "objects samples"],
 ) -> tuple[Float[Array, " objects"], Float[Array, " objects"]]:
-    """Eq. 6 before its normalisation: -sum over positives of log softmax over positives and negatives.
+    """Return Eq. 6 before its normalisation: -sum over positives of log softmax over positives and negatives.
 
-    Returns the sum and the number of positives of each object; both 0 where it has none. `similarities` are
-    divided by the temperature already.
+    Args:
+      similarities: Of each object with each sample, already divided by the temperature.
+      positive: Which samples are positives of each object.
+      negative: Which samples are negatives.
+
+    Returns:
+      The sum and the number of positives of each object; both 0 if it has none.
     """
     chosen = positive | negative
-    chosen |= ~chosen.any(1, keepdims=True)  # a row without samples has a finite logarithm, and no terms
+    chosen |= ~chosen.any(1, keepdims=True)  # keeps the logarithm of a row without samples finite; it has no terms
     denominator = jax.nn.logsumexp(similarities, axis=1, where=chosen, keepdims=True)
     terms = jnp.where(positive, denominator - similarities, 0.0)
     return terms.sum(1), positive.sum(1).astype(jnp.float32)

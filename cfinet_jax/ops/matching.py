@@ -1,4 +1,4 @@
-"""Which boxes stand for which object: by the greatest similarity, and by CRPN's dynamic threshold.
+"""Assignment of boxes to objects: by the greatest similarity, and by CRPN's dynamic threshold.
 
 Similarities are streamed over chunks of objects: 120,000 anchors x 500 objects never exist as one matrix.
 """
@@ -22,13 +22,13 @@ CHUNK = 32  # objects compared at a time
 class Match(NamedTuple):
     """The best object of every box."""
 
-    overlaps: Float[Array, " boxes"]  # similarity with it; 0 where the image holds none
+    overlaps: Float[Array, " boxes"]  # similarity with it; 0 if the image has no object
     indices: Int[Array, " boxes"]  # its index; the lowest among equals
-    forced: Int[Array, " boxes"]  # the last object that has no better box than this one; -1: none
+    forced: Int[Array, " boxes"]  # the last object whose best box this is; -1 if there is none
 
 
 class Assignment(NamedTuple):
-    """What each box is to learn; neither positive nor negative: nothing."""
+    """Training label of each box; a box that is neither positive nor negative is ignored."""
 
     positive: Bool[Array, " boxes"]
     negative: Bool[Array, " boxes"]
@@ -37,7 +37,7 @@ class Assignment(NamedTuple):
 
 
 def chunks_of(truth: GroundTruth) -> tuple[Array, Array, Array]:
-    """The entries of an image in chunks: boxes `[chunks, CHUNK, k]`, which are objects, the index of the first."""
+    """Split the entries of an image into chunks: boxes `[chunks, CHUNK, k]`, which are objects, index of the first."""
     count = truth.labels.shape[0]
     chunks = -(-count // CHUNK)
     padding = chunks * CHUNK - count
@@ -51,16 +51,24 @@ def best_match(
     truth: GroundTruth,
     min_forced: float = 2.0,
     similarity: Pairwise = horizontal.iou,
-    heard: Bool[Array, " boxes"] | None = None,
+    allowed: Bool[Array, " boxes"] | None = None,
 ) -> Match:
-    """The best object of every box, and which of those `heard` are an object's best (`forced`, from `min_forced`)."""
+    """Find the best object of every box, and the best boxes of every object.
+
+    Args:
+      boxes: Anchors or regions.
+      truth: The objects of the image.
+      min_forced: Similarity from which an object's best box counts as such (`Match.forced`); 2 disables it.
+      similarity: Takes the place of the IoU.
+      allowed: Boxes that can be an object's best; None allows all.
+    """
 
     def step(match: Match, chunk: tuple[Array, Array, Array]) -> tuple[Match, None]:
         objects, real, first = chunk
         # Behind the barrier every use sees the same bits: an object's best box is found by equality.
         overlaps = jax.lax.optimization_barrier(jnp.where(real, similarity(boxes, objects), -1.0))
         best, index = overlaps.max(1), first + jnp.argmax(overlaps, 1).astype(jnp.int32)
-        eligible = overlaps if heard is None else jnp.where(heard[:, None], overlaps, -1.0)
+        eligible = overlaps if allowed is None else jnp.where(allowed[:, None], overlaps, -1.0)
         of_object = eligible.max(0)
         is_best = (eligible == of_object) & (of_object >= min_forced) & real
         last = CHUNK - 1 - jnp.argmax(is_best[:, ::-1], 1).astype(jnp.int32)
@@ -78,7 +86,7 @@ def best_match(
 
 
 def iou_of_shapes(factors: Sequence[tuple[float, float]]) -> Pairwise:
-    """The IoU that boxes reach in the best of several shapes: width and height times each of `factors`."""
+    """Return the IoU that boxes reach in the best of several shapes, sides multiplied by each of `factors`."""
 
     def similarity(boxes: Float[Array, "m 4"], objects: Float[Array, "n 4"]) -> Float[Array, "m n"]:
         return functools.reduce(
@@ -89,9 +97,10 @@ def iou_of_shapes(factors: Sequence[tuple[float, float]]) -> Pairwise:
 
 
 def inside_region(boxes: Float[Array, "boxes k"], truth: GroundTruth, share: float) -> Bool[Array, " boxes"]:
-    """Boxes of which more than `share` lies in one ignore region.
+    """Mark boxes of which more than `share` lies in one ignore region.
 
-    Of upright boxes and oriented regions: in the box around the region, and their centres in the region itself.
+    If the boxes are upright and the regions oriented, the share is that inside the region's upright hull, and the box's
+    centre must lie in the region itself.
     """
     covered = jnp.where(truth.is_region, kind_of(boxes).overlap_of_first(boxes, truth.boxes), 0.0)
     if truth.oriented is not None and kind_of(boxes) is horizontal:
@@ -110,18 +119,27 @@ def match_max_iou(
     ignore_overlap: float,
     similarity: Pairwise = horizontal.iou,
 ) -> Assignment:
-    """Positive from IoU `positive` on, negative below `negative`; each object also gets its best boxes.
+    """Assign each box to the object of greatest IoU: positive from `positive` on, negative below `negative`.
 
-    The latter if they reach `min_positive`, ties included, the later object winning; None: never.
-    Boxes inside ignore regions are neither, and no object's best. `similarity` takes the place of the IoU.
+    An object's best boxes also count as positive if their IoU is at least `min_positive` (None disables this); ties are
+    all kept, and on a conflict the later object wins.
+
+    Args:
+      boxes: Anchors or regions.
+      truth: Objects and ignore regions of the image.
+      positive: Least IoU of a positive box.
+      negative: A negative box has less.
+      min_positive: Least IoU of an object's best box.
+      ignore_overlap: A box with more than this share inside an ignore region is ignored, and no object's best.
+      similarity: Takes the place of the IoU.
     """
-    heard = ~inside_region(boxes, truth, ignore_overlap)
-    match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive, similarity, heard)
+    allowed = ~inside_region(boxes, truth, ignore_overlap)
+    match = best_match(boxes, truth, 2.0 if min_positive is None else min_positive, similarity, allowed)
     forced = match.forced >= 0
     is_positive = (match.overlaps >= positive) | forced
     return Assignment(
-        is_positive & heard,
-        (match.overlaps < negative) & ~is_positive & heard,
+        is_positive & allowed,
+        (match.overlaps < negative) & ~is_positive & allowed,
         jnp.where(forced, match.forced, match.indices),
         match.overlaps,
     )
@@ -137,10 +155,19 @@ def dynamic_thresholds(
     low: float,
     cap: float,
 ) -> Float[Array, " objects"]:
-    """IoU from which an anchor may stand for an object: clip(base + slope log2(s / base_size), low, cap).
+    """Return the IoU from which an anchor may stand for each object: clip(base + slope log2(s / base_size), low, cap).
 
-    s is the square root of the object's area in stored pixels, `scale` network pixels per stored pixel. This is
-    the paper's Eq. 1 and, with other constants, each variant of the released code.
+    s is the square root of the object's area in stored pixels. With the paper's constants this is Eq. 1, with others
+    each variant of the released code.
+
+    Args:
+      boxes: The objects, in network pixels.
+      scale: Network pixels per stored pixel.
+      base_size: Stored pixels.
+      base: Threshold of an object of `base_size`, before clipping.
+      slope: What is added each time the size doubles.
+      low: Least threshold.
+      cap: Greatest threshold.
     """
     side = jnp.sqrt(jnp.maximum(kind_of(boxes).area(boxes), horizontal.EPSILON)) / scale
     return jnp.clip(base + slope * jnp.log2(side / base_size), low, cap)
@@ -154,9 +181,9 @@ def match_dynamic(
     *,
     ignore_overlap: float,
 ) -> Assignment:
-    """Positive from the threshold of the box's best object on, everything else nothing (section 3.1).
+    """Assign each box to the object of greatest IoU: positive from its threshold on, else ignored (section 3.1).
 
-    No object is given its best box, and there are no negatives: the coarse stage only regresses.
+    An object's best box is not forced to be positive, and there are no negatives: the coarse stage only regresses.
     """
     match = best_match(boxes, truth)
     positive = (match.overlaps >= thresholds[match.indices]) & (match.overlaps > 0)

@@ -1,4 +1,4 @@
-"""Exact greedy non-maximum suppression at every threshold."""
+"""Exact greedy non-maximum suppression (NMS) at every threshold."""
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,20 @@ def suppress(
     max_overlap: float,
     similarity: Pairwise = horizontal.iou,
 ) -> Bool[Array, " n"]:
-    """Marks the boxes, sorted best first, that no better kept box overlaps by more than `max_overlap`."""
+    """Mark the boxes, sorted best first, that no better kept box overlaps by more than `max_overlap`."""
     return keep_best(similarity(boxes, boxes) > max_overlap, jnp.arange(boxes.shape[0]), valid)
 
 
 def keep_best(alike: Bool[Array, "n n"], places: Int[Array, " n"], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
-    """Marks the boxes that are not alike any kept box of a better, that is lower, place.
+    """Mark the boxes that are not alike any kept box of a better place.
 
-    Greedy NMS is the only fixed point of that sentence: each round settles at least the best unsettled box, and a
-    few rounds settle all.
+    A box is kept if and only if no better kept box suppresses it: greedy NMS is the only fixed point of this rule. Each
+    time it is applied to all boxes at once it settles at least the best unsettled one, and a few times settle all.
+
+    Args:
+      alike: Which boxes overlap too much.
+      places: Rank of each box, 0 the best.
+      valid: Which boxes are real.
     """
     suppresses = alike & (places[None, :] < places[:, None]) & valid[None, :]
 
@@ -43,13 +48,13 @@ def sort_and_suppress(
     max_overlap: float,
     similarity: Pairwise = horizontal.iou,
 ) -> tuple[Int[Array, " n"], Bool[Array, " n"]]:
-    """The order of falling score (invalid last, equals by index) and which boxes in that order are kept."""
+    """Return the order of `sort`, and which boxes in that order are kept."""
     order = sort(scores, valid)
     return order, suppress(boxes[order], valid[order], max_overlap, similarity)
 
 
 def sort(scores: Float[Array, " n"], valid: Bool[Array, " n"]) -> Int[Array, " n"]:
-    """The order of falling score, invalid last, equals by index."""
+    """Return the order of falling score; ties keep their order, and invalid boxes come last."""
     return jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
 
 
@@ -63,7 +68,7 @@ def class_wise(
     max_detections: int,
     similarity: Pairwise = horizontal.iou,
 ) -> Detections:
-    """The best detections after NMS within each class, of the scores above `min_score`."""
+    """Return the best detections with a score above `min_score`, after NMS within each class."""
 
     def of_class(boxes: Array, scores: Array) -> tuple[Array, Array, Array]:
         order, keep = sort_and_suppress(boxes, scores, valid & (scores > min_score), max_overlap, similarity)
@@ -82,7 +87,7 @@ def class_wise_shared(
     max_detections: int,
     similarity: Pairwise = horizontal.iou,
 ) -> Detections:
-    """As `class_wise`, of boxes that all classes share, so that they are compared once."""
+    """Return what `class_wise` does, for boxes that all classes share: they are compared only once."""
     alike = similarity(boxes, boxes) > max_overlap
 
     def of_class(scores: Array) -> Array:
@@ -96,7 +101,7 @@ def class_wise_shared(
 def choose_best(
     boxes: Float[Array, "classes n k"], scores: Float[Array, "classes n"], keep: Bool[Array, "classes n"], most: int
 ) -> Detections:
-    """The best of all classes among what was kept, padded to `most`."""
+    """Return the best kept boxes of all classes, padded to `most`."""
     classes, count = scores.shape
     labels = jnp.broadcast_to(jnp.arange(classes, dtype=jnp.int32)[:, None], (classes, count))
     flat = boxes.reshape(classes * count, -1), scores.reshape(-1), labels.reshape(-1), keep.reshape(-1)

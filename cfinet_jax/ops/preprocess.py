@@ -1,4 +1,4 @@
-"""From the host's uint8 picture to the network's input: resize, flip, normalise, on the device."""
+"""Preprocessing on the device: from the host's uint8 picture to the network's input."""
 
 import dataclasses
 from functools import partial
@@ -22,7 +22,18 @@ def prepare_image(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Float[Array, "height width 3"]:
-    """The picture of `size` (height, width) inside `image`, scaled, mirrored if asked, zero around it."""
+    """Resize, flip and normalise one picture; the padding becomes zero.
+
+    Args:
+      image: The picture with its padding.
+      size: Height and width of the picture itself.
+      scale: Network pixels per stored pixel.
+      flip: Whether to mirror it left to right.
+      resize: Whether any picture is scaled; if not, `scale` is 1.
+      shape: Height and width of the result.
+      mean: Of red, green, blue, subtracted.
+      std: Of red, green, blue, divided by.
+    """
     pixels = image.astype(jnp.float32)
     if not resize:
         pixels = jnp.pad(pixels, [(0, shape[0] - image.shape[0]), (0, shape[1] - image.shape[1]), (0, 0)])
@@ -41,18 +52,18 @@ def prepare_image(
 def prepare_boxes(
     boxes: Float[Array, "objects numbers"], size: Float[Array, "2"], scale: Float[Array, ""], flip: Bool[Array, ""]
 ) -> Float[Array, "objects numbers"]:
-    """The boxes of a picture, upright or oriented, in pixels of the picture as `prepare_image` leaves it."""
+    """Scale and flip the boxes of a picture, upright or oriented, as `prepare_image` does the picture."""
     boxes = scale_boxes(boxes, scale)
     return jnp.where(flip, kinds.kind_of(boxes).flip(boxes, jnp.round(size[1] * scale)), boxes)
 
 
 def scale_boxes(boxes: Float[Array, "n numbers"], scale: Float[Array, ""]) -> Float[Array, "n numbers"]:
-    """Boxes of a picture that is scaled; an angle stays as it is."""
+    """Multiply lengths by `scale`; an angle stays as it is."""
     return jnp.concatenate([boxes[:, :4] * scale, boxes[:, 4:]], axis=1)
 
 
 def restore_boxes(boxes: Float[Array, "n numbers"], scale: Float[Array, ""]) -> Float[Array, "n numbers"]:
-    """Boxes of a picture as it was before it was scaled: the inverse of `scale_boxes`."""
+    """Divide lengths by `scale`: the inverse of `scale_boxes`."""
     return jnp.concatenate([boxes[:, :4] / scale, boxes[:, 4:]], axis=1)
 
 
@@ -65,13 +76,16 @@ def prepare(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Batch:
-    """A batch as the host ships it, made ready for the detector: images of `shape`, boxes and sizes to match."""
+    """Prepare a batch as shipped by the host for the detector: images of `shape`, boxes and sizes to match."""
     image = partial(prepare_image, resize=resize, shape=shape, mean=mean, std=std)
     truth = batch.ground_truth
-    boxes = jax.vmap(prepare_boxes)(truth.boxes, batch.sizes, batch.scales, flips)
+    boxes, oriented = (
+        None if boxes is None else jax.vmap(prepare_boxes)(boxes, batch.sizes, batch.scales, flips)
+        for boxes in (truth.boxes, truth.oriented)
+    )
     return dataclasses.replace(
         batch,
         images=jax.vmap(image)(batch.images, batch.sizes, batch.scales, flips),
         sizes=jnp.round(batch.sizes * batch.scales[:, None]),
-        ground_truth=dataclasses.replace(truth, boxes=boxes),
+        ground_truth=dataclasses.replace(truth, boxes=boxes, oriented=oriented),
     )

@@ -12,12 +12,12 @@ from cfinet_jax.ops import bilinear
 
 
 def levels_of(boxes: Float[Array, "regions 4"], finest_scale: float, levels: int) -> Int[Array, " regions"]:
-    """The pyramid level of each box: floor(log2(side / finest_scale)), kept in 0..levels-1."""
+    """Return the pyramid level of each box: floor(log2(side / finest_scale)), clipped to 0..levels-1."""
     return levels_of_areas(horizontal.area(boxes), finest_scale, levels)
 
 
 def levels_of_areas(areas: Float[Array, " regions"], finest_scale: float, levels: int) -> Int[Array, " regions"]:
-    """`levels_of` boxes of any kind, whose side is the root of their area."""
+    """Return `levels_of` boxes of any kind, given their areas in square pixels."""
     side = jnp.sqrt(jnp.maximum(areas, 0.0))
     return jnp.clip(jnp.floor(jnp.log2(side / finest_scale + 1e-6)), 0, levels - 1).astype(jnp.int32)
 
@@ -31,10 +31,18 @@ def sample_axis(
     size: int,
     max_grid: int,
 ) -> tuple[Float[Array, "regions size"], Float[Array, "regions size"]]:
-    """Coordinates and weights of sample `index` of every bin along one axis of maps of `length` cells.
+    """Return coordinates and weights of sample `index` of every bin along one axis, in cells.
 
-    A bin takes ceil(extent / size) samples, at most `max_grid`; a sample beyond them or more than a cell outside
-    the map weighs nothing.
+    A bin takes ceil(extent / size) samples, at most `max_grid`. Samples beyond these, or more than a cell outside the
+    map, have weight zero.
+
+    Args:
+      start: Where the regions begin.
+      extent: How long they are.
+      length: Cells of the map of each region.
+      index: Number of the sample within its bin.
+      size: Bins of a region.
+      max_grid: Most samples of a bin.
     """
     grid = jnp.clip(jnp.ceil(extent / size), 0, max_grid)
     bins = jnp.arange(size, dtype=start.dtype) + ((index + 0.5) / jnp.maximum(grid, 1))[:, None]
@@ -54,10 +62,18 @@ def roi_align(
     size: int,
     max_grid: int,
 ) -> Float[Array, "regions size size channels"]:
-    """Features of `size` x `size` bins of each box, read from the map of its level (half-pixel aligned).
+    """Pool `size` x `size` bins of each box from the map of its level (half-pixel aligned).
 
     Samples are visited one (row, column) at a time, so that nothing much larger than the result exists. Boxes get no
     gradient.
+
+    Args:
+      pyramid: Feature maps, fine to coarse.
+      boxes: Regions, in network pixels.
+      levels: The map of each region.
+      strides: Pixels per cell of each map.
+      size: Bins each way.
+      max_grid: Most samples of a bin each way.
     """
     table, shape, first = flatten(pyramid, levels)
     boxes = jax.lax.stop_gradient(boxes) / jnp.asarray(strides, jnp.float32)[levels][:, None]
@@ -82,7 +98,7 @@ def roi_align(
 def flatten(
     pyramid: Sequence[Float[Array, "_ _ channels"]], levels: Int[Array, " regions"]
 ) -> tuple[Float[Array, "cells channels"], Int[Array, "regions 2"], Int[Array, " regions"]]:
-    """The cells of all maps one below the other, and of each region's map its shape and its first row there."""
+    """Stack the cells of all maps in one table; also return shape and first row of each region's map."""
     channels = pyramid[0].shape[-1]
     table = jnp.concatenate([features.reshape(-1, channels) for features in pyramid]).astype(jnp.float32)
     shapes = np.array([features.shape[:2] for features in pyramid])
@@ -96,7 +112,7 @@ def corners(
     shape: Int[Array, "regions 2"],
     first: Int[Array, " regions"],
 ) -> tuple[Int[Array, "n 4"], Float[Array, "n 4"]]:
-    """The four rows of the table around each point (y, x), and their weights."""
+    """Return the four rows of the table around each point (y, x), and their weights."""
     bins = points.shape[1] * points.shape[2]
     cells, corner_weights = bilinear.corners(points.reshape(-1, 2), jnp.repeat(shape, bins, axis=0))
     columns = jnp.repeat(shape[:, 1], bins)[:, None]
@@ -108,7 +124,11 @@ def corners(
 def sum_of_reads(
     table: Float[Array, "cells channels"], rows: Int[Array, "samples n 4"], weights: Float[Array, "samples n 4"]
 ) -> Float[Array, "n channels"]:
-    """The sum over samples of what each reads; only the table has a gradient, which does not depend on it."""
+    """Add up what every sample reads from the table.
+
+    Only the table has a gradient, and it does not depend on the table: our own gradient spreads it in one loop, where
+    automatic differentiation would keep a table per sample.
+    """
 
     def add_sample(total: Array, sample: tuple[Array, Array]) -> tuple[Array, None]:
         return total + bilinear.read(table, *sample), None
@@ -117,12 +137,12 @@ def sum_of_reads(
 
 
 def forward(table: Array, rows: Array, weights: Array) -> tuple[Array, tuple]:
-    """The backward pass needs where the samples lie, and the number of cells."""
+    """Forward pass: keep where the samples lie, and, as the length of an empty array, the number of cells."""
     return sum_of_reads(table, rows, weights), (jnp.zeros((len(table), 0)), rows, weights)
 
 
 def backward(given: tuple, gradient: Array) -> tuple[Array, None, None]:
-    """The gradient spread over the cells that were read."""
+    """Backward pass: spread the gradient over the cells that were read."""
     cells, *samples = given
 
     def add_sample(total: Array, sample: tuple[Array, Array]) -> tuple[Array, None]:

@@ -20,10 +20,18 @@ def rotated_roi_align(
     size: int,
     grid: int,
 ) -> Float[Array, "regions size size channels"]:
-    """Features of `size` x `size` bins of each box, columns along its w, read from the map of its level (aligned).
+    """Pool `size` x `size` bins of each box, columns along its w, from the map of its level (half-pixel aligned).
 
-    A bin is the mean of `grid` x `grid` samples, of which one more than a cell outside the map is zero. Samples are
-    visited one at a time, as in `roi_align`. Boxes get no gradient. Oriented R-CNN (Xie et al. 2021) has 7 and 2.
+    A bin is the mean of `grid` x `grid` samples; samples more than a cell outside the map are zero. They are visited
+    one at a time, as in `roi_align`. Boxes get no gradient.
+
+    Args:
+      pyramid: Feature maps, fine to coarse.
+      boxes: Regions, in network pixels.
+      levels: The map of each region.
+      strides: Pixels per cell of each map.
+      size: Bins each way; 7 in Oriented R-CNN (Xie et al. 2021).
+      grid: Samples of a bin each way; 2 there.
     """
     table, shape, first = flatten(pyramid, levels)
     boxes = oriented.resize(jax.lax.stop_gradient(boxes), 1 / jnp.asarray(strides, jnp.float32)[levels])
@@ -42,7 +50,7 @@ def rotated_roi_align(
 def sample_points(
     boxes: Float[Array, "regions 5"], share: Float[Array, "2"], size: int
 ) -> Float[Array, "regions size size 2"]:
-    """Where (y, x) a sample lies that is `share` of the way through every bin of the boxes, down and along them."""
+    """Return the points (y, x) that lie `share` (down, along) of the way through every bin of the boxes."""
     down, along = (((jnp.arange(size) + share[k]) / size - 0.5) * boxes[:, 3 - k, None] for k in (0, 1))
     down, along = down[:, :, None], along[:, None]
     cos, sin = jnp.cos(boxes[:, 4, None, None]), jnp.sin(boxes[:, 4, None, None])

@@ -1,4 +1,4 @@
-"""Draws without replacement under static shapes: the highest of given priorities (>= 0) win."""
+"""Draws without replacement under static shapes: the highest of the given priorities (>= 0) win."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Sample(NamedTuple):
-    """Chosen candidates, positives first, each part in index order."""
+    """Chosen candidates: positives, then negatives, each in index order."""
 
     indices: Int[Array, " size"]
     positive: Bool[Array, " size"]
@@ -21,7 +21,7 @@ def choose(
     quota: Int[Array, "*batch"],
     most: int,
 ) -> Bool[Array, "*batch candidates"]:
-    """Marks the `quota` <= `most` candidates of highest priority (all of them where there are fewer)."""
+    """Mark the `quota` <= `most` candidates of highest priority; all of them if there are fewer."""
     most = min(most, priorities.shape[-1])
     top, indices = jax.lax.top_k(jnp.where(candidate, priorities, -1.0), most)
     drawn = (top >= 0) & (jnp.arange(most) < quota[..., None])
@@ -38,7 +38,11 @@ def sample_balanced(
     size: int,
     positive_fraction: float,
 ) -> Sample:
-    """At most `size * positive_fraction` positives, negatives for the rest; too few of both leave invalid slots."""
+    """Draw at most `size * positive_fraction` positives, and negatives for the rest.
+
+    Returns:
+      `size` slots, some of them invalid if there are too few of both.
+    """
     candidates = priorities.shape[0]
     kept = min(size, candidates)
     quota = min(int(size * positive_fraction), kept)

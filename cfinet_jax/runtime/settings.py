@@ -53,6 +53,7 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
     """Return the content of `settings.json`, or None if it is missing or damaged."""
     try:
         facts = json.loads(read_text(workdir / "settings.json"))
+        rename_keys(facts["config"])
         classes, numbers = facts["classes"], facts["category_ids"]
         named = isinstance(classes, list) and {type(name) for name in classes} == {str}
         numbered = [type(number) for number in numbers] == [int] * len(classes)
@@ -60,6 +61,14 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
         return facts if identity(facts["config"]) and named and numbered and once else None
     except DAMAGED:
         return None
+
+
+def rename_keys(settings: dict[str, Any]) -> None:
+    """Rename, in place, the keys that runs of earlier versions recorded under other names."""
+    section = settings["detector"]["proposal_network"].get("coarse_to_fine", {})
+    for old, new in (("assign", "coarse_threshold"), ("assign_modes", "coarse_thresholds")):
+        if old in section:
+            section[new] = section.pop(old)
 
 
 def recorded(workdir: epath.Path) -> dict[str, Any]:

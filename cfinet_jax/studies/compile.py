@@ -20,7 +20,7 @@ from cfinet_jax.models.detector import Detector
 from cfinet_jax.restore import state_shapes
 from cfinet_jax.runtime import mesh
 from cfinet_jax.runtime.markdown import mebibytes, with_head
-from cfinet_jax.structures import BOX_NUMBERS, Batch
+from cfinet_jax.structures import Batch
 from cfinet_jax.studies.collectives import Collective, collectives
 from cfinet_jax.train_step import TrainState, empty_batch
 from cfinet_jax.training import make_step
@@ -100,8 +100,8 @@ def step_shapes(config: ConfigDict, detector: Detector, over: Any) -> tuple[Trai
 
 def shipped_shapes(settings: Any, size: str, over: Any) -> Batch:
     """Return the shapes of a batch as the host ships it, spread over a mesh."""
-    numbers = BOX_NUMBERS[settings.boxes]
-    batch = jax.eval_shape(lambda: empty_batch(settings[size], settings.stored_size, settings.max_objects, numbers))
+    is_oriented = settings.boxes == "oriented"
+    batch = jax.eval_shape(lambda: empty_batch(settings[size], settings.stored_size, settings.max_objects, is_oriented))
     pixels = jax.ShapeDtypeStruct(batch.images.shape, jnp.uint8)
     return mesh.shapes(dataclasses.replace(batch, images=pixels), over, mesh.BY_IMAGE)
 

@@ -12,7 +12,7 @@ from tests import plain
 STDS = (0.1, 0.2, 0.5, 0.4)
 seeds = st.integers(0, 2**32 - 1)
 
-iou = jax.jit(horizontal.iou)
+iou, paired_iou = jax.jit(horizontal.iou), jax.jit(horizontal.paired_iou)
 encode = jax.jit(lambda anchors, boxes: horizontal.encode(anchors, boxes, STDS))
 decode = jax.jit(lambda anchors, deltas: horizontal.decode(anchors, deltas, STDS))
 flip = jax.jit(horizontal.flip)
@@ -41,19 +41,16 @@ def test_clip_knows_height_from_width():
     np.testing.assert_allclose(clipped, [[0, 0, 200, 100], [150, 90, 200, 100], [200, 100, 200, 100]])
 
 
-def test_flip_mirrors_left_and_right():
-    np.testing.assert_allclose(flip(jnp.array([[10.0, 1.0, 30.0, 2.0]]), jnp.array(100.0)), [[70, 1, 90, 2]])
-
-
 @given(seeds)
-def test_flip_is_its_own_inverse(seed):
+def test_flip_mirrors_left_and_right_and_is_its_own_inverse(seed):
+    np.testing.assert_allclose(flip(jnp.array([[10.0, 1.0, 30.0, 2.0]]), jnp.array(100.0)), [[70, 1, 90, 2]])
     boxes = jnp.asarray(plain.some_boxes(np.random.default_rng(seed), 12))
     width = jnp.array(77.0)
     np.testing.assert_allclose(flip(flip(boxes, width), width), boxes, atol=1e-4)
 
 
 @given(seeds)
-def test_iou_equals_the_loop_and_is_symmetric_and_bounded(seed):
+def test_iou_equals_the_loop_is_symmetric_and_bounded(seed):
     rng = np.random.default_rng(seed)
     a, b = plain.some_boxes(rng, 12), plain.some_boxes(rng, 9)
     overlaps = np.asarray(iou(a, b))
@@ -62,13 +59,7 @@ def test_iou_equals_the_loop_and_is_symmetric_and_bounded(seed):
     assert (overlaps >= 0).all() and (overlaps <= 1 + 1e-6).all()
     itself = np.diag(np.asarray(iou(a, a)))
     np.testing.assert_allclose(itself, np.prod(a[:, 2:] - a[:, :2], 1) > 1e-4, atol=1e-3)
-
-
-@given(seeds)
-def test_paired_iou_is_the_diagonal(seed):
-    rng = np.random.default_rng(seed)
-    a, b = plain.some_boxes(rng, 12), plain.some_boxes(rng, 12)
-    np.testing.assert_allclose(jax.jit(horizontal.paired_iou)(a, b), np.diag(np.asarray(iou(a, b))), rtol=1e-6)
+    np.testing.assert_allclose(paired_iou(a[:9], b), np.diag(overlaps), rtol=1e-6)
 
 
 def test_overlap_of_first_is_the_share_inside(rng):

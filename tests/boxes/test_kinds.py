@@ -1,4 +1,4 @@
-"""Boxes of either kind go where the module of their kind would send them."""
+"""Functions of boxes of either kind do what the module of that kind does."""
 
 import jax
 import jax.numpy as jnp

@@ -17,7 +17,7 @@ decode = jax.jit(lambda anchors, deltas: midpoint_offset.decode(anchors, deltas,
 
 
 def level(corners: np.ndarray) -> bool:
-    """Whether no corner of a box is clearly the topmost, or none the rightmost."""
+    """Say whether no corner of a box is clearly the topmost, or none clearly the rightmost."""
     (y, other_y), (x, other_x) = np.sort(corners[:, 1])[:2], -np.sort(-corners[:, 0])[:2]
     return other_y - y < 0.11 or x - other_x < 0.11
 

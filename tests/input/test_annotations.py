@@ -175,12 +175,12 @@ def test_training_windows_follow_the_rules(settings, prepared):
             for row in rows
             if names[int(row.image_ids)] == name
             and row.ground_truth.valid.sum() == len(inside)
-            and np.abs(row.ground_truth.boxes[: len(inside), :2] - wanted.mean(1)).max() < 1e-2
+            and np.abs(row.ground_truth.oriented[: len(inside), :2] - wanted.mean(1)).max() < 1e-2
         ]
         truth = row.ground_truth
-        assert truth.boxes.shape == (8, 5) and not truth.ignore.any()
+        assert truth.oriented.shape == (8, 5) and not truth.ignore.any()
         assert truth.labels[truth.valid].tolist() == [category for category, _ in inside]
-        found = oriented.to_polygon(truth.boxes[truth.valid]).reshape(-1, 4, 2)
+        found = oriented.to_polygon(truth.oriented[truth.valid]).reshape(-1, 4, 2)
         assert np.abs(found[:, :, None] - wanted[:, None]).max(-1).min(2).max() < 1e-2
         size, entries = sodaa.IMAGES["train"][name]
         np.testing.assert_array_equal(row.sizes, np.minimum(size, 800))
@@ -211,9 +211,9 @@ def test_a_split_is_detected_scored_and_written(settings, tmp_path):
 
     def detect(_, batch):
         truth = jax.tree.map(np.asarray, batch.ground_truth)
-        scores, valid = truth.boxes[..., 2] / 1e3, truth.is_object
-        found = SimpleNamespace(boxes=truth.boxes, scores=scores, labels=truth.labels, valid=valid)
-        return found, SimpleNamespace(boxes=oriented.enclose(truth.boxes), scores=scores, valid=valid)
+        scores, valid = truth.oriented[..., 2] / 1e3, truth.is_object
+        found = SimpleNamespace(boxes=truth.oriented, scores=scores, labels=truth.labels, valid=valid)
+        return found, SimpleNamespace(boxes=truth.boxes, scores=scores, valid=valid)
 
     results, proposals = detect_split(detect, None, prepared, config, mesh.make_mesh())
     scored = score_split(results, proposals, prepared, "soda_a")

@@ -1,4 +1,4 @@
-"""CRPN: both stages' losses and the choice of proposals as plain statements; which gradients there are."""
+"""CRPN: both stages' losses and the choice of proposals against plain loops; which gradients there are."""
 
 import dataclasses
 
@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 
 from cfinet_jax.boxes import horizontal
-from cfinet_jax.models.proposals.coarse_to_fine_rpn import CoarseToFineRPN, Outputs
-from cfinet_jax.models.proposals.proposal_network import sample_anchors
+from cfinet_jax.models.proposals.base import ProposalNetwork
+from cfinet_jax.models.proposals.coarse_to_fine_rpn import Outputs
 from cfinet_jax.ops.matching import Assignment
 from cfinet_jax.structures import Priorities
-from configs.sodad import get_config
 from tests import plain, tiny
 
 SETTINGS = tiny.settings().proposal_network.coarse_to_fine.to_dict()
 STDS, FINE_STDS = SETTINGS["coarse_stds"], SETTINGS["fine_stds"]
-MODES = sorted(SETTINGS["assign_modes"])
+MODES = sorted(SETTINGS["coarse_thresholds"])
 SIDES = ((16, 16), (8, 8), (4, 4), (2, 2))
 ANCHORS = sum(rows * columns for rows, columns in SIDES)
 
 
-def network(**changed) -> CoarseToFineRPN:
-    return CoarseToFineRPN(**SETTINGS | tiny.COMMON | changed)
+def network(**changed) -> ProposalNetwork:
+    return tiny.network("coarse_to_fine", **changed)
 
 
-apply = jax.jit(network().apply)
+NETWORK = network()
+apply = jax.jit(NETWORK.apply)
+losses_of = jax.jit(lambda *a: NETWORK.apply({}, *a, method="losses"))
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def pyramid(rng):
 @pytest.fixture
 def variables(pyramid):
     """Parameters large enough for boxes to move."""
-    params = jax.jit(network().init)(jax.random.key(0), pyramid, jnp.full((2, 2), 64.0))
+    params = jax.jit(NETWORK.init)(jax.random.key(0), pyramid, jnp.full((2, 2), 64.0))
     return jax.tree.map(lambda x: 4 * x, params)
 
 
@@ -53,7 +54,7 @@ def random_outputs(rng: np.random.Generator, pyramid, variables) -> Outputs:
     outputs = apply(variables, pyramid, jnp.full((2, 2), 64.0))
     return jax.tree.map(jnp.asarray, outputs._replace(
         coarse_deltas=tuple(rng.normal(0, 2, x.shape).astype(np.float32) for x in outputs.coarse_deltas),
-        coarse_boxes=tuple(plain.some_boxes(rng, 2 * x.shape[1]).reshape(x.shape) for x in outputs.coarse_boxes),
+        anchors=tuple(plain.some_boxes(rng, 2 * x.shape[1]).reshape(x.shape) for x in outputs.anchors),
         logits=tuple(rng.normal(size=x.shape).astype(np.float32) for x in outputs.logits),
         deltas=tuple(rng.normal(size=x.shape).astype(np.float32) for x in outputs.deltas),
     ))  # fmt: skip
@@ -65,7 +66,7 @@ def decode(anchors, deltas, stds):
 
 def coarse_loop(anchors, deltas, objects, mode, scale) -> float:
     """9 times the IoU loss of every anchor whose best object it overlaps by the object's threshold."""
-    constants = SETTINGS["assign_modes"][mode]
+    constants = SETTINGS["coarse_thresholds"][mode]
     total, boxes = 0.0, decode(anchors, deltas, STDS)
     overlaps = plain.ious(anchors, objects)
     for anchor, index in enumerate(overlaps.argmax(1)):
@@ -95,19 +96,19 @@ def fine_loop(anchors, logits, deltas, objects, order) -> tuple[float, float, in
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_losses_equal_the_plain_statement_in_every_mode(rng, pyramid, variables, mode):
+def test_losses_equal_the_loop_in_every_mode(rng, pyramid, variables, mode):
     batch, outputs = tiny.batch(), random_outputs(rng, pyramid, variables)
     objects = np.asarray(batch.ground_truth.boxes)
-    coarse_boxes = np.array(jnp.concatenate(outputs.coarse_boxes, 1))
+    coarse_boxes = np.array(jnp.concatenate(outputs.anchors, 1))
     coarse_boxes[:, :60:10] = objects + 0.5
     cut = np.cumsum([0] + [rows * columns for rows, columns in SIDES])
     outputs = outputs._replace(
-        coarse_boxes=tuple(jnp.asarray(coarse_boxes[:, a:b]) for a, b in zip(cut[:-1], cut[1:], strict=True))
+        anchors=tuple(jnp.asarray(coarse_boxes[:, a:b]) for a, b in zip(cut[:-1], cut[1:], strict=True))
     )
     chances = rng.random((2, ANCHORS))
-    losses = jax.jit(lambda *a: network(assign=mode).apply({}, *a, method="losses"))
+    losses = jax.jit(lambda *a: network(coarse_threshold=mode).apply({}, *a, method="losses"))
     terms, statistics = losses(outputs, batch, priorities(chances))
-    anchors = np.concatenate(outputs.anchors)
+    anchors = np.concatenate(outputs.grids)
     coarse_deltas, logits, deltas = (
         np.asarray(jnp.concatenate(x, 1)) for x in (outputs.coarse_deltas, outputs.logits, outputs.deltas)
     )
@@ -129,7 +130,7 @@ def test_the_threshold_counts_stored_pixels(rng, pyramid, variables):
     """The same picture, enlarged 1.5 times before it came here, has smaller objects and lower thresholds."""
     batch, outputs = tiny.batch(), random_outputs(rng, pyramid, variables)
     enlarged = dataclasses.replace(batch, scales=jnp.full(2, 1.5))
-    losses = jax.jit(lambda *a: network(assign="literal").apply({}, *a, method="losses"))
+    losses = jax.jit(lambda *a: network(coarse_threshold="literal").apply({}, *a, method="losses"))
     few, many = (
         losses(outputs, b, priorities(np.ones((2, ANCHORS))))[1]["positive_anchors"] for b in (batch, enlarged)
     )
@@ -141,7 +142,7 @@ def test_losses_are_divided_by_samples_of_each_kind_but_by_one_at_least(positive
     place = jnp.arange(8)
     positive, negative = place < positives, (place >= 3) & (place < 3 + negatives)
     assignment = Assignment(positive, negative, jnp.zeros(8, jnp.int32), jnp.zeros(8))
-    sample, count = sample_anchors(network(samples=16, positive_fraction=0.5), assignment, jnp.linspace(0.0, 0.9, 8))
+    sample, count = network(samples=16).sample(assignment, jnp.linspace(0.0, 0.9, 8))
     assert float(count) == divisor and int(sample.positive.sum()) == positives
 
 
@@ -150,18 +151,16 @@ def test_an_object_without_positive_anchor_is_counted(pyramid, variables):
     batch = tiny.batch(1)
     speck = batch.ground_truth.boxes.at[:, 0].set(jnp.array([9.0, 9.0, 10.0, 10.0]))
     batch = dataclasses.replace(batch, ground_truth=dataclasses.replace(batch.ground_truth, boxes=speck))
-    losses = jax.jit(lambda *a: network().apply({}, *a, method="losses"))
-    statistics = losses(outputs, batch, priorities(np.ones((2, ANCHORS))))[1]
+    statistics = losses_of(outputs, batch, priorities(np.ones((2, ANCHORS))))[1]
     assert statistics["objects_with_anchor"].total.tolist() == [0, 0]
     assert statistics["objects_with_anchor"].count.tolist() == [1, 1]
     assert statistics["positive_anchors"].total.tolist() == [0, 0]
 
 
-def test_an_ignore_region_silences_all_anchors_in_it(pyramid, variables):
+def test_an_ignore_region_leaves_out_all_anchors_in_it(pyramid, variables):
     outputs = apply(variables, pyramid, jnp.full((2, 2), 64.0))
     batch = tiny.batch(5, regions=[[-100, -100, 200, 200]])
-    losses = jax.jit(lambda *a: network().apply({}, *a, method="losses"))
-    terms, _ = losses(outputs, batch, priorities(np.ones((2, ANCHORS))))
+    terms, _ = losses_of(outputs, batch, priorities(np.ones((2, ANCHORS))))
     for name in ("coarse_box", "box", "objectness"):
         assert terms[name].total.tolist() == [0, 0], name
         assert (terms[name].count > 0).all()
@@ -173,17 +172,17 @@ def test_an_ignore_region_silences_all_anchors_in_it(pyramid, variables):
 def test_coarse_boxes_are_the_anchors_moved_by_the_coarse_deltas_and_clipped(pyramid, variables):
     sizes = jnp.array([[64.0, 64.0], [40.0, 52.0]])  # height, width
     outputs = apply(variables, pyramid, sizes)
-    for anchors, deltas, boxes in zip(outputs.anchors, outputs.coarse_deltas, outputs.coarse_boxes, strict=True):
+    for anchors, deltas, boxes in zip(outputs.grids, outputs.coarse_deltas, outputs.anchors, strict=True):
         for image, (height, width) in enumerate(sizes.tolist()):
             moved = decode(anchors, deltas[image], STDS)
             expected = np.clip(moved, 0, [width, height, width, height])
             np.testing.assert_allclose(boxes[image], expected, rtol=1e-4, atol=1e-3)
-    assert sum(len(grid) for grid in outputs.anchors) == ANCHORS
-    assert network().count_anchors((64, 64), 4) == ANCHORS
+    assert sum(len(grid) for grid in outputs.grids) == ANCHORS
+    assert NETWORK.count_anchors((64, 64), 4) == ANCHORS
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(outputs))
 
 
-def test_stages_equal_the_plain_restatement(pyramid, variables):
+def test_stages_equal_the_loop(pyramid, variables):
     """Dilated convolution, coarse boxes, adaptive convolution on these boxes, both heads; of the third level."""
     outputs = apply(variables, pyramid, jnp.full((2, 2), 64.0))
     params = jax.tree.map(np.asarray, variables["params"])
@@ -197,7 +196,7 @@ def test_stages_equal_the_plain_restatement(pyramid, variables):
     np.testing.assert_allclose(outputs.coarse_deltas[level], deltas, rtol=1e-4, atol=1e-4)
     adapted = np.zeros((2, 16, 16))
     for image in range(2):
-        for cell, (x1, y1, x2, y2) in enumerate(np.asarray(outputs.coarse_boxes[level][image])):
+        for cell, (x1, y1, x2, y2) in enumerate(np.asarray(outputs.anchors[level][image])):
             for i, y in enumerate((y1, (y1 + y2) / 2, y2)):
                 for j, x in enumerate((x1, (x1 + x2) / 2, x2)):
                     read = plain.bilinear(features[image], y / stride, x / stride)
@@ -211,8 +210,8 @@ def test_stages_equal_the_plain_restatement(pyramid, variables):
 
 def test_the_fine_stage_sends_no_gradient_through_the_coarse_boxes(pyramid, variables):
     def total(params):
-        outputs = network().apply({"params": params}, pyramid, jnp.full((2, 2), 64.0))
-        return sum(x.sum() for x in (*outputs.logits, *outputs.deltas, *outputs.coarse_boxes))
+        outputs = NETWORK.apply({"params": params}, pyramid, jnp.full((2, 2), 64.0))
+        return sum(x.sum() for x in (*outputs.logits, *outputs.deltas, *outputs.anchors))
 
     gradient = jax.jit(jax.grad(total))(variables["params"])
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradient["coarse_box"]))
@@ -224,7 +223,7 @@ def test_the_fine_stage_sends_no_gradient_through_the_coarse_boxes(pyramid, vari
 
 
 @pytest.mark.parametrize("phase", ["train", "test"])
-def test_proposals_equal_the_plain_statement(rng, pyramid, variables, phase):
+def test_proposals_equal_the_loop(rng, pyramid, variables, phase):
     limits = {"max_proposals": 25, "nms_similarity": "iou", "train": {"candidates": 30, "nms_overlap": 0.6},
               "test": {"candidates": 12, "nms_overlap": 0.2}}  # fmt: skip
     sizes = jnp.array([[64.0, 64.0], [40.0, 52.0]])
@@ -234,7 +233,7 @@ def test_proposals_equal_the_plain_statement(rng, pyramid, variables, phase):
     found = jax.tree.map(np.asarray, choose(outputs))
     for image, (height, width) in enumerate(sizes.tolist()):
         kept = []
-        for boxes, logits, deltas in zip(outputs.coarse_boxes, outputs.logits, outputs.deltas, strict=True):
+        for boxes, logits, deltas in zip(outputs.anchors, outputs.logits, outputs.deltas, strict=True):
             moved = np.clip(decode(boxes[image], deltas[image], FINE_STDS), 0, [width, height, width, height])
             order = np.argsort(-np.asarray(logits[image]), kind="stable")[: limits[phase]["candidates"]]
             of_level: list[int] = []
@@ -252,7 +251,7 @@ def test_proposals_equal_the_plain_statement(rng, pyramid, variables, phase):
 
 
 def test_fewer_boxes_than_wanted_leave_invalid_proposals_without_gradient(pyramid, variables):
-    limits = {"max_proposals": 400, "nms_similarity": "iou", "test": {"candidates": 400, "nms_overlap": 0.5}}
+    limits = {"max_proposals": 400, "nms_similarity": "iou", "test": {"candidates": 400}}
     chooser, sizes = network(proposals=limits), jnp.full((2, 2), 64.0)
     outputs = apply(variables, pyramid, sizes)
 
@@ -264,8 +263,3 @@ def test_fewer_boxes_than_wanted_leave_invalid_proposals_without_gradient(pyrami
     assert found.boxes.shape == (2, 400, 4)
     assert not found.valid[:, ANCHORS:].any() and np.isfinite(found.boxes).all()
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradient))
-
-
-def test_the_configuration_names_every_mode():
-    assert get_config().detector.proposal_network.coarse_to_fine.assign in MODES
-    assert get_config("released").detector.proposal_network.coarse_to_fine.assign in MODES

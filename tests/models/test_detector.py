@@ -149,7 +149,7 @@ def test_the_released_preset_changes_six_keys_and_only_those():
     changed = {key for key in paper if paper[key] != released[key]}
     assert paper.keys() == released.keys()
     assert changed == set(RELEASED) == {
-        "detector.proposal_network.coarse_to_fine.assign",
+        "detector.proposal_network.coarse_to_fine.coarse_threshold",
         *(f"detector.imitation.{key}" for key in ("quality", "negatives", "quality_weights", "reweight", "contrast")),
     }  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_an_unknown_key_fails():
         ),
         ("proposal_network.coarse_to_fine.box_loss", "l2", "box_loss is 'l2': choose one of l1, iou, nwd"),
         ("proposal_network.coarse_to_fine.proposals.nms_similarity", "giou", "nms_similarity is 'giou': choose one of"),
-        ("proposal_network.coarse_to_fine.assign", "own", "assign is 'own': choose one of"),
+        ("proposal_network.coarse_to_fine.coarse_threshold", "own", "assign is 'own': choose one of"),
         ("imitation.quality", "best", "detector.imitation.quality is 'best': choose one of paper, released"),
         ("precision", "half", "detector.precision is 'half': choose one of"),
         ("assigners.rka.rule", "rank", "detector.assigners.rka.rule is 'rank': choose one of threshold, ranking"),
@@ -324,7 +324,7 @@ def test_detections_lie_in_the_picture_best_first(variant):
 
 
 @pytest.mark.parametrize("name", PROPOSAL_NETWORKS)
-def test_every_network_hands_on_what_is_scored(name):
+def test_every_network_returns_upright_proposals(name):
     settings = tiny.settings()
     settings.proposal_network.name = name
     detector = build_detector(settings, 9)

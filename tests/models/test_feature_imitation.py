@@ -1,4 +1,4 @@
-"""Feature imitation: Algorithm 1 as a plain statement, the reference's numbers, and who learns from what."""
+"""Feature imitation: Algorithm 1 against a plain loop, the reference's numbers, and who learns from what."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def variables(rng):
 # Modules
 
 
-def test_compression_equals_the_plain_restatement(rng, variables):
+def test_compression_equals_the_loop(rng, variables):
     regions = rng.normal(size=(2, 3, SIZE, SIZE, CHANNELS)).astype(np.float32)
     x = regions.reshape(6, SIZE, SIZE, CHANNELS)
     for k in range(3):

@@ -42,7 +42,4 @@ def test_the_sixth_level_is_every_second_cell_of_the_fifth(maps):
     np.testing.assert_array_equal(pyramid[4], pyramid[3][:, ::2, ::2])
     shorter = jax.jit(FPN(4, 4).apply)(variables, maps)
     jax.tree.map(np.testing.assert_array_equal, shorter, pyramid[:4])
-
-
-def test_strides():
     assert strides_of(5) == (4, 8, 16, 32, 64)

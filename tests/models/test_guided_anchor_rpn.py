@@ -1,19 +1,18 @@
-"""GA-RPN: its four losses and its network as plain statements, where it proposes, which gradients there are."""
+"""GA-RPN: its four losses and its network against plain loops, where it proposes, which gradients there are."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax.models.proposals.guided_anchor_rpn import GuidedAnchorRPN, Outputs
+from cfinet_jax.models.proposals.guided_anchor_rpn import Outputs
 from cfinet_jax.ops import losses
 from cfinet_jax.structures import Priorities
 from tests import plain, tiny
 
-SETTINGS = tiny.settings().proposal_network.guided_anchor.to_dict()
 SIDES, STRIDES = ((16, 16), (8, 8), (4, 4), (2, 2), (1, 1)), (4, 8, 16, 32, 64)
 CELLS = sum(rows * columns for rows, columns in SIDES)
-NETWORK = GuidedAnchorRPN(**SETTINGS, **tiny.COMMON)
+NETWORK = tiny.network("guided_anchor")
 SIZES, SCALES = jnp.full((2, 2), 64.0), jnp.ones(2)
 apply = jax.jit(NETWORK.apply)
 losses_of = jax.jit(lambda *a: NETWORK.apply({}, *a, method="losses"))
@@ -79,7 +78,7 @@ def shape_overlaps(squares: np.ndarray, objects: np.ndarray) -> np.ndarray:
 # Losses
 
 
-def test_the_location_loss_equals_the_plain_statement(outputs):
+def test_the_location_loss_equals_the_loop(outputs):
     """Middles weigh one, cells apart from objects a tenth, those around middles and on the next levels nothing."""
     batch = tiny.batch()
     terms, _ = losses_of(outputs, batch, priorities(np.ones((2, 2 * CELLS))))
@@ -99,7 +98,7 @@ def test_the_location_loss_equals_the_plain_statement(outputs):
         np.testing.assert_allclose(terms["location"].count[image], CELLS / 200, rtol=1e-6)
 
 
-def test_the_shape_loss_equals_the_plain_statement(rng, outputs):
+def test_the_shape_loss_equals_the_loop(rng, outputs):
     batch, chances = tiny.batch(), rng.random((2, 2 * CELLS)).astype(np.float32)
     terms, _ = losses_of(outputs, batch, priorities(chances))
     squares, shapes = np.concatenate(outputs.squares), np.concatenate(outputs.shapes, 1)
@@ -114,7 +113,7 @@ def test_the_shape_loss_equals_the_plain_statement(rng, outputs):
         assert terms["shape"].count[image] == len(first) + len(rest)
 
 
-def test_the_losses_of_guided_anchors_equal_the_plain_statement(rng, outputs):
+def test_the_losses_of_guided_anchors_equal_the_loop(rng, outputs):
     batch, chances = tiny.batch(), rng.random((2, 2 * CELLS)).astype(np.float32)
     terms, statistics = losses_of(outputs, batch, priorities(chances))
     anchors, logits, deltas = (np.concatenate(x, 1) for x in (outputs.anchors, outputs.logits, outputs.deltas))
@@ -138,7 +137,7 @@ def test_the_losses_of_guided_anchors_equal_the_plain_statement(rng, outputs):
         assert statistics["positive_anchors"].total[image] >= len(first)
 
 
-def test_an_ignore_region_silences_everything_in_it(outputs):
+def test_an_ignore_region_leaves_out_everything_in_it(outputs):
     batch = tiny.batch(5, regions=[[-100, -100, 200, 200]])
     terms, _ = losses_of(outputs, batch, priorities(np.ones((2, 2 * CELLS))))
     assert all(term.total.tolist() == [0, 0] for term in terms.values())
@@ -147,7 +146,7 @@ def test_an_ignore_region_silences_everything_in_it(outputs):
 # Guidance
 
 
-def test_branches_equal_the_plain_restatement(pyramid, variables):
+def test_branches_equal_the_loop(pyramid, variables):
     """Location and shape, the guided anchors, the adaption by groups with offsets, both heads; of the third level."""
     outputs = apply(variables, pyramid, SIZES)
     params = jax.tree.map(np.asarray, variables["params"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.models.detector import ROI_HEADS, build_detector, enclose
+from cfinet_jax.models.detector import ROI_HEADS, build_detector
 from cfinet_jax.ops import matching
 from cfinet_jax.train_step import empty_batch
 from configs import sodaa
@@ -25,7 +25,7 @@ def built(variant: str):
     detector = build_detector(tiny.settings(variant, sodaa), 9)
 
     def create(key):
-        batch = empty_batch(1, tiny.SHAPE, tiny.OBJECTS, 5)
+        batch = empty_batch(1, tiny.SHAPE, tiny.OBJECTS, oriented=True)
         chances = detector.draw_priorities(key, batch.index, tiny.SHAPE, tiny.OBJECTS)
         return detector.init(key, batch, detector.empty_memory(), chances, method="losses")
 
@@ -62,8 +62,8 @@ def test_losses_and_gradients_are_finite(variant):
     for objects in (0, 3, tiny.OBJECTS):
         gradient, losses, statistics = step(tiny.turned(tiny.batch(objects)))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, losses, statistics)))
-        silent = {name for name, term in losses.items() if not np.asarray(term.total).any()}
-        assert silent == (set() if objects else set(losses) - EVERYWHERE)
+        zero = {name for name, term in losses.items() if not np.asarray(term.total).any()}
+        assert zero == (set() if objects else set(losses) - EVERYWHERE)
     learns = {part for part, of in gradient.items() if any((x != 0).any() for x in jax.tree.leaves(of))}
     assert learns == {"backbone", "neck", "proposal_network", "roi_head"} | ({"imitation"} & gradient.keys())
 
@@ -72,8 +72,9 @@ def test_losses_and_gradients_are_finite(variant):
 def test_padding_does_not_matter_and_in_ignore_regions_nothing_is_learnt(variant):
     step, batch = step_of(variant), tiny.turned(tiny.batch(2))
     truth = batch.ground_truth
-    boxes = jnp.where(truth.valid[..., None], truth.boxes, jnp.array([5.0, 5.0, 9.0, 0.0, 1.0]))
-    other = dataclasses.replace(batch, ground_truth=dataclasses.replace(truth, boxes=boxes))
+    other = tiny.with_oriented(
+        batch, jnp.where(truth.valid[..., None], truth.oriented, jnp.array([5.0, 5.0, 9.0, 0.0, 1.0]))
+    )
     losses, others = step(batch)[1], step(other)[1]
     for name in losses:
         np.testing.assert_allclose(losses[name].total, others[name].total, rtol=1e-5, err_msg=name)
@@ -98,15 +99,14 @@ def test_detections_are_oriented_and_proposals_upright(variant):
 
 
 @pytest.mark.parametrize(("size_of", "side"), [("enclosing", 45 / np.sqrt(2)), ("oriented", np.sqrt(40 * 5))])
-def test_whose_size_the_threshold_goes_by_is_a_choice(size_of, side):
+def test_the_threshold_depends_on_the_size_of_the_chosen_box(size_of, side):
     """A bar of 40 x 5 pixels at 45 degrees stands in a square."""
     settings = tiny.settings("", sodaa)
     settings.proposal_network.coarse_to_fine.size_of = size_of
     network = build_detector(settings, 9).proposal_network
-    batch = tiny.turned(tiny.batch(1, images=1))
-    truth = dataclasses.replace(batch.ground_truth, boxes=jnp.array([[[32.0, 32.0, 40.0, 5.0, np.pi / 4]]]))
-    enclosed = enclose(dataclasses.replace(batch, ground_truth=truth)).ground_truth
-    measured = network.measured(jax.tree.map(lambda x: x[0], enclosed))
+    bar = jnp.array([[[32.0, 32.0, 40.0, 5.0, np.pi / 4]]])
+    truth = tiny.with_oriented(tiny.batch(1, images=1), bar).ground_truth
+    measured = network.sized(jax.tree.map(lambda x: x[0], truth))
     rule = {"base_size": 1.0, "base": 0.0, "slope": 1.0, "low": 0.0, "cap": 9.0}
     threshold = matching.dynamic_thresholds(measured, jnp.float32(1), **rule)
     np.testing.assert_allclose(threshold, np.log2(side), rtol=1e-5)
@@ -123,7 +123,7 @@ def test_whose_size_the_threshold_goes_by_is_a_choice(size_of, side):
         ("", {"roi_head.name": "horizontal"}, "has no key 'size_of'"),
     ],
 )
-def test_what_does_not_fit_is_named(variant, changes, message):
+def test_parts_that_do_not_fit_together_are_refused(variant, changes, message):
     settings = tiny.settings(variant, sodaa)
     settings.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):

@@ -1,12 +1,11 @@
-"""Oriented R-CNN's proposal network: losses as a plain statement, proposals that upright boxes suppress."""
+"""Oriented R-CNN's proposal network: losses against a plain loop, proposals that upright boxes suppress."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cfinet_jax.boxes import midpoint_offset, oriented
-from cfinet_jax.models.detector import enclose
-from cfinet_jax.models.proposals.oriented_rpn import OrientedRPN
+from cfinet_jax.models.proposals.base import ProposalNetwork
 from cfinet_jax.models.proposals.rpn import Outputs
 from cfinet_jax.structures import Priorities
 from configs import sodaa
@@ -18,8 +17,8 @@ SIDES = (16, 8)  # cells of the levels
 ANCHORS = sum(3 * side**2 for side in SIDES)
 
 
-def network(**changed) -> OrientedRPN:
-    return OrientedRPN(**tiny.COMMON | SETTINGS | changed)
+def network(**changed) -> ProposalNetwork:
+    return tiny.network("oriented_rpn", "oriented_rcnn", sodaa, **changed)
 
 
 def outputs_of(rng: np.random.Generator, images: int = 2) -> Outputs:
@@ -31,8 +30,8 @@ def outputs_of(rng: np.random.Generator, images: int = 2) -> Outputs:
     return Outputs(*(tuple(jnp.asarray(x, jnp.float32) for x in of) for of in (anchors, logits, deltas)))
 
 
-def test_losses_equal_the_plain_statement(rng):
-    outputs, batch = outputs_of(rng), enclose(tiny.turned(tiny.batch()))
+def test_losses_equal_the_loop(rng):
+    outputs, batch = outputs_of(rng), tiny.turned(tiny.batch())
     none = jnp.zeros((2, 1))
     chances = Priorities(jnp.asarray(rng.random((2, ANCHORS)), jnp.float32), none, none, none)
     module = network(samples=ANCHORS, positive_fraction=1.0)  # every anchor that is positive or negative

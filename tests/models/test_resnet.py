@@ -63,7 +63,7 @@ def positive_variance(variables):
     return variables | {"batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
 
 
-def test_resnet18_equals_the_plain_restatement(rng):
+def test_resnet18_equals_the_loop(rng):
     model, images = resnet(), jnp.asarray(rng.normal(size=(1, 32, 64, 3)), jnp.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
     variables = positive_variance(random_like(shapes, rng))
@@ -82,7 +82,7 @@ def test_resnet18_equals_the_plain_restatement(rng):
 
 
 @pytest.mark.parametrize(("style", "strides"), [("pytorch", (1, 2)), ("caffe", (2, 1))])
-def test_bottleneck_equals_the_plain_restatement(rng, style, strides):
+def test_bottleneck_equals_the_loop(rng, style, strides):
     block, x = Bottleneck(3, 2, style, 1.0), jnp.asarray(rng.normal(size=(1, 6, 8, 4)), jnp.float32)
     shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x))
     variables = positive_variance(random_like(shapes, rng))

@@ -1,4 +1,4 @@
-"""The second stage: sampling as the reference's, losses and detections as plain statements."""
+"""The second stage: sampling as the reference's, losses and detections against plain loops."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def head(**changed) -> RoiHead:
 
 
 def sample(proposals: Proposals, truth, priorities, **changed) -> RoiSamples:
-    """Of one image."""
+    """Return the samples of one image."""
     one = jax.tree.map(lambda x: x[None], (proposals, truth, priorities))
     samples = jax.jit(lambda *a: head(**changed).apply({}, *a, method="sample"))(*one)
     return jax.tree.map(lambda x: np.asarray(x[0]), samples)
@@ -62,7 +62,7 @@ def test_samples_agree_with_the_reference(golden):
         np.testing.assert_allclose(ours.boxes[: len(boxes)], boxes, rtol=1e-5)
 
 
-def test_objects_stand_for_themselves_and_padding_for_nothing():
+def test_objects_are_matched_to_themselves_and_padding_to_nothing():
     truth = plain.ground_truth([[0, 0, 10, 10], [1, 0, 11, 10]], [3, 4], 5)
     proposals = propose([[1, 0, 11, 10], [30, 30, 40, 40], [0, 0, 10, 10]], [True, True, False])
     ours = sample(proposals, truth, jnp.ones(8))
@@ -72,13 +72,13 @@ def test_objects_stand_for_themselves_and_padding_for_nothing():
     assert ours.source[ours.valid & ~ours.is_object].tolist() == [6]
 
 
-def test_equal_objects_each_keep_themselves():
+def test_equal_objects_are_each_matched_to_themselves():
     truth = plain.ground_truth([[0, 0, 10, 10], [0, 0, 10, 10]], [1, 2])
     ours = sample(propose([[50, 50, 60, 60]]), truth, jnp.ones(3))
     assert ours.labels[ours.is_object].tolist() == [1, 2]
 
 
-def test_regions_silence_proposals_but_no_object():
+def test_ignore_regions_leave_out_proposals_but_no_objects():
     truth = plain.ground_truth([[5, 5, 15, 15]], [2], 3, regions=[[0, 0, 40, 40]])
     ours = sample(propose([[5, 5, 15, 15], [20, 20, 30, 30], [50, 50, 60, 60]]), truth, jnp.ones(6))
     assert ours.source[ours.valid].tolist() == [0, 5]
@@ -111,7 +111,7 @@ def predicted(rng):
 losses = jax.jit(lambda *a: head().apply({}, *a, method="losses"))
 
 
-def test_losses_equal_the_plain_statement(predicted):
+def test_losses_equal_the_loop(predicted):
     predictions, samples, batch = predicted
     terms, statistics = losses(*predicted)
     for image in range(2):
@@ -182,7 +182,7 @@ def test_regions_are_pooled_from_the_level_of_their_size_and_never_from_the_sixt
     np.testing.assert_allclose(large[0, :, 3, 3, 0], [3] * 7)
 
 
-def test_detections_equal_the_plain_statement(rng):
+def test_detections_equal_the_loop(rng):
     boxes = plain.some_boxes(rng, 12, 60.0)
     boxes[:, 2:] += 3
     proposals = propose(boxes, np.arange(12) < 10)

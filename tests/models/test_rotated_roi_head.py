@@ -1,4 +1,4 @@
-"""Heads for oriented boxes: losses and detections as plain statements, and which region stands for which object."""
+"""Heads for oriented boxes: losses and detections against plain loops, and which region stands for which object."""
 
 import dataclasses
 import math
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cfinet_jax.boxes import oriented
-from cfinet_jax.models.detector import enclose
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.models.rotated_roi_head import OrientedRoiHead, RotatedRoiHead
 from cfinet_jax.ops.rotated_roi_align import rotated_roi_align
@@ -55,7 +54,7 @@ def decode(region: np.ndarray, deltas: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def predicted(rng):
     """Samples of two images, with predictions."""
-    batch = enclose(tiny.turned(tiny.batch()))
+    batch = tiny.turned(tiny.batch())
     matched = rng.integers(0, 6, (IMAGES, REGIONS)).astype(np.int32)
     kind = np.broadcast_to(np.repeat([0, 1, 2], [OBJECTS, REGIONS - OBJECTS - 4, 4]), (IMAGES, REGIONS))
     labels = np.take_along_axis(np.asarray(batch.ground_truth.labels), matched, 1)
@@ -78,7 +77,7 @@ def test_a_head_predicts_as_many_numbers_as_a_box_has(kind):
     assert kind.numbers == len(encode(np.array([0, 0, 4, 4]), np.array([1, 2, 3, 1, 0.1])))
 
 
-def test_losses_equal_the_plain_statement(predicted):
+def test_losses_equal_the_loop(predicted):
     predictions, samples, batch = predicted
     terms, _ = losses(*predicted)
     for image in range(IMAGES):
@@ -100,7 +99,7 @@ def test_without_samples_losses_are_zero_and_finite(predicted):
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradient))
 
 
-def test_detections_equal_the_plain_statement(rng):
+def test_detections_equal_the_loop(rng):
     boxes = plain.some_boxes(rng, 12, 60.0) + np.float32([0, 0, 3, 3])
     proposals = Proposals(boxes, np.full(12, 0.5, np.float32), np.arange(12) < 10)
     logits, deltas = rng.normal(0, 2, (12, 4)).astype(np.float32), rng.normal(size=(12, 1, 5)).astype(np.float32)
@@ -140,7 +139,7 @@ def sample(kind, proposals: np.ndarray) -> RoiSamples:
     return jax.tree.map(lambda x: np.asarray(x[0]), drawn(given, truth, chances))
 
 
-def test_upright_regions_stand_for_what_upright_boxes_enclose():
+def test_upright_regions_are_matched_to_upright_hulls():
     ours = sample(RotatedRoiHead, np.asarray(oriented.enclose(BARS[1:])))
     assert ours.boxes.shape == (8, 4) and ours.matched[ours.is_object].tolist() == [0, 1, 0]  # of equals the first
     np.testing.assert_allclose(ours.overlaps[ours.is_object], 1, rtol=1e-5)

@@ -1,17 +1,15 @@
-"""The plain RPN: losses as a plain statement, the order of its anchors."""
+"""The plain RPN: losses against a plain loop, the order of its anchors."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax.models.proposals.rpn import RPN
 from cfinet_jax.structures import Priorities
 from tests import plain, tiny
 
-SETTINGS = tiny.settings().proposal_network.rpn.to_dict()
 SIDES = ((16, 16), (8, 8), (4, 4), (2, 2), (1, 1))
-NETWORK = RPN(**SETTINGS, **tiny.COMMON)
+NETWORK = tiny.network("rpn")
 SIZES = jnp.full((2, 2), 64.0)
 
 
@@ -25,7 +23,7 @@ def variables(pyramid):
     return jax.jit(NETWORK.init)(jax.random.key(0), pyramid, SIZES)
 
 
-def test_losses_equal_the_plain_statement(rng, pyramid, variables):
+def test_losses_equal_the_loop(rng, pyramid, variables):
     outputs, batch = jax.jit(NETWORK.apply)(variables, pyramid, SIZES), tiny.batch()
     outputs = outputs._replace(logits=tuple(jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in outputs.logits))
     anchors = np.concatenate(outputs.anchors)

@@ -46,7 +46,7 @@ def painted(ours: CentreMatch) -> np.ndarray:
 
 
 def some_objects(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Of 2 to 64 pixels, elongated ones among them, anywhere on the maps."""
+    """Draw objects of 2 to 64 pixels, elongated ones among them, anywhere on the maps."""
     sides = 2 ** rng.uniform(1, 6, (count, 2))
     corner = rng.uniform(0, 1, (count, 2)) * (np.array([80, 96]) - np.minimum(sides, 80))
     return np.concatenate([corner, corner + sides], 1).astype(np.float32)
@@ -70,7 +70,7 @@ def test_without_objects_nothing_is_claimed():
 
 
 @given(seeds)
-def test_padding_and_ignore_regions_are_no_objects(seed):
+def test_padding_and_ignore_regions_are_not_objects(seed):
     objects = some_objects(np.random.default_rng(seed), 9)
     tight = plain.ground_truth(objects)
     others = plain.ground_truth(objects, size=70, regions=[[0, 0, 30, 30]])

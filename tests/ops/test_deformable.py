@@ -103,7 +103,7 @@ def test_learnt_offsets_and_their_gradients_agree_with_the_reference(golden):
     np.testing.assert_allclose(np.where(on_the_edge, 0, of_offsets), np.where(on_the_edge, 0, expected), **close)
 
 
-def test_groups_of_channels_have_offsets_of_their_own(rng):
+def test_groups_of_channels_have_their_own_offsets(rng):
     x, kernel = rng.normal(size=(3, 4, 6)).astype(np.float32), rng.normal(size=(3, 3, 6, 2)).astype(np.float32)
     offsets = rng.normal(size=(3, 4, 3 * 18)).astype(np.float32)
     expected = np.zeros((3, 4, 2))

@@ -226,7 +226,7 @@ choose_of = {
 
 @jax.jit
 def golden_choice(labels, quality_class, own_exemplar, samples, filled):
-    """As in the released code, and taking the first n, as the reference was made to."""
+    """The choice of the released code, drawing the first n, as the reference was made to do."""
     first = [jnp.tile(jnp.linspace(1, 0, n), (MOST, 1)) for n in (filled.shape[1], REGIONS)]
     return imitation.choose_contrast(
         labels, quality_class, own_exemplar, samples, filled, tuple(first),

@@ -17,7 +17,7 @@ from configs.sodad import get_config
 from tests import plain
 
 COARSE = get_config().detector.proposal_network.coarse_to_fine
-MODES = COARSE.assign_modes.to_dict()
+MODES = COARSE.coarse_thresholds.to_dict()
 MOST = 128  # the golden cases hold up to 120 objects
 seeds = st.integers(0, 2**32 - 1)
 best_match = jax.jit(lambda boxes, truth: matching.best_match(boxes, truth, 0.3))
@@ -67,12 +67,6 @@ def assert_assignment(ours, positive, negative, indices) -> None:
 # Thresholds
 
 
-def test_equation_1_of_the_paper():
-    sides = (4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 32.0, 96.0)
-    expected = [max(0.25, 0.20 + 0.15 * np.log2(side / 12)) for side in sides]
-    np.testing.assert_allclose(thresholds_of("paper", squares(*sides), jnp.array(1.0)), expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("mode", "expected"),
     [  # by hand, for sides of 8, 10, 12, 16, 24 and 96 pixels of the stored image
@@ -82,20 +76,16 @@ def test_equation_1_of_the_paper():
         ("fixed", [0.20] * 6),
     ],
 )
-def test_thresholds_of_every_mode(mode, expected):
+def test_thresholds_of_equation_1_and_of_its_variants(mode, expected):
     boxes = squares(*(1.5 * side for side in (8, 10, 12, 16, 24, 96)))
     np.testing.assert_allclose(thresholds_of(mode, boxes, jnp.array(1.5)), expected, atol=5e-5)
 
 
-def test_the_side_is_the_root_of_the_area():
-    elongated = jnp.array([[0.0, 0.0, 6.0, 96.0]])
-    np.testing.assert_allclose(
-        thresholds_of("paper", elongated, jnp.array(1.0)), thresholds_of("paper", squares(24.0), jnp.array(1.0))
-    )
-
-
-def test_empty_objects_have_finite_thresholds():
+def test_the_side_is_the_root_of_the_area_and_may_be_zero():
+    elongated, square = jnp.array([[0.0, 0.0, 6.0, 96.0]]), squares(24.0)
     for mode in MODES:
+        ours, expected = (thresholds_of(mode, boxes, jnp.array(1.5)) for boxes in (elongated, square))
+        np.testing.assert_allclose(ours, expected)
         assert np.isfinite(thresholds_of(mode, jnp.zeros((2, 4)), jnp.array(1.5))).all()
 
 
@@ -145,8 +135,8 @@ def test_padding_never_matters(seed):
 
 
 @given(seeds, st.integers(0, 3))
-def test_max_iou_assignment_equals_the_plain_statement(seed, count):
-    """Boxes in one of `count` regions are taken out before the best of anything is looked for."""
+def test_max_iou_assignment_equals_the_loop(seed, count):
+    """Boxes in one of `count` ignore regions are taken out before any best box is chosen."""
     rng = np.random.default_rng(seed)
     boxes, objects = whole_boxes(rng, 40), whole_boxes(rng, 9)
     boxes[:9] = objects + rng.integers(0, 3, (9, 1))
@@ -167,7 +157,7 @@ def test_max_iou_assignment_equals_the_plain_statement(seed, count):
 
 
 @given(seeds)
-def test_shapes_are_matched_by_the_best_of_them(seed):
+def test_the_best_of_several_shapes_counts(seed):
     rng = np.random.default_rng(seed)
     squares, objects = whole_boxes(rng, 40), whole_boxes(rng, 9)
     factors = ((1.0, 1.0), (2.0, 1.0), (1.0, 0.5))
@@ -183,7 +173,7 @@ def test_shapes_are_matched_by_the_best_of_them(seed):
 
 
 @given(seeds)
-def test_dynamic_assignment_equals_the_plain_statement(seed):
+def test_dynamic_assignment_equals_the_loop(seed):
     rng = np.random.default_rng(seed)
     boxes, objects = whole_boxes(rng, 40), whole_boxes(rng, 9)
     boxes[:9] = objects + rng.integers(0, 3, (9, 1))
@@ -231,17 +221,17 @@ def test_boxes_inside_regions_are_neither_positive_nor_negative():
         [95.0, 105.0, 105.0, 115.0],  # half inside: not more than half
         [50.0, 50.0, 60.0, 60.0],
     ])  # fmt: skip
-    silent = np.array([False, True, True, False, False])
+    ignored = np.array([False, True, True, False, False])
     for ours in (match_fine(boxes, truth), match_regions(boxes, truth)):
-        assert not (ours.positive & silent).any() and not (ours.negative & silent).any()
+        assert not (ours.positive & ignored).any() and not (ours.negative & ignored).any()
         assert ours.positive.tolist() == [True, False, False, False, False]
         assert ours.negative.tolist() == [False, False, False, True, True]
     dynamic = match_released(boxes, truth, jnp.array(1.0))
     assert dynamic.positive.tolist() == [True, False, False, False, False]
 
 
-def test_a_slanted_region_is_less_than_the_box_around_it():
-    """A bar of 200 x 20 at 45 degrees: in its corner of the square around it stands an object."""
+def test_a_slanted_region_is_smaller_than_its_hull():
+    """A bar of 200 x 20 at 45 degrees, and an object in a corner of its upright hull, outside the bar."""
     bar, corner, middle = [100, 100, 200, 20, np.pi / 4], [150.0, 40.0, 160.0, 50.0], [95.0, 95.0, 105.0, 105.0]
     boxes = jnp.array([corner, middle])
     upright = plain.ground_truth([corner, middle], regions=[np.asarray(oriented.enclose(np.array(bar)))])
@@ -251,7 +241,7 @@ def test_a_slanted_region_is_less_than_the_box_around_it():
     assert matching.inside_region(boxes, truth, 0.5).tolist() == [False, True]
 
 
-def test_an_ignore_region_is_no_object():
+def test_an_ignore_region_is_not_matched_as_an_object():
     truth = plain.ground_truth([[50, 50, 60, 60]], regions=[[0, 0, 8, 8]])
     ours = matching.best_match(jnp.array([[0.0, 0.0, 8.0, 8.0]]), truth)
     assert ours.overlaps[0] == 0 and ours.indices[0] == 0

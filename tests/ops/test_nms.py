@@ -109,24 +109,16 @@ def test_class_wise_nms_agrees_with_the_reference(golden):
 # Detections
 
 
-@pytest.fixture
-def two_boxes():
-    """Two equal boxes for each of two classes."""
-    return jnp.tile(jnp.array([0.0, 0.0, 8.0, 8.0]), (2, 2, 1))
-
-
-def test_classes_do_not_suppress_each_other(two_boxes):
-    scores = jnp.array([[0.9, 0.2], [0.8, 0.6]])
-    found = class_wise(two_boxes, scores, jnp.ones(2, bool), min_score=0.05, max_overlap=0.5, max_detections=6)
+def test_classes_do_not_suppress_each_other_and_scores_must_exceed_the_limit():
+    boxes = jnp.tile(jnp.array([0.0, 0.0, 8.0, 8.0]), (2, 2, 1))  # two equal boxes for each of two classes
+    scores, limits = jnp.array([[0.9, 0.2], [0.8, 0.6]]), {"max_overlap": 0.5, "max_detections": 6}
+    found = class_wise(boxes, scores, jnp.ones(2, bool), min_score=0.05, **limits)
     assert found.labels[found.valid].tolist() == [0, 1]
     np.testing.assert_allclose(found.scores, [0.9, 0.6, 0, 0, 0, 0])
-
-
-def test_a_score_has_to_exceed_the_limit_and_the_box_to_be_valid(two_boxes):
     scores = jnp.array([[0.5, 0.25], [0.0, 0.75]])
-    found = class_wise(two_boxes, scores, jnp.array([True, False]), min_score=0.25, max_overlap=0.5, max_detections=4)
-    np.testing.assert_allclose(found.scores, [0.5, 0, 0, 0])
-    assert found.valid.tolist() == [True, False, False, False]
+    found = class_wise(boxes, scores, jnp.array([True, False]), min_score=0.25, **limits)
+    np.testing.assert_allclose(found.scores, [0.5, 0, 0, 0, 0, 0])
+    assert found.valid.tolist() == [True] + [False] * 5
 
 
 # Oriented boxes

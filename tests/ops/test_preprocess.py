@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfinet_jax.boxes import oriented
 from cfinet_jax.ops import preprocess
-from cfinet_jax.structures import Batch
+from cfinet_jax.structures import Batch, GroundTruth
 from tests import plain
 
 MEAN, STD = (120.0, 110.0, 100.0), (50.0, 60.0, 70.0)
@@ -79,6 +80,19 @@ def test_oriented_boxes_are_scaled_then_mirrored_and_back():
     mirrored = preprocess.prepare_boxes(boxes, size, scale, jnp.array(True))
     np.testing.assert_allclose(mirrored, [[120, 60, 45, 15, -0.5]])
     np.testing.assert_allclose(preprocess.restore_boxes(scaled, scale), boxes)
+
+
+def test_oriented_boxes_and_their_hulls_stay_together():
+    boxes = jnp.array([[[12.0, 10.0, 8.0, 4.0, 0.5]]] * 2)
+    some, numbers = jnp.ones((2, 1), bool), jnp.zeros(2, jnp.int32)
+    truth = GroundTruth(oriented.enclose(boxes), jnp.zeros((2, 1), jnp.int32), some, ~some, boxes)
+    images, sizes = jnp.zeros((2, 20, 30, 3), jnp.uint8), jnp.array([[20.0, 26.0]] * 2)
+    batch = Batch(images, sizes, jnp.full(2, 1.5), truth, numbers, numbers, numbers, numbers == 0)
+    prepared = preprocess.prepare(
+        batch, jnp.array([False, True]), resize=True, shape=(32, 64), mean=(0.0,) * 3, std=(1.0,) * 3
+    ).ground_truth
+    np.testing.assert_allclose(prepared.oriented[:, 0], [[18, 15, 12, 6, 0.5], [21, 15, 12, 6, -0.5]])
+    np.testing.assert_allclose(prepared.boxes, oriented.enclose(prepared.oriented), atol=1e-4)
 
 
 def test_a_box_keeps_its_object_when_flipped():

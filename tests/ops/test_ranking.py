@@ -65,11 +65,11 @@ def matrix(name: str, boxes: np.ndarray, objects: np.ndarray) -> np.ndarray:
     return np.array([[plain.similarity(name, x, y, CONSTANTS[name]) for y in objects] for x in boxes])
 
 
-def claims(similarities: np.ndarray, most: int, heard: np.ndarray) -> np.ndarray:
-    """The object that gets each box, -1 where none wants it: every object wants its best ones of those `heard`."""
+def claims(similarities: np.ndarray, most: int, allowed: np.ndarray) -> np.ndarray:
+    """The object that gets each box, -1 where none wants it: every object wants its best ones of those `allowed`."""
     claimed = np.full(len(similarities), -1)
     for index in range(similarities.shape[1]):
-        for box in sorted(np.flatnonzero(heard), key=lambda k: -similarities[k, index])[:most]:
+        for box in sorted(np.flatnonzero(allowed), key=lambda k: -similarities[k, index])[:most]:
             if claimed[box] < 0 or similarities[box, index] > similarities[box, claimed[box]]:
                 claimed[box] = index
     return claimed
@@ -88,22 +88,22 @@ def resized(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
 
 def kinds(rule: str, boxes: np.ndarray, objects: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """By a loop: 1 for positive boxes, 0 for negative ones, -1 for the others; and their objects."""
-    heard = plain.shares(boxes, regions).max(1, initial=0) <= 0.5
+    allowed = plain.shares(boxes, regions).max(1, initial=0) <= 0.5
     if rule == "rfla":
         first, second = (matrix("kl", resized(boxes, scale * FIELDS), objects) for scale in (1.0, 0.9))
-        earlier, later = claims(first, 3, heard), claims(second, 1, heard)
+        earlier, later = claims(first, 3, allowed), claims(second, 1, allowed)
         claimed, best, low = np.where(earlier >= 0, earlier, later), second.max(1), 0.8
     elif rule == "rka":
         similarities = matrix("nwd", boxes, objects)
-        claimed, best, low = claims(similarities, 2, heard), similarities.max(1), 0.3
+        claimed, best, low = claims(similarities, 2, allowed), similarities.max(1), 0.3
     else:
         similarities = matrix(rule, boxes, objects)
         best, low = similarities.max(1), 0.3
-        claimed = np.where((best >= 0.7) & heard, similarities.argmax(1), -1)
+        claimed = np.where((best >= 0.7) & allowed, similarities.argmax(1), -1)
         for index in range(len(objects)):
-            if similarities[heard, index].max() >= 0.3:
-                claimed[np.where(heard, similarities[:, index], -1).argmax()] = index
-    return np.where(claimed >= 0, 1, np.where((best < low) & heard, 0, -1)), claimed
+            if similarities[allowed, index].max() >= 0.3:
+                claimed[np.where(allowed, similarities[:, index], -1).argmax()] = index
+    return np.where(claimed >= 0, 1, np.where((best < low) & allowed, 0, -1)), claimed
 
 
 def assert_kinds(ours: Assignment, kind: np.ndarray, claimed: np.ndarray) -> None:
@@ -115,7 +115,7 @@ def assert_kinds(ours: Assignment, kind: np.ndarray, claimed: np.ndarray) -> Non
 
 @given(seeds, st.sampled_from(sorted(RULES)), st.integers(0, 3))
 def test_assignments_equal_the_loop(seed, rule, count):
-    """Boxes in one of `count` regions are taken out before any object has its best."""
+    """Boxes in one of `count` ignore regions are taken out before any object gets its best."""
     boxes, objects = scene(seed)
     regions = objects[:count] + np.float32([-1.5, -1.5, 7, 1.5])
     kind, claimed = kinds(rule, boxes, objects, regions)
@@ -166,7 +166,7 @@ def test_a_box_that_two_objects_want_goes_to_the_more_similar():
 
 
 def test_there_may_be_fewer_boxes_than_an_object_wants():
-    """All that are there, or of three those that no region silences."""
+    """All boxes there are, or those of three that are not in an ignore region."""
     of_five = partial(ranking.match_ranking, similarity=MEASURES["nwd"], most=5, negative=0.3, ignore_overlap=0.5)
     assert of_five(jnp.zeros((1, 4)), plain.ground_truth([[0, 0, 8, 8]])).positive.tolist() == [True]
     boxes = jnp.array([[0.0, 0.0, 8.0, 8.0], [2.0, 0.0, 10.0, 8.0], [30.0, 0.0, 38.0, 8.0]])
@@ -195,10 +195,10 @@ def test_regions_silence_the_boxes_inside_them_and_are_no_objects(rule):
     region = [200, 200, 240, 240]
     without = RULES[rule](boxes, plain.ground_truth(objects, size=12))
     within = RULES[rule](boxes, plain.ground_truth(objects, regions=[region], size=12))
-    silent = np.arange(40) == 10
-    assert not (within.positive | within.negative)[silent].any()
+    ignored = np.arange(40) == 10
+    assert not (within.positive | within.negative)[ignored].any()
     for field in ("positive", "negative", "indices"):
-        np.testing.assert_array_equal(getattr(within, field)[~silent], getattr(without, field)[~silent])
+        np.testing.assert_array_equal(getattr(within, field)[~ignored], getattr(without, field)[~ignored])
     assert within.negative[11]
 
 

@@ -25,7 +25,7 @@ def balanced(priorities, positive, negative):
 
 
 @given(seeds, st.sampled_from([0.0, 0.05, 0.5]), st.sampled_from([0.0, 0.1, 0.5]))
-def test_balanced_sample_equals_the_plain_statement(seed, positives, negatives):
+def test_balanced_sample_equals_the_loop(seed, positives, negatives):
     rng = np.random.default_rng(seed)
     priorities = rng.random(COUNT).astype(np.float32)
     positive = rng.random(COUNT) < positives

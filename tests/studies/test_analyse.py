@@ -149,7 +149,11 @@ ADVICE = [  # changed settings, other facts, and the one line of advice
     ({"training.images": 500}, {}, r'5.0 passes .*training.images=1200 .*decay_images="\(800, 1100\)"'),
     ({}, {"classes": "abc"}, r"fewer than 50 objects .* c \(0\)"),
     ({}, {"overlaps": {2.0: 0.5, 3.0: 0.6}}, "Anchors of scale 3 .*coarse_to_fine.anchor_scale=3.0"),
-    ({}, {"without_anchor": {"paper": 0.2, "released": 0.04}}, "for 20% .*, for 4% .*coarse_to_fine.assign=released"),
+    (
+        {},
+        {"without_anchor": {"paper": 0.2, "released": 0.04}},
+        "for 20% .*, for 4% .*coarse_to_fine.coarse_threshold=released",
+    ),
     ({"dataset.batch_size": 32}, {"needed": 99 * GIB}, "needs 99.0 GiB, .* 8.0: --config.training.micro_batches=2"),
     ({"dataset.batch_size": 8}, {"needed": 99 * GIB}, r'needs 99.0 GiB, .*image_size="\(32, 48\)"'),
 ]

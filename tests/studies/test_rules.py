@@ -4,11 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfinet_jax.models.detector import build_detector
+from cfinet_jax.models.detector import build_assigners, build_proposal_network
 from cfinet_jax.studies.analyse import rules
 from tests import plain, tiny
-
-CONSTANTS = tiny.COMMON["similarities"]
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +16,20 @@ def few(monkeypatch):
     monkeypatch.setattr(rules, "SIDES", (6, 16))
 
 
-def test_positive_anchors_are_counted_in_network_pixels():
+def parts(name: str):
+    """The network of a name, and every rule that it may have."""
     settings = tiny.settings()
-    settings.proposal_network.name = "rpn"
-    network = build_detector(settings, 1).proposal_network
+    settings.proposal_network.name = name
+    sections = settings.to_dict()
+    return build_proposal_network(sections), build_assigners(sections)
+
+
+def test_positive_anchors_are_counted_in_network_pixels():
+    network, assigners = parts("rpn")
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == len(grid.levels) == 3 * (48**2 + 24**2)
-    known = {name: rule for name, rule in rules.rules_of(network).items() if name in ("max_iou", "nwd", "rka")}
-    positives = rules.positives_of(grid, known)
+    chosen = {name: rule for name, rule in rules.rules_of(network, assigners).items() if name in ("max_iou", "nwd", "rka")}
+    positives = rules.positives_of(grid, chosen)
     assert {of_rule.shape for of_rule in positives.values()} == {(1 + 2 * 3, len(grid.boxes))}
     counts = {name: of_rule[1:].sum(1).reshape(2, 3) for name, of_rule in positives.items()}
     centres = np.random.default_rng(0).uniform(64, 128, (3, 2))
@@ -43,12 +47,11 @@ def test_positive_anchors_are_counted_in_network_pixels():
     ("name", "of_a_cell"), [("coarse_to_fine", 1), ("cascade", 1), ("guided_anchor", 1), ("rpn", 3)]
 )
 def test_the_grid_has_the_anchors_of_the_network(name, of_a_cell):
-    settings = tiny.settings()
-    settings.proposal_network.name = name
-    network = build_detector(settings, 1).proposal_network
+    network, assigners = parts(name)
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == of_a_cell * (48**2 + 24**2)
-    assert (rules.positives_of(grid, {"rka": rules.rules_of(network)["rka"]})["rka"].sum(1) == 2).all()
+    rka = {"rka": rules.rules_of(network, assigners)["rka"]}
+    assert (rules.positives_of(grid, rka)["rka"].sum(1) == 2).all()
 
 
 def test_the_mode_writes_a_page_with_pictures(tmp_path):

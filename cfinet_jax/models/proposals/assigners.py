@@ -1,107 +1,103 @@
-"""Which anchors stand for which object: the rules of which a row of `detector.assigners` names one.
+"""Rules that decide which anchors stand for which object; `rule` of a row of `detector.assigners` names one.
 
-A rule gets the proposal network, the anchors of one image with their levels, its ground truth, network pixels per
-stored pixel, and the constants of the row.
+The fields of a rule are the constants of its row and, where they have the same name, keys of the network's section.
 """
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from cfinet_jax.boxes.similarity import SIMILARITIES, Pairwise, in_pixels
-from cfinet_jax.models.fpn import strides_of
-from cfinet_jax.ops import centre_matching, matching, ranking
+from cfinet_jax.boxes.similarity import Pairwise
+from cfinet_jax.ops import matching, ranking
 from cfinet_jax.ops.matching import Assignment
 from cfinet_jax.structures import GroundTruth
 
 
-def similarity_of(table: Mapping[str, Mapping[str, float]], name: str, scale: Array | float) -> Pairwise:
-    """A row of the config's table `similarities`, whose constants are in stored pixels, for boxes of the network."""
-    return partial(SIMILARITIES[name], **in_pixels(table[name], scale))
+@dataclasses.dataclass(frozen=True)
+class Assigner:
+    """The base class of rules."""
+
+    similarity: str  # a row of `detector.similarities`
+
+    def __call__(
+        self,
+        anchors: Float[Array, "anchors 4"],
+        levels: Int[Array, " anchors"],
+        truth: GroundTruth,
+        similarity: Pairwise,
+        ignore_overlap: float,
+    ) -> Assignment:
+        """Assign the anchors of one image.
+
+        Args:
+          anchors: Boxes in network pixels.
+          levels: The level of each anchor in the pyramid, from 0.
+          truth: The objects of the image.
+          similarity: `self.similarity` in network pixels.
+          ignore_overlap: Anchors of which more than this share lies in an ignore region are left out.
+        """
+        raise NotImplementedError
 
 
-def match_anchors(network: Any, anchors: Array, truth: GroundTruth, similarity: Pairwise) -> Assignment:
-    """Max-IoU assignment by the thresholds of `network`; `similarity` takes the place of the IoU."""
-    return matching.match_max_iou(
-        anchors,
-        truth,
-        positive=network.positive_overlap,
-        negative=network.negative_overlap,
-        min_positive=network.min_positive_overlap,
-        ignore_overlap=network.ignore_overlap,
-        similarity=similarity,
-    )
+@dataclasses.dataclass(frozen=True)
+class ByThreshold(Assigner):
+    """Max-IoU assignment, with any similarity in place of the IoU."""
+
+    positive_overlap: float
+    negative_overlap: float
+    min_positive_overlap: float
+
+    def __call__(self, anchors, levels, truth, similarity, ignore_overlap) -> Assignment:
+        return matching.match_max_iou(
+            anchors,
+            truth,
+            positive=self.positive_overlap,
+            negative=self.negative_overlap,
+            min_positive=self.min_positive_overlap,
+            ignore_overlap=ignore_overlap,
+            similarity=similarity,
+        )
 
 
-def match_middles(
-    network: Any, grids: tuple[Array, ...], truth: GroundTruth
-) -> tuple[centre_matching.CentreMatch, Bool[Array, " anchors"]]:
-    """Which anchors of one image, `grids` per level, lie in the middle of an object, and which a region silences.
+@dataclasses.dataclass(frozen=True)
+class ByRanking(Assigner):
+    """Ranking-based assignment (NWD-RKA, Xu et al. 2022)."""
 
-    How much of an object its middle is, `network` says by `centre_ratio`, and by `ignore_ratio` what is around it.
-    """
-    match = centre_matching.match_centres(
-        grids,
-        truth,
-        strides=strides_of(len(grids)),
-        anchor_scale=network.anchor_scale,
-        centre_ratio=network.centre_ratio,
-        ignore_ratio=network.ignore_ratio,
-    )
-    return match, matching.inside_region(jnp.concatenate(grids), truth, network.ignore_overlap)
+    most: int
+    negative: float
+
+    def __call__(self, anchors, levels, truth, similarity, ignore_overlap) -> Assignment:
+        return ranking.match_ranking(
+            anchors, truth, similarity, most=self.most, negative=self.negative, ignore_overlap=ignore_overlap
+        )
 
 
-def by_threshold(
-    network: Any, anchors: Array, levels: Array, truth: GroundTruth, scale: Array, *, similarity: str
-) -> Assignment:
-    """Max-IoU assignment with the network's thresholds, by any similarity."""
-    return match_anchors(network, anchors, truth, similarity_of(network.similarities, similarity, scale))
+@dataclasses.dataclass(frozen=True)
+class ByReceptiveField(Assigner):
+    """Hierarchical assignment by receptive fields (RFLA, Xu et al. 2022)."""
+
+    receptive_fields: tuple[float, ...]  # of P2, P3, ..., in network pixels
+    effective: float  # share of a receptive field that a feature really sees
+    most: tuple[int, int]
+    shrink: float
+    negative: float
+
+    def __call__(self, anchors, levels, truth, similarity, ignore_overlap) -> Assignment:
+        return ranking.match_receptive_field(
+            anchors,
+            self.effective * jnp.asarray(self.receptive_fields, jnp.float32)[levels],
+            truth,
+            similarity,
+            most=self.most,
+            shrink=self.shrink,
+            negative=self.negative,
+            ignore_overlap=ignore_overlap,
+        )
 
 
-def by_ranking(
-    network: Any, anchors: Array, levels: Array, truth: GroundTruth, scale: Array, *, similarity: str, **constants: Any
-) -> Assignment:
-    """NWD's ranking-based assignment."""
-    measure = similarity_of(network.similarities, similarity, scale)
-    return ranking.match_ranking(anchors, truth, measure, ignore_overlap=network.ignore_overlap, **constants)
-
-
-def by_receptive_field(
-    network: Any,
-    anchors: Array,
-    levels: Array,
-    truth: GroundTruth,
-    scale: Array,
-    *,
-    similarity: str,
-    receptive_fields: tuple[float, ...],
-    effective: float,
-    **constants: Any,
-) -> Assignment:
-    """RFLA; `receptive_fields` of P2, P3, ... are in network pixels, of which features see a share of `effective`."""
-    return ranking.match_receptive_field(
-        anchors,
-        effective * jnp.asarray(receptive_fields, jnp.float32)[levels],
-        truth,
-        similarity_of(network.similarities, similarity, scale),
-        ignore_overlap=network.ignore_overlap,
-        **constants,
-    )
-
-
-RULES = {"threshold": by_threshold, "ranking": by_ranking, "receptive_field": by_receptive_field}
-
-
-def assign(
-    network: Any,
-    anchors: Float[Array, "anchors 4"],
-    levels: Int[Array, " anchors"],
-    truth: GroundTruth,
-    scale: Float[Array, ""],
-) -> Assignment:
-    """What the anchors of one image are to learn, by the row of `network.assigners` that `network.assigner` names."""
-    constants = dict(network.assigners[network.assigner])
-    return RULES[constants.pop("rule")](network, anchors, levels, truth, scale, **constants)
+RULES: dict[str, type[Assigner]] = {
+    "threshold": ByThreshold,
+    "ranking": ByRanking,
+    "receptive_field": ByReceptiveField,
+}

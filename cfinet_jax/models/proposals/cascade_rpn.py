@@ -1,10 +1,9 @@
-"""Cascade RPN (Vu et al. 2019): two stages like CRPN's, the coarse one taught in the middle of objects."""
+"""Cascade RPN (Vu et al. 2019): two stages like those of the paper's network, the coarse one taught inside objects."""
 
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
-from cfinet_jax.models.proposals import assigners
+from cfinet_jax.models.proposals.base import PerLevel
 from cfinet_jax.models.proposals.coarse_to_fine_rpn import TwoStageRPN
-from cfinet_jax.models.proposals.proposal_network import PerLevel
 from cfinet_jax.structures import GroundTruth
 
 
@@ -17,7 +16,9 @@ class CascadeRPN(TwoStageRPN):
     centre_ratio: float
     ignore_ratio: float
 
-    def coarse_match(self, grids: PerLevel, truth: GroundTruth, scale: Array) -> tuple[Array, Array]:
-        """By the region rule."""
-        match, silent = assigners.match_middles(self, grids, truth)
-        return match.positive & ~silent, match.indices
+    def coarse_match(
+        self, grids: PerLevel, truth: GroundTruth, scale: Float[Array, ""]
+    ) -> tuple[Bool[Array, " anchors"], Int[Array, " anchors"]]:
+        """Match by the region rule."""
+        match, ignored = self.match_middles(grids, truth, self.centre_ratio, self.ignore_ratio)
+        return match.positive & ~ignored, match.indices

@@ -1,4 +1,4 @@
-"""Proposal networks of oriented experiments: upright proposals around the objects, by choices that only these have."""
+"""Proposal networks of oriented experiments that propose upright boxes, with settings that only these have."""
 
 from typing import Literal
 
@@ -10,17 +10,16 @@ from cfinet_jax.structures import GroundTruth
 
 
 class RotatedRPN(RPN):
-    """The plain one with the loss of rotated Faster R-CNN."""
+    """The plain RPN with the loss of rotated Faster R-CNN."""
 
     box_loss: Literal["smooth_l1", "l1", "iou", "nwd"]
     smooth_beta: float
 
 
 class RotatedCoarseToFineRPN(CoarseToFineRPN):
-    """The paper's; `size_of` says whose area is the size of an object in the dynamic threshold (Eq. 1)."""
+    """The paper's network; `size_of` says whose area is the size of an object in the dynamic threshold (Eq. 1)."""
 
     size_of: Literal["enclosing", "oriented"]
 
-    def measured(self, truth: GroundTruth) -> Float[Array, "objects numbers"]:
-        """The upright boxes or what they enclose."""
-        return truth.boxes if self.size_of == "enclosing" else truth.goals
+    def sized(self, truth: GroundTruth) -> Float[Array, "objects coordinates"]:
+        return truth.boxes if self.size_of == "enclosing" else truth.targets

@@ -84,10 +84,10 @@ def anchors(config: ConfigDict, overlaps: Mapping[float, float], without_anchor:
             f"(mean best IoU {overlaps[best]:.2f}, {overlaps[scale]:.2f}): --config.{key}={best}"
         )
     if without_anchor:
-        rule = config.detector.proposal_network[name].assign
+        rule = config.detector.proposal_network[name].coarse_threshold
         better = "released"  # the rule of the published code
         if without_anchor.get(better, 1.0) < without_anchor[rule] - BETTER:
-            key = f"detector.proposal_network.{name}.assign"
+            key = f"detector.proposal_network.{name}.coarse_threshold"
             yield (
                 f"The coarse stage has no anchor for {without_anchor[rule]:.0%} of the objects under {rule!r}, "
                 f"for {without_anchor[better]:.0%} under {better!r}: --config.{key}={better}"

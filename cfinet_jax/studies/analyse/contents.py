@@ -75,6 +75,6 @@ def unmatched(contents: Contents, config: ConfigDict, overlaps: np.ndarray) -> d
     stage = config.detector.proposal_network[config.detector.proposal_network.name]
     thresholds = {
         name: dynamic_thresholds(jnp.asarray(contents.boxes), jnp.ones(()), base_size=stage.base_size, **rule)
-        for name, rule in stage.get("assign_modes", {}).items()
+        for name, rule in stage.get("coarse_thresholds", {}).items()
     }
     return {name: float(np.mean(overlaps < np.asarray(values))) for name, values in thresholds.items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from cfinet_jax.boxes.anchors import anchor_grid
 from cfinet_jax.boxes.similarity import Pairwise
 from cfinet_jax.build import discover_sizes
 from cfinet_jax.input.sizes import scales_of
-from cfinet_jax.models.detector import build_detector
+from cfinet_jax.models.detector import build_assigners, build_proposal_network
 from cfinet_jax.models.fpn import strides_of
-from cfinet_jax.models.proposals import assigners
+from cfinet_jax.models.proposals.assigners import Assigner
+from cfinet_jax.models.proposals.base import ProposalNetwork
+from cfinet_jax.models.proposals.coarse_to_fine_rpn import CoarseToFineRPN
 from cfinet_jax.models.proposals.rpn import RPN
 from cfinet_jax.ops import matching
 from cfinet_jax.report.plots import COLOURS, GREY, INK, WIDTH, add_grid, save
@@ -50,10 +52,11 @@ class Grid(NamedTuple):
 def rules(config: ConfigDict, workdir: epath.Path) -> None:
     """Write `rules.md`, `rules.png` and `similarities.png` into the workdir. No data are read but their sizes."""
     config = discover_sizes(config, workdir)
-    network = build_detector(config.detector, classes=1).proposal_network
+    sections = config.detector.to_dict()
+    network = build_proposal_network(sections)
     stored = np.asarray(config.dataset.stored_size, np.float32)
     grid = grid_of(network, config.detector.neck.levels, scales_of(stored, config.dataset))
-    positives = positives_of(grid, rules_of(network))
+    positives = positives_of(grid, rules_of(network, build_assigners(sections)))
     text = describe(config.detector.proposal_network.name, grid, positives)
     workdir.mkdir(parents=True, exist_ok=True)
     draw_rules(grid, {rule: of_rule[0] for rule, of_rule in positives.items()}, workdir / "rules.png")
@@ -62,7 +65,7 @@ def rules(config: ConfigDict, workdir: epath.Path) -> None:
     print(text, flush=True)
 
 
-def grid_of(network: Any, levels: int, scale: float) -> Grid:
+def grid_of(network: ProposalNetwork, levels: int, scale: float) -> Grid:
     """Return the anchors of a proposal network: square ones only, except for the plain RPN."""
     ratios = network.aspect_ratios if isinstance(network, RPN) else (1.0,)
     grids = [
@@ -73,20 +76,23 @@ def grid_of(network: Any, levels: int, scale: float) -> Grid:
     return Grid(jnp.asarray(np.concatenate(grids)), jnp.asarray(indices), jnp.asarray(scale, jnp.float32))
 
 
-def rules_of(network: Any) -> dict[str, Callable[[Grid, GroundTruth], matching.Assignment]]:
-    """Return the rules of the coarse stage, if the network has one, and those of `detector.assigners`, by name."""
+def rules_of(
+    network: ProposalNetwork, assigners: dict[str, Assigner]
+) -> dict[str, Callable[[Grid, GroundTruth], matching.Assignment]]:
+    """Return the rules of the coarse stage, if the network has one with thresholds, and `assigners`, by name."""
+    thresholds = network.coarse_thresholds if isinstance(network, CoarseToFineRPN) else {}
 
     def coarse(row: str, grid: Grid, truth: GroundTruth) -> matching.Assignment:
-        constants = network.assign_modes[row]
-        thresholds = matching.dynamic_thresholds(truth.boxes, grid.scale, base_size=network.base_size, **constants)
-        return matching.match_dynamic(grid.boxes, truth, thresholds, ignore_overlap=network.ignore_overlap)
+        base_size = network.base_size  # type: ignore[attr-defined]
+        overlaps = matching.dynamic_thresholds(truth.boxes, grid.scale, base_size=base_size, **thresholds[row])
+        return matching.match_dynamic(grid.boxes, truth, overlaps, ignore_overlap=network.ignore_overlap)
 
     def other(row: str, grid: Grid, truth: GroundTruth) -> matching.Assignment:
-        return assigners.assign(network.clone(assigner=row), grid.boxes, grid.levels, truth, grid.scale)
+        return network.clone(assigner=assigners[row]).assign(grid.boxes, grid.levels, truth, grid.scale)
 
     return {
-        **{f"coarse {row}": partial(coarse, row) for row in getattr(network, "assign_modes", {})},
-        **{row: partial(other, row) for row in network.assigners},
+        **{f"coarse {row}": partial(coarse, row) for row in thresholds},
+        **{row: partial(other, row) for row in assigners},
     }
 
 
@@ -122,7 +128,7 @@ def describe(name: str, grid: Grid, positives: dict[str, np.ndarray]) -> str:
     return f"""# What the rules of assignment do
 
 Anchors of `{name}`, {grid.scale:g} network pixels per stored pixel. Rows are the rules of `detector.assigners`, and
-those of `assign_modes` for the coarse stage. Anchors are those of the grid, before any stage moves them.
+those of `coarse_thresholds` for the coarse stage. Anchors are those of the grid, before any stage moves them.
 
 Positive anchors of a lone square object, by its side in stored pixels; mean over {PLACES} random places:
 
@@ -180,7 +186,7 @@ def draw_similarities(constants: Any, path: epath.Path) -> None:
     panels = figure.subplots(2, len(SHOWN), sharex=True, sharey=True)
     for row, (growth, label) in enumerate(((1.0, "as large"), (1.5, "half as large again"))):
         for axes, (name, title) in zip(panels[row], SHOWN.items(), strict=True):
-            measure = assigners.similarity_of(constants, name, 1.0)
+            measure = network.similarity(name, 1.0)
             curves = [fall(measure, side, growth) for side in SHIFTED]
             if np.ptp(curves, axis=0).max() < 1e-4:
                 axes.plot(SHIFTS, curves[0], color=INK)
