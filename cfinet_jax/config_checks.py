@@ -20,7 +20,7 @@ POSITIVE = SMALLEST, LARGEST, "more than 0"
 COUNT = 1, LARGEST, "at least 1"
 SHARE = 0, 1, "a number from 0 to 1"
 RANGES = {  # by pattern of the key; the first that matches applies
-    r"frozen_stages|assign_modes|dataset\.mean": ANY,
+    r"frozen_stages|assign_modes|coarse_thresholds|dataset\.mean": ANY,
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
@@ -95,7 +95,7 @@ def check_windows(settings: ConfigDict) -> None:
         return
     if settings.stored_size is None:
         raise UserError(
-            "dataset.window_overlap cuts pictures into windows of dataset.stored_size: give that too, as in "
+            "dataset.window_overlap cuts pictures into windows of dataset.stored_size: give it, as in "
             '--config.dataset.stored_size="(640, 640)".'
         )
     input_shape(settings)  # checks that stored_size is a size

@@ -25,19 +25,21 @@ from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
-    *(f"cfinet_jax/{name}.py" for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*")),
-    *(f"cfinet_jax/input/{name}.py" for name in ("windows", "annotations", "batches")),
-    *(f"cfinet_jax/preparation/{name}.py" for name in ("coco_*", "yolo", "dota", "published", "visdrone")),
+    f"cfinet_jax/{name}.py" for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*", "input/*", "preparation/*")
 ]
 MIRRORS = {  # where the name does not say it
-    "preparation/coco_annotations": "preparation/test_coco", "preparation/coco_boxes": "preparation/test_coco",
+    **dict.fromkeys(("preparation/coco_annotations", "preparation/coco_boxes"), "preparation/test_coco"),
+    **dict.fromkeys(("preparation/own_builder", "preparation/record_files"), "preparation/test_builders"),
+    **dict.fromkeys(("preparation/soda_account", "preparation/sodad_windows"), "preparation/test_sodad"),
+    "preparation/checked_pictures": "preparation/test_journal preparation/test_coco",
     "preparation/dota": "preparation/test_sodaa", "preparation/visdrone": "preparation/test_published",
+    "preparation/label_files": "preparation/test_yolo", "input/windows": "input/test_windows input/test_annotations",
+    **dict.fromkeys(("input/origin", "input/sizes"), "input/test_dataset"),
     "models/proposals/proposal_network": "models/test_coarse_to_fine_rpn",
     "models/proposals/rotated_rpn": "models/test_oriented_rpn", "models/feature_adaption": "models/test_adaptive_conv",
     "metrics/__main__": "metrics/test_main", "metrics/dota_files": "metrics/test_oriented",
     "metrics/detection_matching": "metrics/test_curves", "metrics/json_files": "metrics/test_main",
     "metrics/overlaps": "metrics/test_oriented",
-    "input/windows": "input/test_windows input/test_annotations",  # cut polygons are tested with the annotations
 }  # fmt: skip
 LONGEST = 120  # seconds for the tests of one mutant: a few times what they take without
 

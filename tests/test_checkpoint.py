@@ -61,7 +61,7 @@ def test_a_checkpoint_is_complete_before_the_next_step_donates_its_buffers(tmp_p
 def test_a_checkpoint_is_not_started_without_room_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000))
     with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
-        with pytest.raises(Unwritable, match=r"Checkpoint 7 .* 0.0 MB are free, .*make room"):
+        with pytest.raises(Unwritable, match="Checkpoint 7 .*0.0 MB are free, .*make room"):
             checkpoint.save(checkpoints, make_state(), 0)
         assert checkpoints.latest_step() is None and not [*checkpoints.directory.iterdir()]
 

@@ -1,4 +1,4 @@
-"""Every experiment can be built, and the paper's numbers are in the one that claims them."""
+"""Every config can be built, and the numbers of the papers are in the configs that claim them."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from cfinet_jax import optimizer
+from cfinet_jax import optimizer, train_step
 from cfinet_jax.config_checks import check_batches, check_values
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import input_shape, with_sizes
@@ -23,7 +23,7 @@ from configs import coco, oriented, scenes, sodaa, sodad
 EXPERIMENTS = [(module, variant) for module in (sodad, scenes, coco, sodaa, oriented) for variant in module.VARIANTS]
 NETWORK = "detector.proposal_network.coarse_to_fine"
 
-# Of the paper, and where it is silent of the released code; 58,023 pictures make an epoch.
+# From the paper or, where it says nothing, the released code; an epoch has 58,023 pictures.
 PAPER = {
     "dataset.stored_size": (800, 800),
     "dataset.image_size": (1200, 1200),
@@ -86,7 +86,7 @@ PAPER = {
 }
 
 
-# Of SODA-A's baseline, by its authors' configuration.
+# From the config of SODA-A's baseline by its authors.
 SODAA = {
     "dataset.stored_size": (800, 800),
     "dataset.window_overlap": 150,
@@ -119,30 +119,30 @@ SODAA = {
 
 
 def entry(config: ConfigDict, path: str) -> Any:
-    """The value at `a.b.c`."""
+    """Return the value at `a.b.c`."""
     for key in path.split("."):
         config = config[key]
     return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
 @pytest.mark.parametrize(("module", "variant"), EXPERIMENTS, ids=lambda x: getattr(x, "__name__", x or "default"))
-def test_every_experiment_has_a_state(module, variant):
-    config = with_sizes(module.get_config(variant), stored_size=(512, 640), max_objects=64)  # left to the data by some
+def test_every_config_can_be_built(module, variant):
+    config = with_sizes(
+        module.get_config(variant), stored_size=(512, 640), max_objects=64
+    )  # some leave these to the data
     assert config.is_locked
     check_values(config)
     check_batches(config, 1)
     detector = build_detector(config.detector, 9)
     sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
     shape, objects = input_shape(config.dataset), config.dataset.max_objects
-    state = jax.eval_shape(
-        lambda: train_step.create_state(jax.random.key(0), detector, sgd, shape, objects),
-    )
+    state = jax.eval_shape(lambda: train_step.create_state(jax.random.key(0), detector, sgd, shape, objects))
     assert {"backbone", "neck", "proposal_network", "roi_head"} <= state.params.keys()
     assert ("imitation" in state.params) == (state.memory is not None) == config.detector.imitation.enabled
 
 
 @pytest.mark.parametrize("module", [sodad, scenes, coco, sodaa, oriented])
-def test_configs_share_nothing(module):
+def test_changing_a_config_does_not_change_the_next(module):
     changed, before = module.get_config(), module.get_config().to_json()
     changed.dataset.image_size, changed.optimizer.clip_norm, changed.training.pretrained = (96, 64), 1.5, "other.npz"
     changed.dataset.update(stored_size=(32, 64), max_objects=3, source="folder", annotations="train=a.json")
@@ -151,19 +151,15 @@ def test_configs_share_nothing(module):
     assert module.get_config().to_json() == before
 
 
-def test_variants_of_own_data_can_be_joined():
+def test_variants_of_own_data_can_be_combined():
     config = coco.get_config("released,cpu")
     assert config.detector.imitation.reweight and config.detector.neck.channels == 64
 
 
 @pytest.mark.parametrize("module", [sodad, scenes, coco, sodaa, oriented])
-def test_an_unknown_variant_is_named_with_those_there_are(module):
-    with pytest.raises(UserError, match="no variant 'relased': choose one of released, (rotated_)?faster_rcnn"):
+def test_a_misspelt_variant_or_key_is_named(module, monkeypatch):
+    with pytest.raises(UserError, match="'relased': choose one of released, (rotated_)?faster_rcnn"):
         module.get_config("relased")
-
-
-@pytest.mark.parametrize("module", [sodad, scenes, coco, sodaa, oriented])
-def test_a_misspelt_key_of_a_variant_is_refused(module, monkeypatch):
     monkeypatch.setitem(module.VARIANTS, "mine", {"training.imagse": 3})
     with pytest.raises(KeyError, match="imagse"):
         module.get_config("mine")
@@ -191,14 +187,14 @@ def test_the_presets_differ_in_six_choices():
     ],
 )
 def test_proposal_networks_are_compared_on_one_detector(variant, key, value):
-    """Those of Table 4 differ from the baseline in nothing else."""
+    """The variants of Table 4 differ from the baseline in nothing else."""
     changed = sodad.get_config("faster_rcnn")
     changed.update_from_flattened_dict({f"detector.proposal_network.{key}": value})
     assert sodad.get_config(variant) == changed
 
 
 @pytest.mark.parametrize(("batch", "chips"), [(64, 16), (64, 64), (256, 256)])
-def test_a_pod_trains_as_long_and_warms_up_to_a_higher_rate(batch, chips):
+def test_a_pod_trains_on_as_many_images_at_a_higher_rate(batch, chips):
     config, paper = sodad.get_config("pod"), sodad.get_config()
     config.dataset.batch_size = batch
     check_batches(config, chips)
@@ -208,14 +204,9 @@ def test_a_pod_trains_as_long_and_warms_up_to_a_higher_rate(batch, chips):
     assert rate(0) == pytest.approx(0.01 * batch / 4 * 0.001, rel=1e-4)
 
 
-@pytest.mark.parametrize(("path", "value"), PAPER.items())
-def test_the_numbers_of_the_paper(path, value):
-    assert entry(sodad.get_config(), path) == value
-
-
-@pytest.mark.parametrize(("path", "value"), SODAA.items())
-def test_the_numbers_of_the_baseline_on_soda_a(path, value):
-    assert entry(sodaa.get_config("rotated_faster_rcnn"), path) == value
+def test_the_configs_hold_the_numbers_of_the_papers():
+    for config, numbers in ((sodad.get_config(), PAPER), (sodaa.get_config("rotated_faster_rcnn"), SODAA)):
+        assert {path: entry(config, path) for path in numbers} == numbers
 
 
 def test_oriented_rcnn_has_oriented_proposals():
@@ -225,14 +216,14 @@ def test_oriented_rcnn_has_oriented_proposals():
 
 
 def test_only_oriented_experiments_have_keys_for_them():
-    """Those, and the values that differ, aside it is the experiment on SODA-D."""
+    """Apart from these keys and the values that differ, it is the experiment on SODA-D."""
     ours, others = (flatten(module.get_config().to_dict()) for module in (sodaa, sodad))
     added = {key for key in ours.keys() - others.keys() if "oriented_rpn" not in key}
     assert added == {f"{NETWORK}.size_of", "detector.proposal_network.rpn.smooth_beta", "detector.roi_head.smooth_beta"}
     assert others.keys() <= ours.keys()
 
 
-def test_the_embedding_learns_at_a_twentieth():
+def test_the_embedding_has_a_twentieth_of_the_learning_rate():
     assert sodad.get_config().optimizer.rate_multipliers.to_dict() == {
         "imitation/encode": 0.05,
         "imitation/project": 0.05,
@@ -240,7 +231,7 @@ def test_the_embedding_learns_at_a_twentieth():
 
 
 @pytest.mark.parametrize("part", [ResNet, FPN, RoiHead, FeatureImitation, *PROPOSAL_NETWORKS.values()])
-def test_a_number_lives_in_the_config_alone(part):
+def test_parts_have_no_default_values(part):
     own = [field for field in dataclasses.fields(part) if field.name not in ("parent", "name")]
     assert own
     for field in own:

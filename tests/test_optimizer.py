@@ -14,7 +14,7 @@ STEPS = 5
 
 
 def settings(**changes) -> ConfigDict:
-    """The paper's section `optimizer`, changed."""
+    """Return the section `optimizer` of the paper's config, changed."""
     config = sodad.get_config().optimizer
     with config.unlocked():
         config.update(changes)
@@ -22,7 +22,7 @@ def settings(**changes) -> ConfigDict:
 
 
 def tree() -> dict:
-    """Parameters of four parts."""
+    """Return parameters of four parts."""
     values = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     return {
         "backbone": {"conv1": {"kernel": values[0]}, "conv10": {"kernel": values[1]}},
@@ -37,7 +37,7 @@ def gradients(step: int) -> dict:
 
 
 def updated(config: ConfigDict, frozen: tuple[str, ...] = (), batch_size: int = 4) -> dict:
-    """The parameters after `STEPS` steps."""
+    """Return the parameters after `STEPS` steps."""
     sgd, params = make_optimizer(config, batch_size, frozen), jax.tree.map(jnp.asarray, tree())
     state = sgd.init(params)
     for step in range(STEPS):
@@ -47,7 +47,7 @@ def updated(config: ConfigDict, frozen: tuple[str, ...] = (), batch_size: int = 
 
 
 def plain_sgd(leaf, rates, factor: float = 1.0, scales=None) -> np.ndarray:
-    """v = .9 v + (g + wd p), p -= rate v, as torch does it; `leaf` picks a parameter from a tree."""
+    """Compute v = .9 v + (g + wd p), p -= rate v, as PyTorch does; `leaf` picks a parameter from a tree."""
     p, v = leaf(tree()).astype(np.float64), 0.0
     for step in range(STEPS):
         g = leaf(gradients(step)) * (1.0 if scales is None else scales[step])
@@ -57,7 +57,7 @@ def plain_sgd(leaf, rates, factor: float = 1.0, scales=None) -> np.ndarray:
 
 
 def plain_rate(iteration: float, batch_size: int) -> float:
-    """By epochs of 58,023 images and 500 iterations of four of warm-up."""
+    """Compute the rate from epochs of 58,023 images and a warm-up of 500 iterations of four."""
     rate = 0.01 * batch_size / 4
     images = iteration * batch_size
     rate *= 0.1 ** sum(images >= epoch * 58_023 for epoch in (8, 11))
@@ -74,12 +74,12 @@ def test_the_rate_warms_up_and_drops_by_images(batch_size):
         np.testing.assert_allclose(rate(iteration), plain_rate(iteration, batch_size), rtol=1e-4)
 
 
-def test_the_rate_drops_at_the_very_image():
+def test_the_rate_drops_exactly_at_its_image():
     rate = learning_rate(settings(decay_images=(40,), warmup_factor=1.0), 4)
     np.testing.assert_allclose([rate(9), rate(10)], [0.01, 0.001], rtol=1e-6)
 
 
-def test_momentum_and_decay_as_torch_has_them():
+def test_momentum_and_decay_are_those_of_pytorch():
     params = updated(settings())
     rates = [plain_rate(step, 4) for step in range(STEPS)]
     for part, factor in (("roi_head/bias", 1.0), ("imitation/encode1/bias", 0.05), ("backbone/conv1/kernel", 1.0)):
@@ -97,7 +97,7 @@ def test_frozen_parts_neither_move_nor_decay():
     params = updated(settings(weight_decay=0.5), frozen=("backbone/conv1/",))
     np.testing.assert_array_equal(params["backbone"]["conv1"]["kernel"], tree()["backbone"]["conv1"]["kernel"])
     moved = params["backbone"]["conv10"]["kernel"] != tree()["backbone"]["conv10"]["kernel"]
-    assert moved.all()  # its name only begins like the frozen one
+    assert moved.all()  # only its name starts like the frozen one
 
 
 def test_clipping_scales_the_whole_gradient():

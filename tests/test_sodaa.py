@@ -1,4 +1,4 @@
-"""SODA-A as it is downloaded becomes a report by the commands of the documents, and what they say of a mistake."""
+"""The documented commands lead from the downloaded SODA-A to a report, and refuse mistakes."""
 
 import csv
 import json
@@ -16,13 +16,13 @@ from tests import sodaa, tiny, tiny_oriented
 
 
 def arguments(folder: Path, workdir: str = "run", config: str = tiny_oriented.__file__) -> list[str]:
-    """Of a run on what is prepared in a folder."""
+    """Return the arguments of a run on the data prepared in a folder."""
     return [f"--config={config}", f"--config.dataset.data_dir={folder / 'prepared'}", f"--workdir={folder / workdir}"]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """The folder with the tiny SODA-A, raw and prepared."""
+    """Prepare a tiny SODA-A; return the folder of both."""
     folder = tmp_path_factory.mktemp("sodaa")
     source = sodaa.make(folder / "SODA-A")
     command = ["prepare.py", "sodaa", f"--source={source}", f"--data_dir={folder / 'prepared'}"]
@@ -33,14 +33,14 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(prepared) -> Path:
-    """The same folder with a run of rotated CFINet."""
+    """Train rotated CFINet in the same folder."""
     status, output, errors = tiny.call_main(*arguments(prepared))
     assert (status, errors) == (0, ""), errors
     assert "AP50" in output
     return prepared
 
 
-def test_a_run_leaves_scores_detections_and_a_report(trained):
+def test_a_run_writes_scores_detections_and_a_report(trained):
     run = trained / "run"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["boxes"]["Small"] == 1 and "AR300" in metrics["proposals"]
@@ -50,10 +50,10 @@ def test_a_run_leaves_scores_detections_and_a_report(trained):
     assert list((run / "overlays").iterdir()) and (run / "dota").is_dir()
 
 
-def test_another_split_is_scored(trained):
+def test_results_of_another_split_are_not_overwritten(trained):
     flags = "--mode=evaluate", "--config.dataset.eval_split=test"
     status, _, errors = tiny.call_main(*arguments(trained), *flags)
-    assert status == 2 and "holds results of other data" in errors
+    assert status == 2 and "results of other data" in errors
     (trained / "run" / "metrics.json").rename(trained / "run" / "metrics_train.json")
     status, output, errors = tiny.call_main(*arguments(trained), *flags)
     assert (status, errors) == (0, ""), errors
@@ -73,7 +73,7 @@ def test_predictions_are_oriented(trained, tmp_path):
     assert prediction.boxes.shape == (len(prediction.scores), 5)
 
 
-def test_the_export_finds_oriented_boxes(trained):
+def test_the_export_detects_oriented_boxes(trained):
     status, _, errors = tiny.call_main(*arguments(trained), "--mode=export")
     assert (status, errors) == (0, ""), errors
     folder = trained / "run" / "export"
@@ -86,7 +86,7 @@ def test_the_export_finds_oriented_boxes(trained):
     ("change", "message"),
     [
         ("--config.dataset.boxes=slanted", "choose horizontal or oriented"),
-        ("--config.detector.roi_head.name=horizontal", "choose one of rotated, oriented, or another configuration"),
+        ("--config.detector.roi_head.name=horizontal", "choose one of rotated, oriented"),
         ("--config.evaluation.protocol=coco", "choose one of oriented, soda_a"),
     ],
 )

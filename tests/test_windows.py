@@ -1,4 +1,4 @@
-"""A whole run on pictures that are cut into windows: training, evaluation, report, and the score of its detections."""
+"""A whole run on pictures cut into windows: training, evaluation, report, and the score of its detections."""
 
 import json
 from functools import partial
@@ -27,7 +27,7 @@ REGION = len(CLASSES) + 1
 
 @pytest.fixture(scope="module")
 def mosaics(tmp_path_factory) -> Path:
-    """Pictures of two scenes by two as COCO data, prepared in `prepared`."""
+    """Prepare pictures of two by two scenes as COCO data; return the folder."""
     folder = tmp_path_factory.mktemp("mosaics")
     categories = [{"id": number, "name": name} for number, name in enumerate([*CLASSES, "ignore"], start=1)]
     for split, count in (("train", 4), ("test", 3)):
@@ -55,14 +55,14 @@ def mosaics(tmp_path_factory) -> Path:
 
 
 def truth_of(_, batch) -> tuple[SimpleNamespace, SimpleNamespace]:
-    """As the detector of `tests.test_evaluate`, but what it finds in regions to ignore comes first, and is wrong."""
+    """Detect the truth as in `tests.test_evaluate`, and also ignore regions, wrongly, with the highest scores."""
     (found, proposals), truth = find_the_truth(_, batch), batch.ground_truth
     changes = {"valid": np.asarray(truth.valid), "scores": found.scores + np.asarray(truth.ignore)}
     return SimpleNamespace(**vars(found) | changes), proposals
 
 
 @pytest.mark.parametrize("protocol", ["soda_d", "coco"])
-def test_a_split_is_scored_as_the_file_it_was_prepared_from(mosaics, tmp_path, protocol):
+def test_a_prepared_split_and_its_annotation_file_give_the_same_scores(mosaics, tmp_path, protocol):
     config = tiny.tiny_config()
     settings = {"name": "mosaics", "data_dir": str(mosaics / "prepared"), "window_overlap": 100, "max_objects": 99}
     config.dataset.update(settings)
@@ -80,8 +80,8 @@ def test_a_split_is_scored_as_the_file_it_was_prepared_from(mosaics, tmp_path, p
     assert found["boxes"] == expected["boxes"]
     for name in found.keys() - {"boxes", "per_class", "protocol"}:
         assert found[name] == pytest.approx(expected[name], abs=1e-6), name
-    people = found["per_class"]["people"]["AP50"]  # of this class regions are found
-    assert people > 0.85 if protocol == "coco" else 0.5 < people < 0.85  # in SODA a region is no excuse
+    people = found["per_class"]["people"]["AP50"]  # the class of the wrong detections
+    assert people > 0.85 if protocol == "coco" else 0.5 < people < 0.85  # SODA-D has no ignore regions
 
 
 def test_a_run_on_windows(mosaics, tmp_path):
@@ -92,7 +92,7 @@ def test_a_run_on_windows(mosaics, tmp_path):
     assert {"report.html", "metrics.json", "overlays"} <= {path.name for path in (tmp_path / "run").iterdir()}
     metrics = (tmp_path / "run" / "metrics.json").read_text()
 
-    # It keeps its windows where nothing else is said.
+    # The evaluation uses the windows of the run.
     status, output, errors = tiny.call_main(*run, "--mode=evaluate")
     assert (status, errors) == (0, "") and "windows/s" in output
     assert (tmp_path / "run" / "metrics.json").read_text() == metrics
