@@ -175,7 +175,7 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
       UserError: there is no picture, none can be read, or `output` cannot be written or holds the pictures.
     """
     images, output = absolute(images), absolute(output)
-    files = files_in(images, output)
+    files = input_files(images, output)
     trained, config = open_trained(workdir, config)
     if config.dataset.get("grey_range") is None and (greys := grey_range_of(list(files.values()))):
         config = with_sizes(config, grey_range=greys)
@@ -198,7 +198,7 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
     print(f"{len(done):,} pictures, {total:,} objects with a score of at least {shown}: {output}")
 
 
-def files_in(images: epath.Path, output: epath.Path) -> dict[str, epath.Path]:
+def input_files(images: epath.Path, output: epath.Path) -> dict[str, epath.Path]:
     """Return the pictures to detect in by their names in `images`, without the overlays of an earlier run."""
     found, overlays = find_pictures(images), output / "overlays"
     with writing(output, "--output"):
