@@ -275,15 +275,15 @@ def test_overlays_of_earlier_predictions_are_no_pictures_unless_they_are_named(f
     shutil.copy(four / "0.png", four / "out" / "overlays")
     names = {f"{number}.png" for number in range(4)}
     images, other = epath.Path(four), epath.Path(tmp_path / "other")
-    assert predict_mode.files_in(images, other).keys() == names | {"out/overlays/0.png"}  # anybody's folder
+    assert predict_mode.input_files(images, other).keys() == names | {"out/overlays/0.png"}  # anybody's folder
     for name in predict_mode.RESULTS:
         (four / "out" / name).touch()
-    assert predict_mode.files_in(images, other).keys() == names
+    assert predict_mode.input_files(images, other).keys() == names
     assert "Left out: 1 overlays" in capsys.readouterr().out
     with pytest.raises(UserError, match="choose another --output or --images"):
-        predict_mode.files_in(images / "out", other)
+        predict_mode.input_files(images / "out", other)
     for named in (images / "out" / "overlays", images / "out" / "overlays" / "0.png"):
-        assert predict_mode.files_in(named, other).keys() == {"0.png"}
+        assert predict_mode.input_files(named, other).keys() == {"0.png"}
 
 
 def test_names_that_are_long_alike_or_not_utf8_have_overlays_of_their_own(trained, large, tmp_path):
