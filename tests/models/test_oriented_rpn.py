@@ -6,6 +6,7 @@ import numpy as np
 
 from cfinet_jax.boxes import midpoint_offset, oriented
 from cfinet_jax.models.proposals.base import ProposalNetwork
+from cfinet_jax.models.proposals.oriented_rpn import OrientedRPN
 from cfinet_jax.models.proposals.rpn import Outputs
 from cfinet_jax.structures import Priorities
 from configs import sodaa

@@ -28,7 +28,9 @@ def test_positive_anchors_are_counted_in_network_pixels():
     network, assigners = parts("rpn")
     grid = rules.grid_of(network, 2, 1.5)
     assert len(grid.boxes) == len(grid.levels) == 3 * (48**2 + 24**2)
-    chosen = {name: rule for name, rule in rules.rules_of(network, assigners).items() if name in ("max_iou", "nwd", "rka")}
+    chosen = {
+        name: rule for name, rule in rules.rules_of(network, assigners).items() if name in ("max_iou", "nwd", "rka")
+    }
     positives = rules.positives_of(grid, chosen)
     assert {of_rule.shape for of_rule in positives.values()} == {(1 + 2 * 3, len(grid.boxes))}
     counts = {name: of_rule[1:].sum(1).reshape(2, 3) for name, of_rule in positives.items()}

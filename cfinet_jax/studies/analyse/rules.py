@@ -60,7 +60,7 @@ def rules(config: ConfigDict, workdir: epath.Path) -> None:
     text = describe(config.detector.proposal_network.name, grid, positives)
     workdir.mkdir(parents=True, exist_ok=True)
     draw_rules(grid, {rule: of_rule[0] for rule, of_rule in positives.items()}, workdir / "rules.png")
-    draw_similarities(network.similarities, workdir / "similarities.png")
+    draw_similarities(network, workdir / "similarities.png")
     replace_text(workdir / "rules.md", text)
     print(text, flush=True)
 
@@ -180,7 +180,7 @@ def fall(measure: Pairwise, side: float, growth: float) -> np.ndarray:
     return np.asarray(measure(moved, jnp.array([[-side, -side, side, side]], jnp.float32) / 2))[:, 0]
 
 
-def draw_similarities(constants: Any, path: epath.Path) -> None:
+def draw_similarities(network: ProposalNetwork, path: epath.Path) -> None:
     """Draw IoU, NWD and DotD over the shift, by the object's side, for boxes as large and half as large again."""
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     panels = figure.subplots(2, len(SHOWN), sharex=True, sharey=True)
@@ -196,7 +196,7 @@ def draw_similarities(constants: Any, path: epath.Path) -> None:
                     axes.plot(SHIFTS, curve, color=colour, label=f"object of {side} px")
             axes.set(ylim=(0, 1.02), xlim=(0, SHIFTS[-1]))
             add_grid(axes)
-            of_constant = "".join(f", constant {length:g} px" for length in constants[name].values())
+            of_constant = "".join(f", constant {length:g} px" for length in network.similarities[name].values())
             axes.set_title(f"{title}{of_constant}" if row == 0 else "", fontsize=10)
         panels[row][0].set_ylabel(f"box {label}")
     figure.supxlabel("shift along x, stored pixels", fontsize=10)
