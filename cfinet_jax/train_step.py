@@ -107,12 +107,7 @@ def train_step(
 
     gradients, losses, statistics, exemplars = accumulate(forward, state.params, batch, micro_batches)
     gradients, losses, statistics = jax.lax.psum((gradients, losses, statistics), AXIS)
-    metrics = {f"loss/{name}": mean(term) for name, term in losses.items()}
-    metrics["loss"] = jnp.stack(list(metrics.values())).sum()
-    metrics |= {name: mean(term) for name, term in statistics.items()}
-    metrics["gradient_norm"] = optax.tree.norm(gradients)
-    metrics["finite"] = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
-
+    metrics = summarise(gradients, losses, statistics)
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updated = dataclasses.replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
@@ -126,6 +121,16 @@ def train_step(
     with jax.named_scope("optimizer"):
         state = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), updated, state)
     return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def summarise(gradients: Any, losses: dict[str, Term], statistics: dict[str, Term]) -> dict[str, Array]:
+    """Return the metrics of a step: losses and their sum, statistics, gradient norm, and whether all is finite."""
+    metrics = {f"loss/{name}": mean(term) for name, term in losses.items()}
+    metrics["loss"] = jnp.stack(list(metrics.values())).sum()
+    metrics |= {name: mean(term) for name, term in statistics.items()}
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
+    metrics["finite"] = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+    return metrics
 
 
 def accumulate(forward: Forward, params: Any, batch: Batch, micro_batches: int) -> tuple[Any, dict, dict, Any]:
@@ -204,7 +209,7 @@ def place(x: Array, index: Array) -> Array:
 
 
 def memory_metrics(memory: ExemplarMemory, offered: Exemplars) -> dict[str, Array]:
-    """How full the memory is, what share of it this step replaced, and what devices exchanged for that."""
+    """Return the filled share of the memory, the share that this step replaced, and the MiB exchanged for it."""
     places = memory.features.shape[0] * memory.features.shape[1]
     return {
         "memory/fill": memory.size.sum() / places,

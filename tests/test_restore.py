@@ -42,6 +42,20 @@ def test_settings_of_inference_may_change(workdir):
     check_same_model(workdir, config)
 
 
+def test_a_workdir_of_earlier_names_of_keys_is_read(workdir):
+    path = workdir / "settings.json"
+    facts = json.loads(path.read_text())
+    section = facts["config"]["detector"]["proposal_network"]["coarse_to_fine"]
+    section["assign"], section["assign_modes"] = section.pop("coarse_threshold"), section.pop("coarse_thresholds")
+    path.write_text(json.dumps(facts))
+    check_same_model(workdir, tiny.tiny_config())
+    write_settings(tiny.tiny_config(), workdir, ["car"], [1])
+    with pytest.raises(UserError, match="coarse_threshold = 'paper', which is 'fixed' now"):
+        changed = tiny.tiny_config()
+        changed.detector.proposal_network.coarse_to_fine.coarse_threshold = "fixed"
+        check_same_model(workdir, changed)
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
 def test_a_workdir_without_settings_is_refused(workdir, content):
     (workdir / "settings.json").unlink()

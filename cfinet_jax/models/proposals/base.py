@@ -6,7 +6,7 @@ Losses and targets are written for one image; `vmap` adds the batch.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -79,7 +79,7 @@ class ProposalNetwork(nn.Module):
         """Return the predictions for images of `sizes` (height, width) inside their padding."""
         raise NotImplementedError
 
-    def losses(self, outputs: Any, batch: Batch, priorities: Priorities) -> tuple[dict[str, Term], dict[str, Term]]:
+    def losses(self, outputs: Outputs, batch: Batch, priorities: Priorities) -> tuple[dict[str, Term], dict[str, Term]]:
         """Return losses and statistics as terms per image `[batch]`."""
         raise NotImplementedError
 
@@ -204,12 +204,12 @@ class ProposalNetwork(nn.Module):
         """Divisors of the deltas that lead to proposals."""
         return self.stds  # type: ignore[attr-defined]
 
-    def candidates(self, outputs: Any, phase: Phase) -> PerLevel:
+    def candidates(self, outputs: Outputs, phase: Phase) -> PerLevel:
         """Mark the anchors that may become proposals, `[batch, n]` per level: all of them by default."""
         return tuple(jnp.ones(x.shape, bool) for x in outputs.logits)
 
     def choose(
-        self, outputs: Any, sizes: Float[Array, "batch 2"], scales: Float[Array, "batch"], phase: Phase
+        self, outputs: Outputs, sizes: Float[Array, "batch 2"], scales: Float[Array, "batch"], phase: Phase
     ) -> Proposals:
         """Return the best boxes of every image after NMS within each level, without gradients.
 
