@@ -79,7 +79,7 @@ FAULTS = tuple(Fault(*row) for row in (
      r"range\(len\(merged\) - 2, -1, -1\)", "range(len(merged) - 1)"),
     ("gradient through the coarse boxes", "models/proposals/coarse_to_fine_rpn", "TwoStageRPN.refine",
      r"jax\.lax\.stop_gradient", ""),
-    ("stage losses divided by the positives only", "models/proposals/proposal_network", "sample_anchors",
+    ("stage losses divided by the positives only", "models/proposals/base", "ProposalNetwork.sample",
      r" \+ jnp\.maximum\(negatives, 1\)", ""),
     ("an object matched to its twin", "models/roi_head", "RoiHead.sample_image",
      r"jnp\.where\(own, [^\n]*, (matched\.indices)\)", r"\1"),
