@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax import optimizer, pretrained, train_step
-from cfinet_jax.config_checks import check_batches, check_boxes, check_values
+from cfinet_jax.config_checks import check_batches, check_values
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import views
@@ -76,6 +76,15 @@ def discover_sizes(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     sizes = room_for((height, width), most)
     print(", ".join(f"dataset.{key} {sizes[key]}" for key in OPEN if settings[key] is None) + ", from the data.")
     return with_sizes(config, **sizes)
+
+
+def check_boxes(settings: ConfigDict, prepared: dataset.Prepared) -> None:
+    """Raise `UserError` if a data set does not have the kind of boxes that the config (section `dataset`) is for."""
+    if prepared.boxes != settings.boxes:
+        raise UserError(
+            f"dataset.boxes is {settings.boxes}, but those of {settings.name} are {prepared.boxes}: choose another "
+            f"data set (--config.dataset.name), or a config for {prepared.boxes} boxes."
+        )
 
 
 def create_run(config: ConfigDict) -> Run:

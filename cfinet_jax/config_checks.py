@@ -6,7 +6,6 @@ import sys
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.input import dataset
 from cfinet_jax.input.sizes import input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import ROI_HEADS
@@ -103,15 +102,6 @@ def check_windows(settings: ConfigDict) -> None:
         raise UserError(
             f"dataset.window_overlap is {overlap}: make it less than dataset.stored_size, which is "
             f"{settings.stored_size}."
-        )
-
-
-def check_boxes(settings: ConfigDict, prepared: dataset.Prepared) -> None:
-    """Raise `UserError` if a data set does not have the kind of boxes that the config (section `dataset`) is for."""
-    if prepared.boxes != settings.boxes:
-        raise UserError(
-            f"dataset.boxes is {settings.boxes}, but those of {settings.name} are {prepared.boxes}: choose another "
-            f"data set (--config.dataset.name), or a config for {prepared.boxes} boxes."
         )
 
 
