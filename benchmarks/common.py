@@ -1,4 +1,4 @@
-"""What all benchmarks share: flags, configurations by name, medians of times, and tables as Markdown and JSON."""
+"""Parts that all benchmarks share: flags, configurations by name, medians of times, and tables as Markdown and JSON."""
 
 import argparse
 import datetime

@@ -1,14 +1,9 @@
 """Detect in pictures of any size: cut them into windows, detect in batches of one shape, merge."""
 
-import contextlib
-import csv
-import functools
-import io
 import json
 import os
 import random
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,8 +22,6 @@ from cfinet_jax.input.pictures import (
     common_range,
     deep_values,
     extremes,
-    find_pictures,
-    identity,
     open_picture,
     upright_size,
 )
@@ -36,9 +29,10 @@ from cfinet_jax.input.sizes import scales_of, with_sizes
 from cfinet_jax.input.windows import cut_window, window_origins
 from cfinet_jax.metrics.merging import in_image, merge
 from cfinet_jax.metrics.results import Found, columns_of_image, entries
+from cfinet_jax.prediction_files import UNFINISHED, input_files, overlay_names, resume, write_results
 from cfinet_jax.report.overlays import write_overlays
 from cfinet_jax.restore import Trained, detection, open_trained
-from cfinet_jax.runtime.files import read_bytes, read_text, replace_text, writing
+from cfinet_jax.runtime.files import read_bytes, writing
 from cfinet_jax.runtime.interruption import requests
 from cfinet_jax.runtime.json_values import shown
 from cfinet_jax.runtime.log import append
@@ -49,10 +43,6 @@ from cfinet_jax.structures import without_truth
 Picture = UInt8[np.ndarray, "height width 3"]
 Given = np.ndarray | Image.Image | epath.PathLike  # a picture as `Model.predict` takes it
 SAMPLE = 256  # pictures that the range of grey values is taken from if the detector knows none
-LONGEST = 200  # bytes of an overlay's name; file systems allow 255
-UNFINISHED = "unfinished.jsonl"  # the pictures that are done, in the output folder while there are others
-ENTRY = {"file_name", "height", "width", "checksum", "found"}  # of a line of that file
-RESULTS = ("detections.json", "images.json", "counts.csv")
 
 
 class Prediction(NamedTuple):
@@ -181,40 +171,21 @@ def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, out
         config = with_sizes(config, grey_range=greys)
     model = Model(trained, config)
     with writing(output, "--output"):
-        done, unreadable = resume(model, output), []
+        done, unreadable = resume(trained.variables, config, output), []
+    shown = config.prediction.min_score
     try:
         with requests():
             detect_files(model, files, output, done, unreadable)
     except Interrupted as error:
-        write_results(model, done, list(files), output)
+        write_results(trained, shown, done, list(files), output)
         raise Interrupted(f"{error} {len(done):,} of {len(files):,} pictures are done: {output}.") from error
     for line in unreadable:
         print(f"Left out: {line}".encode(errors="backslashreplace").decode(), flush=True)
     if not done:
         raise UserError(f"None of the {len(files)} pictures at {images} can be read: {unreadable[0]}")
-    total = write_results(model, done, list(files), output)
+    total = write_results(trained, shown, done, list(files), output)
     (output / UNFINISHED).unlink()
-    shown = config.prediction.min_score
     print(f"{len(done):,} pictures, {total:,} objects with a score of at least {shown}: {output}")
-
-
-def input_files(images: epath.Path, output: epath.Path) -> dict[str, epath.Path]:
-    """Return the pictures to detect in by their names in `images`, without the overlays of an earlier run."""
-    found, overlays = find_pictures(images), output / "overlays"
-    with writing(output, "--output"):
-        overlays.mkdir(parents=True, exist_ok=True)
-
-    @functools.cache
-    def drawn(folder: epath.Path) -> bool:
-        earlier = folder.name == "overlays" and all((folder.parent / name).exists() for name in RESULTS)
-        return identity(folder) == identity(overlays) or (earlier and folder not in (images, images.parent))
-
-    files = [file for file in found if not drawn(file.parent)]
-    if not files:
-        raise UserError(f"{found[0].parent} holds only overlays of a prediction: choose another --output or --images.")
-    if len(files) < len(found):
-        print(f"Left out: {len(found) - len(files):,} overlays of earlier predictions in {images}.", flush=True)
-    return {str(file.relative_to(images)) if file != images else file.name: file for file in files}
 
 
 def grey_range_of(files: Sequence[epath.Path]) -> Range | None:
@@ -227,32 +198,6 @@ def grey_range_of(files: Sequence[epath.Path]) -> Range | None:
             continue
         found += [] if values is None else [extremes(values)]
     return common_range(found, len(sample))
-
-
-def resume(model: Model, output: epath.Path) -> dict[str, dict[str, Any]]:
-    """Return what an interrupted run with the same detector and settings found, by picture.
-
-    It is a line of JSON per picture in a file, whose first line identifies detector and settings. Damaged lines are
-    dropped.
-    """
-    leaves = map(np.asarray, jax.tree.leaves(model.trained.variables))
-    checksum = functools.reduce(lambda sum_, leaf: zlib.crc32(leaf.tobytes(), sum_), leaves, 0)
-    first = json.dumps([checksum, json.loads(model.config.to_json())], sort_keys=True)
-    file = output / UNFINISHED
-    lines = read_text(file, "replace").split("\n") if file.exists() else []
-    entries = map(entry_of, lines[1:]) if lines[:1] == [first] else []
-    done = {entry["file_name"]: entry for entry in entries if entry is not None}
-    replace_text(file, "".join(f"{line}\n" for line in (first, *map(json.dumps, done.values()))))
-    return done
-
-
-def entry_of(line: str) -> dict[str, Any] | None:
-    """Return the entry in a line of `UNFINISHED`, None if the line is damaged."""
-    with contextlib.suppress(ValueError, RecursionError):
-        entry = json.loads(line)
-        if line.isascii() and isinstance(entry, dict) and entry.keys() == ENTRY:
-            return entry
-    return None
 
 
 def detect_files(
@@ -289,38 +234,3 @@ def detect_files(
         append(output / UNFINISHED, json.dumps(entry) + "\n")
         done[name] = entry
     progress.close()
-
-
-def overlay_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a file name for the overlay of each picture: its own name, with a checksum if it is too long or shared."""
-    flat = {name: name.replace("/", "_") for name in names}
-    shared = Counter(flat.values())
-    for name, overlay in flat.items():
-        if shared[overlay] > 1 or len(os.fsencode(overlay)) > LONGEST:
-            start = os.fsencode(overlay)[:LONGEST].decode(errors="ignore")
-            flat[name] = f"{start}_{zlib.crc32(os.fsencode(name)):08x}"
-    return flat
-
-
-def write_results(model: Model, done: dict[str, dict[str, Any]], names: Sequence[str], output: epath.Path) -> int:
-    """Write `detections.json`, `images.json` and `counts.csv` of the pictures that are done; return the total count."""
-    categories = dict(zip(model.trained.category_ids, model.trained.classes, strict=True))
-    images, results, text, total = [], [], io.StringIO(), 0
-    counts = csv.writer(text, lineterminator="\n")
-    counts.writerow(["picture", *model.trained.classes, "all"])
-    for number, name in enumerate(names, start=1):
-        if name not in done:
-            continue
-        entry = done[name]
-        images.append({"id": number, **{key: entry[key] for key in ("file_name", "height", "width")}})
-        results += [found | {"image_id": number} for found in entry["found"]]
-        sure = [each for each in entry["found"] if each["score"] >= model.config.prediction.min_score]
-        seen = Counter(each["category_id"] for each in sure)
-        printable = name.encode(errors="backslashreplace").decode()  # names need not be valid UTF-8
-        counts.writerow([printable, *(seen[category_id] for category_id in categories), len(sure)])
-        total += len(sure)
-    described = [{"id": number, "name": name} for number, name in categories.items()]
-    replace_text(output / "detections.json", json.dumps(results))
-    replace_text(output / "images.json", json.dumps({"images": images, "categories": described}))
-    replace_text(output / "counts.csv", text.getvalue())
-    return total

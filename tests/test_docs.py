@@ -1,4 +1,4 @@
-"""What the documents say exists: commands, flags, keys, files, functions, links; Python in them runs."""
+"""Commands, flags, keys, files, functions and links in the documents exist, and Python in them runs."""
 
 import copy
 import importlib
@@ -50,7 +50,7 @@ def blocks_of(language: str, text: str) -> list[str]:
 
 
 def blocks(language: str) -> list:
-    """Those of all documents, but of the one whose blocks are no programs of their own."""
+    """Return the blocks of all documents except `WHOLE`, whose blocks form one program."""
     found = [(name, block) for name, text in TEXTS.items() if name != WHOLE for block in blocks_of(language, text)]
     return [pytest.param(block, id=f"{name}-{number}") for number, (name, block) in enumerate(found)]
 

@@ -113,7 +113,7 @@ def test_a_signal_ends_a_command_and_handlers_are_restored(number, capsys):
 
 
 def test_an_ignored_signal_stays_ignored():
-    """Such as in `command &` in a script."""
+    """A script ignores them with `command &`."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         assert exit_status(lambda: signal.raise_signal(signal.SIGINT)) == 0

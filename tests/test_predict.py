@@ -17,6 +17,7 @@ from PIL import Image
 
 import cfinet_jax
 from cfinet_jax import predict as predict_mode
+from cfinet_jax import prediction_files
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.pictures import decode_image, upright_size
@@ -242,12 +243,12 @@ def test_an_interruption_keeps_what_is_done_and_the_same_command_resumes(
 
 @pytest.mark.parametrize("line", [b'{"file_name": "0.p', b'{"other": 1}', b"[0]", b"[" * 100_000, b'{"a": "\xff"}'])
 def test_damaged_lines_of_an_interrupted_prediction_are_dropped(model, tmp_path, line):
-    assert predict_mode.resume(model, epath.Path(tmp_path)) == {}
+    assert prediction_files.resume(model.trained.variables, model.config, epath.Path(tmp_path)) == {}
     entry = {"file_name": "1.png", "height": 1, "width": 2, "checksum": 3, "found": []}
     with (tmp_path / "unfinished.jsonl").open("ab") as file:
         file.write(line + b"\n" + json.dumps(entry).encode() + b"\n" + line)
     for _ in range(2):
-        assert predict_mode.resume(model, epath.Path(tmp_path)) == {"1.png": entry}
+        assert prediction_files.resume(model.trained.variables, model.config, epath.Path(tmp_path)) == {"1.png": entry}
 
 
 def test_other_settings_do_not_resume(trained, four, tmp_path):
@@ -275,15 +276,15 @@ def test_overlays_of_earlier_predictions_are_no_pictures_unless_they_are_named(f
     shutil.copy(four / "0.png", four / "out" / "overlays")
     names = {f"{number}.png" for number in range(4)}
     images, other = epath.Path(four), epath.Path(tmp_path / "other")
-    assert predict_mode.input_files(images, other).keys() == names | {"out/overlays/0.png"}  # anybody's folder
-    for name in predict_mode.RESULTS:
+    assert prediction_files.input_files(images, other).keys() == names | {"out/overlays/0.png"}  # anybody's folder
+    for name in prediction_files.RESULTS:
         (four / "out" / name).touch()
-    assert predict_mode.input_files(images, other).keys() == names
+    assert prediction_files.input_files(images, other).keys() == names
     assert "Left out: 1 overlays" in capsys.readouterr().out
     with pytest.raises(UserError, match="choose another --output or --images"):
-        predict_mode.input_files(images / "out", other)
+        prediction_files.input_files(images / "out", other)
     for named in (images / "out" / "overlays", images / "out" / "overlays" / "0.png"):
-        assert predict_mode.input_files(named, other).keys() == {"0.png"}
+        assert prediction_files.input_files(named, other).keys() == {"0.png"}
 
 
 def test_names_that_are_long_alike_or_not_utf8_have_overlays_of_their_own(trained, large, tmp_path):

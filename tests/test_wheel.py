@@ -66,7 +66,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(installed: Path, place: Path, *arguments: str) -> str:
-    """What the installed command prints, from an environment that knows no checkout."""
+    """Run an installed command in an environment without a checkout, and return what it prints."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
     command = [installed / arguments[0], *arguments[1:]]
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600)

@@ -262,7 +262,7 @@ def test_windows_without_an_object_are_not_trained_on(settings):
 
 
 def test_windows_are_scaled_alike(settings):
-    """As the published tool pads them first; whole pictures are scaled to fit."""
+    """The published tool pads them first; whole pictures are scaled to fit."""
     entry = record(np.zeros((40, 60, 3), np.uint8), [[1, 1, 9, 9]], [False])
     windowed = next(evaluation(alone(entry), ConfigDict({**settings, "window_overlap": 8}), 1))
     assert windowed.sizes.tolist() == [[40, 60]] and windowed.scales == min(640 / 336, 512 / 352)

@@ -84,7 +84,7 @@ def rows(boxes: Proposals | Detections) -> np.ndarray:
 
 
 def observations(case: dict[str, np.ndarray], weights: str, model: str) -> dict[str, np.ndarray]:
-    """What the network makes of the picture of a file, under the names and in the shapes of the file."""
+    """Apply the network to the picture of a golden file; names and shapes are those of the file."""
     fixed = jnp.asarray(case["fixed_rois"][None, :, 1:])
     seen = jax.device_get(observer(model)[1](variables(weights, model), official.picture(case), fixed))
     ours = {f"c{level + 2}": image(x) for level, x in enumerate(seen["backbone"])}

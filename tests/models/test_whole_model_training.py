@@ -152,7 +152,7 @@ def two_steps(name: str) -> list[tuple[TrainState, dict]]:
 
 @functools.cache
 def observer_of(kind: str):
-    """What the parts of a network return inside `losses`: proposals, samples and predictions."""
+    """Return what the parts of a network return inside `losses`: proposals, samples and predictions."""
     detector = network(kind)
     observed = {("proposal_network", "choose"), ("roi_head", "sample"), ("roi_head", "__call__")}
 

@@ -232,7 +232,6 @@ def test_oddities_are_counted_and_named(tmp_path, row):
 
 
 def test_pictures_that_were_not_read_are_told_apart_by_their_paths():
-    """Those that a benchmark's preparation makes."""
     splits = {}
     for split, path in (("train", "a"), ("val", "b"), ("test", "a")):
         entry = {"path": path, "file_name": path, "objects": {"id": [1], "ignore": [False]}}

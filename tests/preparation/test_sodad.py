@@ -54,7 +54,7 @@ def cut(source: Path) -> list[bytes]:
 
 
 def held(source: Path) -> dict[str, bytes]:
-    """Those of a data set that is whole."""
+    """Return the windows of a prepared data set by their file names."""
     return {record["file_name"].decode(): record["image"] for record in open_split(source, "train_windows").source}
 
 

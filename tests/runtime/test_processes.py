@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_address() -> str:
-    """Of this machine, with a port that nobody listens on."""
+    """Return an address of this machine with a free port."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return f"localhost:{listener.getsockname()[1]}"
