@@ -7,7 +7,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from cfinet_jax import optimizer
+from cfinet_jax import optimizer, train_step
 from cfinet_jax.build import check_batches, check_values
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import input_shape, with_sizes
