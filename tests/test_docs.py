@@ -162,9 +162,9 @@ def test_python_runs(block, trained, tmp_path, monkeypatch):
 
 
 def test_a_proposal_network_is_added_as_the_page_says():
-    """In fewer than 80 lines; it then learns and proposes like those of the house."""
+    """In fewer than 60 lines; it then learns and proposes like the others."""
     lines = "\n".join(blocks_of("python", TEXTS[WHOLE]))
-    assert 50 < len(lines.splitlines()) < 80
+    assert 40 < len(lines.splitlines()) < 60
     page: dict = {}
     with patch.dict(PROPOSAL_NETWORKS):
         exec(compile(lines, WHOLE, "exec"), page)
