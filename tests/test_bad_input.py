@@ -64,7 +64,7 @@ COMMANDS = {
     "unknown network": (["--config.detector.proposal_network.name=yolo"], "choose one of coarse_to_fine, rpn"),
     "unknown assignment": (
         ["--config.detector.proposal_network.coarse_to_fine.coarse_threshold=mine"],
-        "assign is 'mine': choose one of",
+        "coarse_threshold is 'mine': choose one of",
     ),
     "unknown quality": (["--config.detector.imitation.quality=best"], "choose one of paper, released"),
     "unknown negatives": (["--config.detector.imitation.negatives=all"], "choose one of paper, image"),
