@@ -82,7 +82,7 @@ def check_boxes(settings: ConfigDict, prepared: dataset.Prepared) -> None:
     """Raise `UserError` if a data set does not have the kind of boxes that the config (section `dataset`) is for."""
     if prepared.boxes != settings.boxes:
         raise UserError(
-            f"dataset.boxes is {settings.boxes}, but those of {settings.name} are {prepared.boxes}: choose another "
+            f"dataset.boxes is {settings.boxes}, but {settings.name} has {prepared.boxes} boxes: choose another "
             f"data set (--config.dataset.name), or a config for {prepared.boxes} boxes."
         )
 

@@ -171,8 +171,8 @@ def read(checkpoints: ocp.CheckpointManager, step: int, template: TrainState) ->
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise UserError(
-                f"The checkpoint in {checkpoints.directory} is of another model ({name} was {saved.get(name)}, "
-                f"is {wanted.get(name)}): choose another --workdir."
+                f"The checkpoint in {checkpoints.directory} is of another model ({name} has the shape "
+                f"{saved.get(name)}, in this config {wanted.get(name)}): choose another --workdir."
             )
     placed = ocp.checkpoint_utils.construct_restore_args(template)
     parts = ocp.args.Composite(state=ocp.args.PyTreeRestore(template, placed), data=ocp.args.JsonRestore())

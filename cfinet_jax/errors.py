@@ -53,7 +53,7 @@ def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
     The status is 75 (EX_TEMPFAIL) after an interruption, 2 for a user error or a file or device that cannot be used,
     and 1 for anything else; the line then names a file with the traceback, or CFINET_JAX_TRACEBACK=1 shows it.
     """
-    # A closed one (>&-) is None.
+    # A stream that the shell has closed (>&-) is None.
     sys.stdout, sys.stderr = (each or epath.Path(os.devnull).open("w") for each in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may not be encodable
@@ -99,7 +99,7 @@ def known(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle `SIGNALS` with `handler`, except ignored ones (as `&` in a script does); only the main thread can."""
+    """Handle `SIGNALS` with `handler` if in the main thread, except those that are ignored (as by `&` in a script)."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         # Python ignores exceptions from callbacks of the garbage collector (JAX has one) and from `__del__`, so a
@@ -120,7 +120,7 @@ def handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 
 
 def interrupt(number: int, _: FrameType | None) -> NoReturn:
-    """Signal handler: end the command; ignore further signals while unfinished work is undone."""
+    """Signal handler: end the command; ignore further signals while partial work is cleaned up."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(STOPPED.format(signal.Signals(number).name))

@@ -32,7 +32,7 @@ from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.runtime.settings import has_learnt, read_settings, write_settings
 
 UNFINISHED = "results.unfinished"  # a folder in the workdir
-EVALUATED = "evaluated.json"  # names the data that the results in the workdir are of
+EVALUATED = "evaluated.json"  # says which data the results in the workdir are computed on
 
 
 def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
@@ -49,8 +49,8 @@ def detect_split(
 ) -> tuple[Columns, Columns | None]:
     """Return all detections in a split, and the best proposals if `evaluation.proposals` is set.
 
-    What windows show is put together picture by picture. Detections are merged by NMS. Proposals are not: their network
-    applies NMS per level, and the boxes that it lets pass are to be scored.
+    The results of windows are combined picture by picture. Detections are merged by NMS. Proposals are not: their
+    network has already applied NMS per level, and every box that it kept is scored.
     """
     cut = config.dataset.window_overlap is not None
     category_ids = np.array(prepared.category_ids)
@@ -141,12 +141,12 @@ def write_results(workdir: epath.Path, scored: Scored, prepared: dataset.Prepare
 
 
 def evaluated(prepared: dataset.Prepared, config: ConfigDict) -> dict[str, Any]:
-    """Name the data that results are of."""
+    """Return the data set, split and number of images that results are computed on."""
     return {"data set": config.dataset.name, "split": config.dataset.eval_split, "images": len(prepared)}
 
 
 def check_replaceable(workdir: epath.Path, now: dict[str, Any]) -> None:
-    """Refuse to replace results of another data set or split. Without a record they are of the run's own."""
+    """Refuse to replace results of another data set or split. Results without a record count as the run's own."""
     facts = read_settings(workdir)
     if not (workdir / "metrics.json").exists() or facts is None:
         return

@@ -22,7 +22,7 @@ from cfinet_jax.runtime.paths import user_path
 
 
 class Mode(NamedTuple):
-    """Something to do with a config, by the function of this name."""
+    """A mode of the command line, run by the function of the same name."""
 
     module: str  # below cfinet_jax; imported only when it is needed
     help: str
@@ -90,7 +90,7 @@ def own_flags(name: str) -> dict[str, Any]:
     for other, mode in MODES.items():
         for flag in mode.flags:
             if other != name and flags.FLAGS[flag].present:
-                raise UserError(f"--{flag} belongs to --mode={other}.")
+                raise UserError(f"--{flag} belongs to --mode={other}: leave it out, or choose that mode.")
     values = {flag: flags.FLAGS[flag].value for flag in MODES[name].flags}
     for flag, value in values.items():
         if value in (None, "") and flag not in OPTIONAL:

@@ -207,7 +207,7 @@ def detect_files(
     done: dict[str, dict[str, Any]],
     unreadable: list[str],
 ) -> None:
-    """Detect in the files that are not `done`, draw their overlays, and add them; say in `unreadable` what cannot."""
+    """Detect in the files that are not `done`, draw overlays and add the results; list failures in `unreadable`."""
     windows = {name: len(model.windows_in(upright_size(file) or (1, 1))) for name, file in files.items()}
     progress = Progress("Predicting", sum(windows.values()), unit="windows")
     overlays = overlay_names(files)

@@ -22,7 +22,7 @@ from cfinet_jax.restore import Trained
 from cfinet_jax.runtime.files import read_text, replace_text, writing
 
 LONGEST = 200  # bytes of an overlay's name; file systems allow 255
-UNFINISHED = "unfinished.jsonl"  # the pictures that are done, in the output folder while there are others
+UNFINISHED = "unfinished.jsonl"  # results so far, in the output folder until all pictures are done
 ENTRY = {"file_name", "height", "width", "checksum", "found"}  # of a line of that file
 RESULTS = ("detections.json", "images.json", "counts.csv")
 

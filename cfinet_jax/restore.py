@@ -111,12 +111,12 @@ def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not FREE.search(key):
             raise UserError(
-                f"{workdir} was trained with {key} = {before.get(key)!r}, which is {now.get(key)!r} now: give the same "
-                "--config."
+                f"{workdir} was trained with {key} = {before.get(key)!r}, but this config has {now.get(key)!r}: use "
+                "the config that it was trained with."
             )
     scale, used = trained["dataset"]["image_size"], settings["dataset"]["image_size"]
     if scale != used:
-        print(f"Trained with dataset.image_size = {scale}, which is {used} now.", flush=True)
+        print(f"Trained with dataset.image_size = {scale}; using {used} now.", flush=True)
 
 
 def of_model(settings: dict) -> dict[str, Any]:

@@ -36,7 +36,9 @@ class GroundTruth:
     boxes: Float[Array, "*batch objects 4"]  # upright; the hulls of oriented ones
     labels: Int[Array, "*batch objects"]
     valid: Bool[Array, "*batch objects"]
-    ignore: Bool[Array, "*batch objects"]  # a region in which nothing is learnt
+    # Ignore regions: `ops/matching.py:inside_region` takes anchors and RoIs inside them out of every assignment,
+    # `input/windows.py` paints them black and `metrics/` lets them absorb detections.
+    ignore: Bool[Array, "*batch objects"]
     oriented: Float[Array, "*batch objects 5"] | None = None  # of an oriented data set
 
     @property
@@ -77,7 +79,7 @@ class Batch:
 class Proposals:
     """Boxes that may hold an object, best first."""
 
-    boxes: Float[Array, "*batch proposals 4"]  # of Oriented R-CNN 5, inside the detector
+    boxes: Float[Array, "*batch proposals 4"]  # 5 columns in Oriented R-CNN, inside the detector
     scores: Float[Array, "*batch proposals"]
     valid: Bool[Array, "*batch proposals"]
 
@@ -86,7 +88,7 @@ class Proposals:
 class RoiSamples:
     """Regions from which the second stage learns: objects first, then background."""
 
-    boxes: Float[Array, "*batch samples 4"]  # of Oriented R-CNN 5
+    boxes: Float[Array, "*batch samples 4"]  # 5 columns in Oriented R-CNN
     labels: Int[Array, "*batch samples"]  # C for background
     matched: Int[Array, "*batch samples"]  # index of the object; arbitrary for background
     overlaps: Float[Array, "*batch samples"]  # IoU with it
@@ -99,7 +101,7 @@ class RoiSamples:
 class Detections:
     """Detected objects, best first."""
 
-    boxes: Float[Array, "*batch detections 4"]  # of an oriented data set 5
+    boxes: Float[Array, "*batch detections 4"]  # 5 columns for an oriented data set
     scores: Float[Array, "*batch detections"]
     labels: Int[Array, "*batch detections"]
     valid: Bool[Array, "*batch detections"]

@@ -1,4 +1,4 @@
-"""Training as a story: prepare data, detector and state; take steps, saving and evaluating on the way; finish."""
+"""Train a detector: prepare data, detector and state; take steps, saving and evaluating on the way; finish."""
 
 import contextlib
 import dataclasses

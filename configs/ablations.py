@@ -2,10 +2,10 @@
 
 Command:   python -m cfinet_jax.main --mode=ablate --config=configs/sodad.py --workdir=runs/ablations
                --study=table5 --seeds=3 --config.training.pretrained=resnet50.npz
-           the same command goes on with what is not finished; rows that several studies share are trained once;
+           the same command resumes unfinished rows; rows that several studies share are trained once;
            --devices=0,1,2,3 trains a run on each of four devices instead of one run on all
 Studies:   table1 ... table9, figure1, figure4: those of the paper; table5 is controlled, table5_as_published is not
-           choices      the six choices in which the released code leaves the paper, one at a time
+           choices      the six choices in which paper and released code differ, one at a time
            assigners    RPN under other rules of assignment
 Data:      those of --config: any experiment with the sections of configs/sodad.py, such as configs/coco.py:small;
            table3 wants oriented boxes, as configs/sodaa.py and configs/oriented.py:small have them

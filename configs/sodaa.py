@@ -3,7 +3,7 @@
 Data:      python data/prepare.py sodaa --source=SODA-A --data_dir=prepared
 Command:   python -m cfinet_jax.main --config=configs/sodaa.py --workdir=runs/sodaa
                --config.training.pretrained=resnet50.npz
-Variants:  sodaa.py:released             the six choices in which the released code leaves the paper, as in sodad.py
+Variants:  sodaa.py:released             the six choices in which paper and released code differ, as in sodad.py
            sodaa.py:rotated_faster_rcnn  the baseline: RPN with three anchors on P2-P6, no imitation
            sodaa.py:oriented_rcnn        Oriented R-CNN: oriented proposals, pooled along their own axes
 Choices:   three settings of CFINet on SODA-A are unpublished; they are in detector.proposal_network.coarse_to_fine:

@@ -4,7 +4,7 @@ Data:      python data/prepare.py sodad --source=SODA-D --data_dir=prepared
            (--windows also cuts the training windows, which --config.dataset.train_split=train_windows reads)
 Command:   python -m cfinet_jax.main --config=configs/sodad.py --workdir=runs/sodad
                --config.training.pretrained=resnet50.npz
-Variants:  sodad.py:released      the six choices in which the released code leaves the paper
+Variants:  sodad.py:released      the six choices in which paper and released code differ
            sodad.py:faster_rcnn   the baseline: RPN with three anchors on P2-P6, no imitation
            sodad.py:rpn_0.5       the baseline with anchors positive from an IoU of 0.5 (Table 4)
            sodad.py:cascade       the baseline with Cascade RPN (Tables 1, 2 and 4)
@@ -76,14 +76,14 @@ def get_config(variant: str = "") -> ConfigDict:
             "name": "sodad",
             "data_dir": "prepared",
             "source": placeholder(str),  # a folder from which the data set is prepared when it is first opened
-            "annotations": placeholder(str),  # its files, if names do not tell: "train=a.json,images val=b.json,images"
+            "annotations": placeholder(str),  # its files, if not found by name: "train=a.json,images val=b.json,images"
             "boxes": "horizontal",  # or "oriented": the kind of boxes in the data set
             "train_split": "train",
             "eval_split": "val",
             "stored_size": (800, 800),  # height, width: the host pads every picture or window to it
             "window_overlap": 150,  # pictures are cut into windows of stored_size that share these pixels; None: uncut
             "paint_regions": True,  # ignore regions become black, except where an object is
-            "mixed_pictures": 16,  # windows of so many successive pictures are shuffled together
+            "mixed_pictures": 16,  # the windows of this many pictures in turn are shuffled together
             "grey_range": placeholder(tuple),  # (black, white) of pictures of more than 8 bits; None: as prepared
             "image_size": (1200, 1200),  # the picture is scaled to fit, then padded to a multiple of 32
             "max_objects": 256,
@@ -174,7 +174,7 @@ def get_config(variant: str = "") -> ConfigDict:
                     "coarse_stds": (0.1, 0.1, 0.5, 0.5),
                     "fine_stds": (0.05, 0.05, 0.1, 0.1),
                     "centre_ratio": 0.2,  # share of an object's sides: the coarse stage learns there (Table 1: .5, .8)
-                    "ignore_ratio": 0.5,  # share in which an object ends the claims of earlier ones; also 0.8, 1.0
+                    "ignore_ratio": 0.5,  # larger share, where it overrides earlier objects; also 0.8, 1.0
                     "anchors_per_positive": 200.0,
                     "assigner": "max_iou",
                     "positive_overlap": 0.7,
@@ -313,7 +313,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "images": 12 * 58_023,
             "micro_batches": 1,
             "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector
-            "pretrained_partial": False,  # take what fits of it, and list the rest
+            "pretrained_partial": False,  # load only the arrays that fit, and list the others
             "on_nonfinite": "stop",
             "log_every_images": 200,
             "checkpoint_every_images": 8_000,
@@ -325,7 +325,7 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "protocol": "soda_d",
             "every_images": 12 * 58_023,
-            "proposals": True,  # scored too: their recall, and how many an object has
+            "proposals": True,  # score proposals too: recall, and number per object
             "overlays": 9,  # pictures in the report: a third each of the best, typical and worst images
             "overlay_min_score": 0.3,  # of what the report draws and counts as mistakes
         }
@@ -333,7 +333,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.prediction = ConfigDict(
         {
             "overlap": 150,  # pixels that neighbouring windows of `stored_size` share; objects as large are seen whole
-            "merge_overlap": 0.5,  # IoU above which the better of two detections of a class stays
+            "merge_overlap": 0.5,  # IoU above which only the better of two detections of a class is kept
             "min_score": 0.3,  # of what is drawn and counted
         }
     )

@@ -30,7 +30,7 @@ def workdir(tmp_path) -> epath.Path:
 def test_another_model_of_the_same_shapes_is_refused(workdir, key, value):
     config = tiny.tiny_config()
     config.update_from_flattened_dict({key: value})
-    with pytest.raises(UserError, match=f"trained with {key} = .* give the same --config"):
+    with pytest.raises(UserError, match=f"trained with {key} = .* use the config that it was trained with"):
         check_same_model(workdir, config)
 
 

@@ -13,7 +13,7 @@ def kind_of(boxes: Float[Array, "*n k"]) -> ModuleType:
 
 
 def enclose(boxes: Float[oriented.Array, "*n k"]) -> Float[oriented.Array, "*n 4"]:
-    """Return the upright hulls of boxes, NumPy's or JAX's; upright boxes are their own."""
+    """Return the upright hulls of boxes, NumPy's or JAX's; upright boxes are returned as they are."""
     return oriented.enclose(boxes) if boxes.shape[-1] == 5 else boxes
 
 

@@ -32,9 +32,7 @@ from cfinet_jax.input.windows import cut_window, window_origins
 from cfinet_jax.structures import Batch, GroundTruth
 
 EPOCHS = 2**20  # practically endless
-Reader = Callable[
-    [int], tuple[dict[str, Any], np.ndarray]
-]  # returns record and decoded picture at a position of a split
+Reader = Callable[[int], tuple[dict[str, Any], np.ndarray]]  # (position in a split) -> record, decoded picture
 
 
 class Windows(NamedTuple):
@@ -121,7 +119,7 @@ def eval_batches(
     filled = math.ceil(len(windows.owners) / batch_size) * batch_size
     batches = grain.MapDataset.range(filled).batch(batch_size, batch_fn=np.asarray)
     kept = kept_pictures(windows, settings, batch_size, settings.read_threads)
-    # Neighbouring windows are of one picture, which one thread decodes: to keep all busy, later pictures are begun.
+    # One thread decodes a picture for all of its windows: decode later pictures ahead to keep the others busy.
     decoded = remember(prepared, kept, settings.read_threads, ahead=settings.read_threads)
     return _read(batches, prepared, windows, decoded, settings, batch_size, process_index, process_count)
 
@@ -129,7 +127,7 @@ def eval_batches(
 def mixed_order(owners: Int[np.ndarray, "windows"], mixed: int, seed: int, epoch: int) -> Int[np.ndarray, "windows"]:
     """Return the windows of an epoch in random order: groups of `mixed` random pictures, each with its windows mixed.
 
-    A large picture is so decoded once per epoch and held only while its group is read.
+    This way a large picture is decoded once per epoch and held only while its group is read.
     """
     random = np.random.default_rng((seed, epoch))
     groups = random.permutation(owners.max() + 1)[owners] // mixed
@@ -148,7 +146,10 @@ def _read(
 ) -> grain.DatasetIterator:
     """Turn global batches of window numbers into this process's rows of Batches; each is read by one thread."""
     if batch_size % process_count:
-        raise UserError(f"batch size {batch_size} cannot be shared by {process_count} processes: make it a multiple")
+        raise UserError(
+            f"batch size {batch_size} cannot be shared by {process_count} processes: "
+            f"make it a multiple of {process_count}"
+        )
     cv2.setNumThreads(1)  # the read threads are the parallelism
     rows = batch_size // process_count
     first = rows * process_index

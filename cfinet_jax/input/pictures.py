@@ -60,7 +60,7 @@ def find_pictures(path: epath.Path) -> list[epath.Path]:
 
 
 def files_in(folder: epath.Path, above: frozenset[Any] = frozenset()) -> Iterator[epath.Path]:
-    """Yield every file in a folder and its subfolders, by name; skip hidden ones and links to a folder around.
+    """Yield every file in a folder and its subfolders, by name; skip hidden ones and links to a parent folder.
 
     Raises:
       UserError: a folder cannot be listed.
@@ -188,7 +188,7 @@ def open_picture(file: epath.Path, grey_range: Range | None) -> np.ndarray:
     try:
         encoded = read_bytes(file)
     except OSError as error:
-        raise UserError(f"image {file} cannot be read ({error})") from error
+        raise UserError(f"image {file} cannot be read ({error}): make it readable or remove it") from error
     values = deep_values(encoded, str(file))
     if values is None:
         return decode_image(encoded, str(file))

@@ -1,7 +1,7 @@
 """Windows over a picture too large for the network, and what lies in them: SODA-D's rules, for polygons SODA-A's.
 
 Boxes are x1 y1 x2 y2 and polygons four corners (x, y); an origin is the upper left corner (row, column) of a window;
-sizes are (height, width). All in pixels.
+sizes are (height, width). All in pixels. `metrics/merging.py` moves detections back into the picture and joins them.
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ def window_origins(
     """Return the origins of windows that cover a picture of `size`, row by row.
 
     Neighbours share at least `overlap` rows or columns; the last window of a row or column ends at the border. A side
-    that fits into one window has one.
+    that fits into one window gets a single window.
 
     Raises:
       ValueError: the overlap is not smaller than the window.

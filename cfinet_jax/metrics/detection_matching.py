@@ -29,7 +29,7 @@ def match(
 ) -> UInt8[np.ndarray, "overlaps ranges n"]:
     """Return the fates of detections, which come image by image, best first within an image.
 
-    A detection takes the free box of highest IoU, the last of equals, and an ignored box only if no other is in reach.
+    A detection takes the free box of highest IoU (the last on ties), and an ignored one only if no other is in reach.
     If none is in reach, its fate is `unmatched`. With `best_only` it may only take the box of its highest IoU, the
     first of equals that is not ignored.
     """

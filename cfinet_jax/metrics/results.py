@@ -1,7 +1,7 @@
 """Detections on the host: of one picture with corners, and of a whole split as COCO's results format has them.
 
-Scores are computed from COCO's x y w h. Corners would not give the sides of a file back: of boxes of 12 x 12 pixels at
-places of three digits, 15 % would come out above 144 square pixels and leave the size `eS`.
+Scores are computed from COCO's x y w h, since float32 corners do not give back the exact sides of the file: 15 % of
+boxes of 12 x 12 pixels with three-digit coordinates would exceed 144 square pixels and fall out of the size `eS`.
 """
 
 import json

@@ -1,4 +1,9 @@
-"""The exemplar memory: per class the newest good examples, a ring buffer of fixed size (section 3.2)."""
+"""The exemplar memory: per class the newest good examples, a ring buffer of fixed size (section 3.2).
+
+The way of an exemplar: `models/feature_imitation.py` grades the objects of a step and offers good ones,
+`train_step.py:exchange` keeps the best of all devices, `push` stores them at the end of the step, and from the next step
+on `ops/imitation.py:choose_contrast` draws them as positives of their class.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +47,7 @@ def choose(
 
 
 def push(memory: ExemplarMemory, exemplars: Exemplars) -> ExemplarMemory:
-    """Store the valid exemplars in order, each in place of the oldest of its class; the newest remain of too many."""
+    """Store the valid exemplars in order, each over the oldest of its class; if there are too many, only the newest."""
     classes, slots = memory.features.shape[:2]
     of_class = (exemplars.labels[:, None] == jnp.arange(classes)) & exemplars.valid[:, None]
     offered = of_class.sum(0)

@@ -26,7 +26,7 @@ def l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"]) -> Floa
 
 
 def smooth_l1(predictions: Float[Array, "*n k"], targets: Float[Array, "*n k"], beta: float) -> Float[Array, "*n"]:
-    """Return the sum of k absolute differences, each quadratic below `beta` and less by beta / 2 above."""
+    """Return the sum of k absolute differences, each quadratic below `beta` and linear, less beta / 2, above."""
     return (optax.losses.huber_loss(predictions, targets, delta=beta) / beta).sum(-1)
 
 

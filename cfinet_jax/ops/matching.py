@@ -130,7 +130,7 @@ def match_max_iou(
       positive: Least IoU of a positive box.
       negative: A negative box has less.
       min_positive: Least IoU of an object's best box.
-      ignore_overlap: A box with more than this share inside an ignore region is ignored, and no object's best.
+      ignore_overlap: A box with more than this share inside an ignore region is ignored and cannot be an object's best.
       similarity: Takes the place of the IoU.
     """
     allowed = ~inside_region(boxes, truth, ignore_overlap)
@@ -155,7 +155,7 @@ def dynamic_thresholds(
     low: float,
     cap: float,
 ) -> Float[Array, " objects"]:
-    """Return the IoU from which an anchor may stand for each object: clip(base + slope log2(s / base_size), low, cap).
+    """Return the least IoU of a positive anchor for each object: clip(base + slope log2(s / base_size), low, cap).
 
     s is the square root of the object's area in stored pixels. With the paper's constants this is Eq. 1, with others
     each variant of the released code.

@@ -20,7 +20,7 @@ def suppress(
 
 
 def keep_best(alike: Bool[Array, "n n"], places: Int[Array, " n"], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
-    """Mark the boxes that are not alike any kept box of a better place.
+    """Mark the boxes that NMS keeps: those that are not `alike` any kept box of better rank.
 
     A box is kept if and only if no better kept box suppresses it: greedy NMS is the only fixed point of this rule. Each
     time it is applied to all boxes at once it settles at least the best unsettled one, and a few times settle all.

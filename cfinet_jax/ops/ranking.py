@@ -62,7 +62,7 @@ def match_ranking(
 ) -> Assignment:
     """Assign every object its `most` best boxes; others are negative if they stay below `negative` (NWD-RKA).
 
-    Boxes inside ignore regions are ignored, and no object's best.
+    Boxes inside ignore regions are ignored and cannot be an object's best.
     """
     allowed = ~inside_region(boxes, truth, ignore_overlap)
     ranking = rank(boxes, truth, most, similarity, allowed)
@@ -85,7 +85,7 @@ def match_receptive_field(
     The prior of a box has its centre and ratio, and the area `fields ** 2`. Every object gets the boxes of its
     `most[0]` best priors. Then priors are multiplied by `shrink`, and every object also gets the boxes of its `most[1]`
     best, unless another object has them already. Others are negative if their smaller prior stays below `negative`.
-    Boxes inside ignore regions are ignored, and no object's best.
+    Boxes inside ignore regions are ignored and cannot be an object's best.
 
     Args:
       boxes: Anchors, in network pixels.

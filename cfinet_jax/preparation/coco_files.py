@@ -66,7 +66,7 @@ def load_coco(path: epath.Path, translate: Translate | None = None, flags: Seque
             for name, kind in needed.items():
                 if not isinstance(entry[name], kind):
                     shown = json_values.shown(entry[name])
-                    raise UserError(f"annotation file {path} is not COCO: '{name}' is {shown} in '{key}'")
+                    raise UserError(f"annotation file {path} is not COCO: '{name}' in '{key}' cannot be {shown}")
         if key != "annotations":
             check_ids(path, key, [entry["id"] for entry in entries])
     return coco

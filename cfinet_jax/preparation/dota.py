@@ -41,7 +41,10 @@ def read_dota(source: epath.Path, journal: Journal) -> dict[str, Split]:
     found = {split: sorted(matching(source / split / "labelTxt", "*.txt")) for split in SPLITS}
     found = {split: labels for split, labels in found.items() if labels}
     if not found:
-        raise UserError(f"{source} holds no SPLIT/labelTxt/NAME.txt (SPLIT is {', '.join(SPLITS)})")
+        raise UserError(
+            f"{source} holds no SPLIT/labelTxt/NAME.txt (SPLIT is {', '.join(SPLITS)}): "
+            "give --source the folder that contains the splits"
+        )
     names = dict(enumerate(class_names(itertools.chain(*found.values())), start=1))
     ids = {name: key for key, name in names.items()}
 
@@ -55,7 +58,7 @@ def read_dota(source: epath.Path, journal: Journal) -> dict[str, Split]:
         by_label = by_label_file(pictures, lambda path: folder / "labelTxt" / f"{path.stem}.txt")
         unlabelled = sorted(path.stem for path in by_label.keys() - set(labels))
         if unlabelled:
-            print(f"{split}: {len(unlabelled)} pictures without a label file are left out, {unlabelled[0]} the first")
+            print(f"{split}: {len(unlabelled)} pictures without a label file are left out, such as {unlabelled[0]}")
         pairs = [(by_label.get(path, folder / "images" / f"{path.stem}.png"), path) for path in labels]
         coco = coco_of(pairs, names, folder / "images", by_line(read_label))
         return check_split(split, coco, folder / "labelTxt", folder / "images", journal, labels, boxes="oriented")

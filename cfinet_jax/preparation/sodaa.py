@@ -37,7 +37,10 @@ def read_sodaa(source: epath.Path, journal: Journal) -> dict[str, Split]:
                     raise UserError(f"both {found[split][1]} and {annotations} describe '{split}': move one of them")
                 found[split] = source / place, annotations, labels
     if not found:
-        raise UserError(f"{source} holds no Annotations/SPLIT/NAME.json (SPLIT is {', '.join(SPLITS)})")
+        raise UserError(
+            f"{source} holds no Annotations/SPLIT/NAME.json (SPLIT is {', '.join(SPLITS)}): "
+            "give --source the folder that contains Annotations"
+        )
     listed: dict[epath.Path, set[str]] = defaultdict(set)
 
     def read(split: str, where: tuple[epath.Path, epath.Path, list[epath.Path]]) -> Split:
@@ -53,7 +56,9 @@ def read_sodaa(source: epath.Path, journal: Journal) -> dict[str, Split]:
             content = read_file(path)
             for category in content["categories"]:
                 if names.setdefault(category["id"], category["name"]) != category["name"]:
-                    raise UserError(f"{path} and another file give the category {category['id']} different names")
+                    raise UserError(
+                        f"{path} and another file give the category {category['id']} different names: make them agree"
+                    )
             for number, entry in enumerate(content["annotations"], start=1):
                 yield entry | {"label_place": f"annotation {number}"}
 

@@ -39,16 +39,19 @@ def read_sodad(source: epath.Path, journal: Journal, windows: bool = False) -> d
     for place, split, path in annotation_files(source):
         is_cut = b'"start_coord"' in read_bytes(path)  # a window says where in which image it begins
         if is_cut and split != "train":
-            print(f"{path} describes windows, skipped: detections are scored on whole images, so give those of {split}")
+            print(f"Skipped {path}: it describes windows, but '{split}' is scored on whole images; give their file")
             continue
         name = WINDOWS if is_cut else split
         if name in found:
             raise UserError(f"both {found[name][2]} and {path} describe '{name}': move one of them elsewhere")
         found[name] = place, split, path
     if not found:
-        raise UserError(f"{source} holds no Annotations/SPLIT.json of whole images (SPLIT is {', '.join(SPLITS)})")
+        raise UserError(
+            f"{source} holds no Annotations/SPLIT.json of whole images (SPLIT is {', '.join(SPLITS)}): "
+            "give --source the folder that contains Annotations"
+        )
     if windows and not {"train", WINDOWS} & found.keys():
-        raise UserError(f"{source} holds no Annotations/train.json, of whose images --windows cuts windows")
+        raise UserError(f"--windows cuts the images of Annotations/train.json, which {source} lacks: add that file")
     cut = windows and WINDOWS not in found
     pile = Pile(journal.folder / "windows")
     listed: dict[epath.Path, set[str]] = defaultdict(set)
@@ -64,7 +67,7 @@ def read_sodad(source: epath.Path, journal: Journal, windows: bool = False) -> d
     splits = read_splits(found, read)
     print(report("SODA-D", {name: splits[name] for name in splits if name != WINDOWS}, PUBLISHED, listed))
     if WINDOWS in splits:
-        print(f"{WINDOWS}: used as {found[WINDOWS][2]} describes them, none is cut")
+        print(f"{WINDOWS}: taken from {found[WINDOWS][2]} as they are; no windows are cut")
     elif cut:
         splits[WINDOWS] = split_of_windows(splits["train"], pile, journal)
     return splits

@@ -35,7 +35,9 @@ def read_visdrone(source: epath.Path, journal: Journal) -> dict[str, Split]:
     """
     found = {split: source / name for split, name in FOLDERS.items() if (source / name).is_dir()}
     if not found:
-        raise UserError(f"{source} holds none of {', '.join(FOLDERS.values())}: --source is the folder they lie in")
+        raise UserError(
+            f"{source} holds none of {', '.join(FOLDERS.values())}: give --source the folder that contains them"
+        )
 
     def read(split: str, folder: epath.Path) -> Split:
         annotations = folder / "annotations"

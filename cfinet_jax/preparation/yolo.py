@@ -64,9 +64,9 @@ def load_description(path: epath.Path) -> dict[str, Any]:
     try:
         description = yaml.load(files.read_text(path), Loader)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): --source is the folder of data.yaml") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): give --source its folder") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): correct it") from error
     if not isinstance(description, dict):
         raise UserError(f"{path} is not YOLO's: it needs the keys 'train', 'val' and 'names'")
     if "kpt_shape" in description:
@@ -94,7 +94,7 @@ def find_root(places: Places, entry: Any, path: epath.Path) -> epath.Path:
     (source,) = places.roots
     root = find_place(places, source, entry)
     if root is None:
-        print(f"'path' of data.yaml, {' '.join(entry.split())}, is no folder in {source}, which is used instead")
+        print(f"'path' of data.yaml, {' '.join(entry.split())}, is not a folder in {source}: using {source} instead")
     return root or source
 
 
@@ -104,7 +104,7 @@ def find_splits(
     """Return the folders and lists of every split; `test` may be missing beside others: Roboflow always names it."""
     strange = [key for key in description if key not in SPLITS and str(key).startswith(LIKE_SPLITS)]
     if strange:
-        print(f"{path}: {json_values.shown(strange)} is skipped, since splits are called {', '.join(SPLITS)}")
+        print(f"{path}: skipped {json_values.shown(strange)}, since the only splits are {', '.join(SPLITS)}")
     named = {split: entries for split in SPLITS if (entries := description.get(split))}
     if not named:
         raise UserError(f"{path} names no images: add 'train' and 'val', each a folder, a list of folders or a .txt")
@@ -152,7 +152,7 @@ def listed(path: epath.Path, places: Places) -> list[epath.Path]:
     images = [places.find(path.parent / epath.Path(line).expanduser()) for line in lines]
     outside = [line for line, (_, odd) in zip(lines, images, strict=True) if odd == OUTSIDE]
     if outside:
-        print(f"{path}: {len(outside)} lines lead out of {places.roots[0]}, skipped, {outside[0]} the first")
+        print(f"{path}: skipped {len(outside)} lines that lead out of {places.roots[0]}, such as {outside[0]}")
     return [image for image, odd in images if odd != OUTSIDE]
 
 

@@ -125,7 +125,10 @@ def check_conventions(
         )
     for key, values, expected in (("mean", mean, published.mean), ("std", std, published.std)):
         if tuple(values) != expected:
-            raise UserError(f"{source} needs dataset.{key} = {expected}, but it is {tuple(values)}: change it.")
+            raise UserError(
+                f"{source} needs dataset.{key} = {expected}, but it is {tuple(values)}: "
+                f'set --config.dataset.{key}="{expected}".'
+            )
 
 
 def mismatch(published: Published, shapes: dict[str, tuple[int, ...]], source: str) -> str:

@@ -127,9 +127,9 @@ def errors(workdir: epath.Path, counts: Counts, classes: tuple[str, ...], min_sc
     kinds = "\n".join(f"{number}. **{kind}**: {rule}" for number, (kind, rule) in enumerate(KINDS.items(), start=1))
     bars = f"The bars show the {MOST_CLASSES} classes with the most objects.\n\n" if len(classes) > len(shown) else ""
     return (
-        f"Every detection with a score of at least {min_score:g} is of the first of these kinds that fits. Detections "
-        f"of an image are taken by falling score, whatever the size of the object:\n\n{kinds}\n\n"
-        "An object without a detection is **missed**. Detections count for the class that they predict.\n\n"
+        f"Every detection with a score of at least {min_score:g} counts as the first of these kinds that applies. "
+        f"Those of an image are matched in order of decreasing score, whatever the size of the object:\n\n{kinds}\n\n"
+        "An object that no detection matches is **missed**. Detections count for the class that they predict.\n\n"
         f"{bars}![kinds of detections, found and missed objects](errors.png)\n\n{outcome_table(of_class, classes)}"
     )
 

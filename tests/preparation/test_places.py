@@ -235,7 +235,7 @@ def test_a_list_does_not_lead_out_of_its_folder(tmp_path, capsys, line):
     draw(tmp_path / "other/b.png")
     lines = f"images/my train/a b.png\n{line.replace('OTHER', f'{tmp_path}/other')}"
     assert len(yolo(tmp_path / "source", "train: list.txt", lines).records) == 1
-    assert f"list.txt: 1 lines lead out of {tmp_path}/source, skipped, " in capsys.readouterr().out
+    assert f"list.txt: skipped 1 lines that lead out of {tmp_path}/source, such as " in capsys.readouterr().out
 
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))

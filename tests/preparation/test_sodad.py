@@ -293,7 +293,7 @@ def test_windows_cut_by_the_authors_tool_are_used_as_they_are(tmp_path, images, 
         make(source / "rawData")
     assert call(source) == 0
     said = capsys.readouterr().out
-    assert f"{cut}/Annotations/val.json describes windows, skipped: " in said
+    assert f"Skipped {cut}/Annotations/val.json: it describes windows" in said
     (record,) = open_split(source, "train_windows").source
     assert record["path"].decode() == str(cut / "Images" / "train" / "a_0.jpg")
     assert list(record["objects"]["ignore"]) == [False, True]
@@ -340,7 +340,7 @@ def broken(raw: Path, change: str) -> Path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("no train", "holds no Annotations/train.json, of whose images --windows cuts windows"),
+        ("no train", "--windows cuts the images of Annotations/train.json, which "),
         ("no annotations", "holds no Annotations/SPLIT.json of whole images (SPLIT is train, val, test)"),
         ("windows to score", "holds no Annotations/SPLIT.json of whole images"),
         ("twice", "rawData/Annotations/train.json describe 'train': move one of them elsewhere"),

@@ -215,14 +215,14 @@ def test_unusable_folders_are_refused_in_one_line(tmp_path, row):
 def test_missing_folders_of_data_yaml_are_reported(tmp_path, capsys):
     read(make(tmp_path, "path: own\n" + SPLITS + "test: test/images\n" + NAMES))
     output = capsys.readouterr().out
-    assert f"'path' of data.yaml, own, is no folder in {tmp_path}, which is used" in output
+    assert f"'path' of data.yaml, own, is not a folder in {tmp_path}: using {tmp_path}" in output
     assert re.search(f"'test' cannot be used .*{tmp_path}/test/images is no folder and no .txt", output)
 
 
 @pytest.mark.parametrize("key", ["valid: images/val", "validation: [images/val]", "<<: {val: images/val}", "dev: x"])
 def test_keys_that_are_no_splits_are_told(tmp_path, capsys, key):
     assert read(make(tmp_path, f"train: images/train\n{key}\n{NAMES}")).keys() == {"train"}
-    assert re.search(f"{key.split(':')[0]}.* is skipped, since splits are called train, val", capsys.readouterr().out)
+    assert re.search(f"skipped .*{key.split(':')[0]}.*, since the only splits are train, val", capsys.readouterr().out)
 
 
 SHARED = {  # a picture beside images/train/a.png, and what stands in the label file of both

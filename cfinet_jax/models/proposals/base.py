@@ -118,7 +118,7 @@ class ProposalNetwork(nn.Module):
           grids: Square anchors `[n, 4]` of every level.
           truth: Objects and ignore regions.
           centre_ratio: Share of an object's sides that is its middle.
-          ignore_ratio: The larger share around it in which earlier objects lose their claims.
+          ignore_ratio: The larger share around it, in which earlier objects get no positives.
         """
         match = centre_matching.match_centres(
             grids,

@@ -52,7 +52,7 @@ def seeing(device: str) -> dict[str, str]:
 
 
 def visible(name: str, device: str) -> str:
-    """Return the machine's number of a device, where the variable `name` says which ones this process sees."""
+    """Return the physical number of a device, given the variable `name` that limits the devices of this process."""
     listed = os.environ.get(name)
     if not listed:  # unset, or empty, which hides all of them
         return device if listed is None else listed

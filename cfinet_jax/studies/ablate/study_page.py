@@ -77,7 +77,7 @@ def compare(study: Study, rows: Rows, prepared: Prepared, config: ConfigDict, st
         sections["Differences"] = (
             f"{study_tables.difference_table(found, study, keys, bool(published))}\n"
             f"In percentage points of {study.measure}, seed by seed. Intervals are over seeds (Student's t) and images "
-            f"({RESAMPLES:,} resamples). With one seed they are over images only: another seed may tell otherwise.\n\n"
+            f"({RESAMPLES:,} resamples). With one seed they are over images only: another seed may disagree.\n\n"
             f"![differences by size]({stem.name}_differences.png)"
         )
         heading = "For these runs only:\n\n" if warning(rows) else ""
