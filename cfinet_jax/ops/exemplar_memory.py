@@ -1,8 +1,8 @@
 """The exemplar memory: per class the newest good examples, a ring buffer of fixed size (section 3.2).
 
-The way of an exemplar: `models/feature_imitation.py` grades the objects of a step and offers good ones,
-`train_step.py:exchange` keeps the best of all devices, `push` stores them at the end of the step, and from the next step
-on `ops/imitation.py:choose_contrast` draws them as positives of their class.
+The way of an exemplar: `models/feature_imitation.py` grades the objects of a step and offers the good ones,
+`train_step.py:exchange` keeps the best of all devices, `push` stores them at the end of the step, and from the next
+step on `ops/imitation.py:choose_contrast` draws them as positives of their class.
 """
 
 import jax
