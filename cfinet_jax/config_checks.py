@@ -39,8 +39,7 @@ LENGTHS = {  # of lists that have one, by pattern of the key; the first that mat
 
 def check_values(config: ConfigDict) -> None:
     """Raise `UserError` for values that are out of range or contradict each other."""
-    check_numbers(config)
-    check_windows(config.dataset)
+    check_sections(config)
     boxes, protocol, head = config.dataset.boxes, config.evaluation.protocol, config.detector.roi_head.name
     if boxes not in BOX_NUMBERS:
         raise UserError(f"dataset.boxes is {boxes!r}: choose horizontal or oriented.")
@@ -55,6 +54,14 @@ def check_values(config: ConfigDict) -> None:
             f"detector.roi_head.name is {head!r} and dataset.boxes {boxes!r}: choose one of {', '.join(heads)}, or "
             "another config, such as configs/sodad.py for horizontal or configs/sodaa.py for oriented boxes."
         )
+    check_numbers(config)
+    check_windows(config.dataset)
+
+
+def check_sections(config: ConfigDict) -> None:
+    """Raise `UserError` for a config that lacks a section."""
+    if missing := SECTIONS.difference(config):
+        raise UserError(f"The config lacks {', '.join(sorted(missing))}: set them, as configs/sodad.py does.")
 
 
 def check_numbers(config: ConfigDict) -> None:
@@ -62,8 +69,7 @@ def check_numbers(config: ConfigDict) -> None:
 
     Lists hold only numbers, and as many as are used; so does every key that `RANGES` names.
     """
-    if missing := SECTIONS.difference(config):
-        raise UserError(f"The config lacks {', '.join(sorted(missing))}: set them, as configs/sodad.py does.")
+    check_sections(config)
     for key in ("mean", "std"):
         value = config.dataset[key]
         if len(value) != 3 or not all(isinstance(each, int | float) for each in value):

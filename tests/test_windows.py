@@ -69,7 +69,7 @@ def test_a_prepared_split_and_its_annotation_file_give_the_same_scores(mosaics, 
     prepared = open_dataset(config.dataset, "test")
     results, _ = detect_split(truth_of, None, prepared, config, mesh.make_mesh())
     write_coco(results, tmp_path / "detections.json")
-    files = {name: str(path) for name, path in (
+    files = {name: epath.Path(path) for name, path in (
         ("annotations", mosaics / "test.json"),
         ("detections", tmp_path / "detections.json"),
         ("output", tmp_path / "metrics.json"),

@@ -332,7 +332,7 @@ def test_decode_limits_the_growth_of_a_side():
 def test_leading_axes_are_kept(rng):
     boxes, others = some_boxes(rng, 12).astype(np.float64), some_boxes(rng, 12).astype(np.float64)
     for function in (
-        oriented.area, oriented.to_polygon, oriented.to_oc, oriented.to_le135, oriented.enclose,
+        oriented.area, oriented.to_polygon, oriented.enclose,
         lambda x: oriented.from_polygon(oriented.to_polygon(x)), lambda x: oriented.from_horizontal(x[..., :4]),
         lambda x: oriented.flip(x, np.float64(9)), lambda x: oriented.resize(x, 2.0),
         lambda x: oriented.stretch(x, (2.0, 3.0)), lambda x: oriented.clip(x, np.float64([30, 40])),

@@ -172,7 +172,7 @@ def test_an_unknown_key_fails():
         ),
         ("proposal_network.coarse_to_fine.box_loss", "l2", "box_loss is 'l2': choose one of l1, iou, nwd"),
         ("proposal_network.coarse_to_fine.proposals.nms_similarity", "giou", "nms_similarity is 'giou': choose one of"),
-        ("proposal_network.coarse_to_fine.coarse_threshold", "own", "assign is 'own': choose one of"),
+        ("proposal_network.coarse_to_fine.coarse_threshold", "own", "coarse_threshold is 'own': choose one of"),
         ("imitation.quality", "best", "detector.imitation.quality is 'best': choose one of paper, released"),
         ("precision", "half", "detector.precision is 'half': choose one of"),
         ("assigners.rka.rule", "rank", "detector.assigners.rka.rule is 'rank': choose one of threshold, ranking"),

@@ -59,7 +59,7 @@ def test_frozen_batch_norm_starts_at_its_scale_and_equals_the_formula(rng):
     jax.tree.map(np.testing.assert_array_equal, changed["batch_stats"], variables["batch_stats"])
 
 
-@pytest.mark.parametrize("scale", [0.3, 1])
+@pytest.mark.parametrize("scale", [0.3, 1.0])
 def test_batch_norm_starts_at_its_scale(scale):
     variables = FrozenBatchNorm(scale).init(jax.random.key(0), jnp.ones((1, 1, 1, 4)))
     found = {name: leaf.tolist() for part in variables.values() for name, leaf in part.items()}

@@ -101,7 +101,7 @@ def test_devices_share_only_divisors_gradients_and_exemplars(compiled):
         (["--classes=0"], True, "--classes=0"),
         (["--mode=train", "--workdir=x", "--topology=v5e:1x1"], True, "--topology belongs to --mode=compile"),
         (["--mode=train", "--workdir=x", "--classes=3"], True, "--classes belongs to --mode=compile"),
-        (["--config.dataset.stored_size=None"], True, "--config.dataset.stored_size"),
+        (["--config.dataset.stored_size=None"], True, "dataset.stored_size"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(settings_stay, monkeypatch, arguments, installed, message):
