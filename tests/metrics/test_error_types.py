@@ -44,6 +44,11 @@ CASES = {
         [box(3, 1, 0, score=0.9), box(3, 2, 0, score=0.8)],
         {(3, "true"): 2},
     ),
+    "the surer one chooses first": (
+        [OBJECT, box(3, 3, 0)],
+        [box(3, -2, 0, score=0.4), box(3, 1, 0, score=0.9)],
+        {(3, "true"): 1, (3, "duplicate"): 1, (3, "missed"): 1},
+    ),
     "another class": ([OBJECT], [box(7, 0, 0, score=0.9)], {(7, "class"): 1, (3, "missed"): 1}),
     "another class, which is found": (
         [OBJECT],

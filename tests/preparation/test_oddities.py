@@ -97,6 +97,7 @@ REFUSED = {
     "centres": (boxes_as(lambda x, y, w, h: (WIDTH - w / 2, y, w, h)), "look like centres"),
     "shares": (boxes_as(lambda x, y, w, h: (x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT)), "look like shares"),
     "sides as shares": (boxes_as(lambda x, y, w, h: (x, y, w / WIDTH, h / HEIGHT)), "look like sides below a pixel"),
+    "widths as shares": (boxes_as(lambda x, y, w, h: (x, y, w / WIDTH, h)), "look like sides below a pixel"),
     "of larger images": (boxes_as(lambda x, y, w, h: (4 * x, 4 * y, 4 * w, 4 * h)), "look like those of other images"),
     "below zero": (boxes_as(lambda x, y, w, h: (x, y, -w, h)), "those of other images .20 of 20, for example ann"),
     "one image for every annotation": (one_image_each, "lists 4 of 4 images several times .train0.jpg 5 times"),
