@@ -95,9 +95,9 @@ def saved(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("other", "difference"),
     [
-        ({"width": 4}, "opt_state/0/trace/part0/kernel was (3, 2), is (4, 2)"),
-        ({"parts": 2}, "opt_state/0/trace/part1/kernel was None, is (3, 2)"),
-        ({"remembers": False}, "memory/cursor was (2,), is None"),
+        ({"width": 4}, "opt_state/0/trace/part0/kernel has the shape (3, 2), in this config (4, 2)"),
+        ({"parts": 2}, "opt_state/0/trace/part1/kernel has the shape None, in this config (3, 2)"),
+        ({"remembers": False}, "memory/cursor has the shape (2,), in this config None"),
     ],
 )
 def test_another_model_is_refused_in_one_line(saved, other, difference, capfd):

@@ -50,7 +50,7 @@ def test_a_workdir_of_earlier_names_of_keys_is_read(workdir):
     path.write_text(json.dumps(facts))
     check_same_model(workdir, tiny.tiny_config())
     write_settings(tiny.tiny_config(), workdir, ["car"], [1])
-    with pytest.raises(UserError, match="coarse_threshold = 'paper', which is 'fixed' now"):
+    with pytest.raises(UserError, match="coarse_threshold = 'paper', but this config has 'fixed'"):
         changed = tiny.tiny_config()
         changed.detector.proposal_network.coarse_to_fine.coarse_threshold = "fixed"
         check_same_model(workdir, changed)
@@ -74,4 +74,4 @@ def test_another_scale_is_printed(workdir, capsys):
     config = tiny.tiny_config()
     config.dataset.image_size = (96, 96)
     check_same_model(workdir, config)
-    assert "dataset.image_size = [64, 64], which is [96, 96] now" in capsys.readouterr().out
+    assert "dataset.image_size = [64, 64]; using [96, 96] now" in capsys.readouterr().out

@@ -100,8 +100,8 @@ def test_an_upright_run_refuses_oriented_data_and_the_reverse(prepared, tiny_sce
     data = f"--config.dataset.data_dir={tiny_scenes}"
     reverse = f"--config={tiny_oriented.__file__}", data, f"--workdir={tmp_path}", "--config.dataset.name=scenes"
     for flags, kinds in (
-        (upright, "horizontal, but those of sodaa are oriented"),
-        (reverse, "oriented, but those of scenes are horizontal"),
+        (upright, "horizontal, but sodaa has oriented boxes"),
+        (reverse, "oriented, but scenes has horizontal boxes"),
     ):
         status, _, errors = tiny.call_main(*flags)
         assert status == 2 and f"dataset.boxes is {kinds}: choose another data set" in errors

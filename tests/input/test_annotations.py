@@ -234,7 +234,7 @@ def test_a_split_is_detected_scored_and_written(settings, tmp_path):
 
 def test_boxes_and_data_fit_together(settings, prepared):
     check_boxes(settings, prepared)
-    with pytest.raises(UserError, match="dataset.boxes is horizontal, but those of sodaa are oriented: choose another"):
+    with pytest.raises(UserError, match="dataset.boxes is horizontal, but sodaa has oriented boxes: choose another"):
         check_boxes(ConfigDict({**settings, "boxes": "horizontal"}), prepared)
 
 

@@ -89,8 +89,8 @@ def test_the_numbers_of_a_box_may_be_text(tmp_path, read, key, given, expected):
     ("image", "said"),
     [
         ({"id": "x1"}, "whole numbers"), ({"id": 1.5}, "whole numbers"), ({"id": "0x1"}, "whole numbers"),
-        ({"height": "4px"}, "'height' is '4px'"), ({"width": ""}, "'width' is ''"),
-        ({"height": [[[[[[[[4]]]]]]]] * 10**4}, "'height' is"),
+        ({"height": "4px"}, "'height'.*'4px'"), ({"width": ""}, "'width'.*''"),
+        ({"height": [[[[[[[[4]]]]]]]] * 10**4}, "'height'"),
     ],
 )  # fmt: skip
 def test_values_that_are_not_numbers_are_refused(tmp_path, image, said):
