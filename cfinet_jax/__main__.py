@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from cfinet_jax.errors import UserError, exit_status
-from cfinet_jax.named_configs import configs_folder
+from cfinet_jax.named_configs import config_files, configs_folder
 
 OTHERS = {  # packages with a command line of their own, which needs no JAX
     "prepare": ("preparation", "prepare a data set; --config.dataset.source does so on first use"),
@@ -22,10 +22,9 @@ def usage() -> None:
     print("".join(f"  {name:<11} {help}\n" for name, help in rows))
     print("  COMMAND --help shows the flags of a command.\n")
     print(f"Configs, in {configs_folder()}: give one by its name, or copy it and change the copy.\n")
-    for path in sorted(configs_folder().iterdir()):
-        if path.suffix == ".py":
-            first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-            print(f"  {path.stem:<11} {first}")
+    for path in config_files():
+        first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        print(f"  {path.stem:<11} {first}")
 
 
 def refuse(name: str, commands: list[str]) -> None:

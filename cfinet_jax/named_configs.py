@@ -15,6 +15,11 @@ def configs_folder() -> epath.Path:
     return package / "configs" if (package / "configs").exists() else package.parent / "configs"
 
 
+def config_files() -> list[epath.Path]:
+    """Return the files of our configs, by name."""
+    return sorted(path for path in configs_folder().iterdir() if path.suffix == ".py")
+
+
 def locate(name: str) -> str:
     """Return `FILE.py:VARIANT` for a config's name; a path is returned as it is.
 
@@ -38,7 +43,7 @@ def get_config(name: str) -> ConfigDict:
     """
     path, _, variant = locate(name).rpartition(".py")
     if not epath.Path(f"{path}.py").exists():
-        known = ", ".join(sorted(file.stem for file in configs_folder().iterdir() if file.suffix == ".py"))
+        known = ", ".join(file.stem for file in config_files())
         raise UserError(f"There is no config {name!r}: give the path of a file, or one of {known}.")
     variants = [variant.removeprefix(":")] if variant else []
     return runpy.run_path(f"{path}.py")["get_config"](*variants)

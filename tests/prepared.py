@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import signal
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +16,25 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.input import dataset
 from cfinet_jax.preparation import __main__ as prepare
+
+ROOT = Path(__file__).parents[1]
+KILLED = """
+import os, pkgutil, signal, sys
+from unittest import mock
+from cfinet_jax.preparation import __main__ as prepare
+
+name, calls = sys.argv[1], int(sys.argv[2])
+del sys.argv[1:3]
+function, done = pkgutil.resolve_name(name), []
+def die_after_some(*arguments):
+    if len(done) == calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(arguments)
+    return function(*arguments)
+one_thread = mock.patch("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
+with mock.patch(name, die_after_some), one_thread:
+    prepare.main()
+"""
 
 
 def draw(path: Path, size: tuple[int, int], seed: int = 0) -> None:
@@ -42,7 +63,11 @@ def write(path: Path, content: dict) -> None:
 
 def call(kind: str, source: Path, *others: str, to: Path | None = None) -> tuple[int, str, str]:
     """Prepare a source into `to`, or a folder `prepared` beside it; return status, output and errors."""
-    arguments = [kind, f"--source={source}", f"--data_dir={to or source.parent / 'prepared'}", *others]
+    return command(kind, f"--source={source}", f"--data_dir={to or source.parent / 'prepared'}", *others)
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Run `data/prepare.py` in this process; return its status, output and errors."""
     output, errors = io.StringIO(), io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["prepare.py", *arguments]),
@@ -51,6 +76,12 @@ def call(kind: str, source: Path, *others: str, to: Path | None = None) -> tuple
     ):
         status = prepare.main()
     return status, output.getvalue(), errors.getvalue()
+
+
+def kill(function: str, calls: int, *arguments: str) -> None:
+    """Run `data/prepare.py` in a process that is killed when it has called a function so many times."""
+    done = subprocess.run([sys.executable, "-c", KILLED, function, str(calls), *arguments], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
 
 
 def settings(name: str, data_dir: Path, source: Path | None = None) -> ConfigDict:

@@ -1,14 +1,11 @@
 """Every mistake of a user ends in status 2 and one line that says what to change; no file is lost."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from unittest import mock
 
 import cv2
 import jax
@@ -21,9 +18,8 @@ from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import train_batches, windows_of
 from cfinet_jax.metrics.results import columns
 from cfinet_jax.models.detector import build_detector
-from cfinet_jax.preparation import __main__ as prepare
 from cfinet_jax.preparation.scenes.templates import CLASSES
-from tests import tiny
+from tests import prepared, tiny
 
 SIDE = 320  # pixels of the pictures, as of the scenes
 CAFFE = "--config.detector.backbone.stride_style=caffe"
@@ -234,18 +230,6 @@ def coco(images: list, annotations: list, categories: tuple = CLASSES) -> dict:
     return {"images": described, "annotations": annotations, "categories": named}
 
 
-def call_prepare(*arguments: str) -> tuple[int, str, str]:
-    """Run `data/prepare.py` in this process; return its status, output and errors."""
-    output, errors = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["prepare.py", *arguments]),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(errors),
-    ):
-        status = prepare.main()
-    return status, output.getvalue(), errors.getvalue()
-
-
 @pytest.fixture
 def pictures(folder, rng) -> Path:
     """The folder with eight pictures, 1.png to 8.png."""
@@ -260,7 +244,7 @@ def prepare_coco(
     """Prepare one annotation file as several splits."""
     (folder / "own.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     annotations = [f"--annotations={split}=own.json" for split in splits]
-    return call_prepare("coco", f"--source={folder}", f"--data_dir={folder}/prepared", *annotations)
+    return prepared.command("coco", f"--source={folder}", f"--data_dir={folder}/prepared", *annotations)
 
 
 FILES = {
@@ -325,14 +309,14 @@ PREPARATIONS = {  # arguments: words of the line
 def test_a_wrong_argument_of_the_preparation_is_one_line(row, folder):
     before = snapshot(folder)
     words = PREPARATIONS[row].replace("TMP", str(folder)).split("|")
-    check_refusal(call_prepare(*shlex.split(row.replace("TMP", str(folder)))), *words, start="")
+    check_refusal(prepared.command(*shlex.split(row.replace("TMP", str(folder)))), *words, start="")
     assert snapshot(folder) == before
 
 
 def test_a_bucket_without_its_package_is_one_line(folder, tiny_scenes, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for name in ("coco", "yolo", "own", "visdrone", "hit_uav"):
-        ended = call_prepare(name, f"--data_dir={folder}", "--source=gs://bucket/data")
+        ended = prepared.command(name, f"--data_dir={folder}", "--source=gs://bucket/data")
         check_refusal(ended, "gs://bucket/data", "pip install gcsfs", start="")
     for flag in ("workdir", "config.dataset.data_dir", "config.training.pretrained"):
         ended = tiny.call_main(*tiny.arguments(tiny_scenes, folder / "run"), f"--{flag}=gs://bucket/there")

@@ -72,7 +72,7 @@ def class_names(labels: Iterable[epath.Path]) -> list[str]:
     found = {(line.name, line.polygon[0]) for line in lines if line and len(line.polygon) == COORDINATES and line.name}
     names = {name for name, _ in found}
     numeric = [name for name in names if math.isfinite(number(name))]
-    # Where the class comes first, a coordinate is taken for it: first numbers then differ less than last ones.
+    # In lines that begin with the class a coordinate is read as the name: there are fewer first numbers than names.
     if len({first for _, first in found}) < len(numeric) >= max(MIN_BOXES, len(names) / 2):
         raise UserError(f"labelTxt names {len(numeric)} classes such as {numeric[0]}: give the class after the corners")
     return sorted(names)

@@ -25,7 +25,7 @@ from cfinet_jax.studies.collectives import Collective, collectives
 from cfinet_jax.train_step import TrainState, empty_batch
 from cfinet_jax.training import make_step
 
-# What libtpu would ask the machine of a TPU.
+# Environment variables that libtpu would read on a machine with a TPU.
 MACHINE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",

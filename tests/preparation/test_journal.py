@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -45,30 +42,11 @@ def prepare_counted(source: Path) -> tuple[int, str, dict[str, list[str]]]:
     return decoding.call_count, output, prepared.accounts(source.parent / "prepared")["train"]["problems"]
 
 
-KILLED = """
-import os, signal, sys
-from unittest import mock
-import cv2
-from cfinet_jax.preparation import __main__ as prepare
-
-decode, decoded = cv2.imdecode, []
-def die_at_the_fourth(*arguments):
-    if len(decoded) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    decoded.append(arguments)
-    return decode(*arguments)
-one_thread = mock.patch("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
-with mock.patch("cv2.imdecode", die_at_the_fourth), one_thread:
-    prepare.main()
-"""
-
-
 @pytest.fixture
 def killed(source) -> Path:
     """The source of a preparation that was killed after three pictures."""
     data = [f"--source={source}", f"--data_dir={source.parent / 'prepared'}"]
-    command = [sys.executable, "-c", KILLED, "coco", "--name=mine", *data]
-    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    prepared.kill("cv2.imdecode", 3, "coco", "--name=mine", *data)
     return source
 
 

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -175,29 +173,11 @@ def test_the_report(raw, capsys):
         assert line in said, line
 
 
-KILLED = """
-import os, signal, sys
-from unittest import mock
-import cv2
-from cfinet_jax.preparation import __main__ as prepare
-
-encode, encoded = cv2.imencode, []
-def die_at_the_seventh(*arguments):
-    if len(encoded) == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    encoded.append(arguments)
-    return encode(*arguments)
-one_thread = mock.patch("cfinet_jax.preparation.checked_pictures.MOST_THREADS", 1)
-with mock.patch("cv2.imencode", die_at_the_seventh), one_thread:
-    prepare.main()
-"""
-
-
 def test_a_killed_preparation_resumes(raw, tmp_path, capsys):
     whole = make(tmp_path / "whole" / "SODA-D")
     assert call(whole, "--windows") == 0
-    command = [sys.executable, "-c", KILLED, "sodad", f"--source={raw}", f"--data_dir={tmp_path / 'prepared'}"]
-    assert subprocess.run([*command, "--windows"], cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    data = [f"--source={raw}", f"--data_dir={tmp_path / 'prepared'}"]
+    prepared.kill("cv2.imencode", 6, "sodad", *data, "--windows")
     assert len(cut(raw)) == 6  # of the first picture, and none of the second
     assert call(raw, "--windows") == 0
     assert "1 of 2 images are cut already" in capsys.readouterr().out
