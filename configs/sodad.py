@@ -343,7 +343,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def choose(variants: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    """The changed entries of a variant; raises `UserError` where there is none of that name."""
+    """Return the changed entries of a variant. Raises `UserError` if there is no such variant."""
     if name not in variants:
         raise UserError(f"There is no variant {name!r}: choose one of {', '.join(filter(None, variants))}, or none.")
     return variants[name]

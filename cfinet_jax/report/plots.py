@@ -21,14 +21,8 @@ CURVE_POINTS = 80  # most points of a curve; a longer log is averaged over as ma
 WIDTH = 6.6  # inches; panels lie one below the other, so that they are legible on a phone
 LONGEST_NAME = 20  # letters of a class name
 INK, GREY = "#222222", "#bbbbbb"
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # of Okabe and Ito, which the colour-blind can tell apart
+# Colours of Okabe and Ito, which the colour-blind can tell apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", "--")
 MOST_CLASSES = len(COLOURS) * len(DASHES)  # classes in one plot
 KIND_COLOURS = ("#009e73", GREY, "#56b4e9", "#e69f00", "#cc79a7", "#d55e00")  # of `metrics.error_types.KINDS`

@@ -76,7 +76,7 @@ def precision(workdir: epath.Path, metrics: dict) -> str:
         text += "\n![precision over recall](precision_recall.png)\n"
     for reason, names in reasons.items():
         if names:
-            text += f"\nLeft out, {reason}: {', '.join(map(escape, names))}.\n"
+            text += f"\nLeft out ({reason}): {', '.join(map(escape, names))}.\n"
     return text
 
 

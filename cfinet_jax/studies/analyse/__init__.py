@@ -46,10 +46,8 @@ def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     data_tables.draw(training, overlaps[scale], workdir / "analysis.png")
     print(text, flush=True)
 
-    needed, available = (
-        memory_needed(config, len(classes)),
-        memory_available(),
-    )  # last, since it compiles the training step
+    # Last, since it compiles the training step.
+    needed, available = memory_needed(config, len(classes)), memory_available()
     means = {each: float(values.mean()) for each, values in overlaps.items()}
     lines = advise(config, training, contents.values(), classes, means, without_anchor, sum(needed.values()), available)
     rest = f"{data_tables.memory_table(needed, available)}\nAdvice:\n\n" + "".join(f"- {line}\n" for line in lines)
