@@ -6,7 +6,7 @@ import sys
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.sizes import input_shape
+from cfinet_jax.input.sizes import check_size, input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import ROI_HEADS
 from cfinet_jax.runtime.settings import flatten
@@ -23,14 +23,15 @@ RANGES = {  # by pattern of the key; the first that matches applies
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
-    r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective": SHARE,
+    r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective|quarter_turns|crop_at_object|"
+    r"colour_jitter": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
-    r"base_size|finest_scale|rescales|anchors_per_positive": POSITIVE,
+    r"base_size|finest_scale|rescales|anchors_per_positive|scale_jitter": POSITIVE,
     "": NOT_NEGATIVE,
 }
 SECTIONS = frozenset({"dataset", "detector", "optimizer", "training", "evaluation", "prediction"})
 LENGTHS = {  # of lists that have one, by pattern of the key; the first that matches applies
-    r"shape_stds|positive_fractions": 2,
+    r"shape_stds|positive_fractions|scale_jitter": 2,
     r"quality_weights": 3,
     r"oriented_rpn\.stds": 6,
     r"proposal_network\..*stds": 4,
@@ -56,6 +57,7 @@ def check_values(config: ConfigDict) -> None:
         )
     check_numbers(config)
     check_windows(config.dataset)
+    check_augmentation(config.dataset)
 
 
 def check_sections(config: ConfigDict) -> None:
@@ -109,6 +111,14 @@ def check_windows(settings: ConfigDict) -> None:
             f"dataset.window_overlap is {overlap}: make it less than dataset.stored_size, which is "
             f"{settings.stored_size}."
         )
+
+
+def check_augmentation(settings: ConfigDict) -> None:
+    """Raise `UserError` if the crop or the range of scales in which training sees pictures is not one."""
+    check_size(settings, "train_size")
+    low, high = settings.scale_jitter
+    if low > high:
+        raise UserError(f"dataset.scale_jitter is {settings.scale_jitter}: give the lower factor first.")
 
 
 def check_batches(config: ConfigDict, devices: int) -> None:

@@ -69,7 +69,6 @@ def train_step(
     detector: Detector,
     optimizer: optax.GradientTransformation,
     prepare: Callable[[Batch, Array], Batch],
-    flip: float,
     micro_batches: int,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Take one step on this device's part of a batch, inside a `shard_map` over `data`.
@@ -83,19 +82,17 @@ def train_step(
       key: The run's random key; the step number is folded in.
       detector: The model.
       optimizer: Turns gradients into updates.
-      prepare: The function (batch as shipped, flips) -> prepared batch.
-      flip: Probability that an image is mirrored.
+      prepare: The function (batch as shipped, key) -> prepared batch; it folds the place of each image into the key.
       micro_batches: Parts in which the batch is computed, to save memory.
 
     Returns:
       The state after the step, and metrics of the global batch.
     """
-    flip_key, priority_key = jax.random.split(jax.random.fold_in(key, state.step))
+    view_key, priority_key = jax.random.split(jax.random.fold_in(key, state.step))
 
     def forward(params: Any, batch: Batch) -> tuple[dict, dict, Exemplars | None]:
         with jax.named_scope("preprocess"):
-            flips = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(flip_key, index), flip))(batch.index)
-            batch = prepare(batch, flips)
+            batch = prepare(batch, view_key)
         height, width = batch.images.shape[1:3]
         objects = batch.ground_truth.labels.shape[1]
         priorities = detector.draw_priorities(priority_key, batch.index, (height, width), objects)

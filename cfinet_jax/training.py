@@ -17,7 +17,7 @@ from cfinet_jax import checkpoint, evaluate
 from cfinet_jax.build import Run, create_run, discover, first_state
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.batches import train_batches, windows_of
-from cfinet_jax.input.sizes import preparation
+from cfinet_jax.input.sizes import training_preparation
 from cfinet_jax.metrics.score_table import table
 from cfinet_jax.models.detector import Detector
 from cfinet_jax.runtime import mesh, processes
@@ -170,8 +170,7 @@ def make_step(config: ConfigDict, detector: Detector, optimizer: optax.GradientT
         train_step,
         detector=detector,
         optimizer=optimizer,
-        prepare=preparation(config.dataset),
-        flip=config.dataset.flip,
+        prepare=training_preparation(config.dataset),
         micro_batches=config.training.micro_batches,
     )
     specs = (mesh.EVERYWHERE, mesh.BY_IMAGE, mesh.EVERYWHERE)

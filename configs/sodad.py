@@ -89,7 +89,14 @@ def get_config(variant: str = "") -> ConfigDict:
             "max_objects": 256,
             "batch_size": 4,
             "eval_batch_size": 4,
-            "flip": 0.5,
+            "flip": 0.5,  # probability of a mirror image, left to right
+            # How else training sees a picture: all off. Evaluation and prediction always see the whole of it.
+            "vertical_flip": 0.0,  # probability of a mirror image, top to bottom: for pictures taken from above
+            "quarter_turns": 0.0,  # probability of a turn by 90, 180 or 270 degrees; 0.75 makes all four ways alike
+            "train_size": placeholder(tuple),  # height, width of the crop that is seen; None: the whole input
+            "scale_jitter": (1.0, 1.0),  # range of a factor of the picture's scale, log-uniform; cropped or padded
+            "crop_at_object": 0.5,  # probability that a crop holds an object; else it is anywhere in the picture
+            "colour_jitter": 0.0,  # saturation, contrast, brightness are multiplied by up to 1 +- this
             "mean": (123.675, 116.28, 103.53),
             "std": (58.395, 57.12, 57.375),
             "read_threads": 4,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from cfinet_jax import optimizer, train_step
 from cfinet_jax.config_checks import check_batches, check_values
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.sizes import input_shape, with_sizes
+from cfinet_jax.input.sizes import augmentation_of, input_shape, with_sizes
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.fpn import FPN
@@ -133,6 +133,7 @@ def test_every_config_can_be_built(module, variant):
     assert config.is_locked
     check_values(config)
     check_batches(config, 1)
+    assert augmentation_of(config.dataset) is None
     detector = build_detector(config.detector, 9)
     sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
     shape, objects = input_shape(config.dataset), config.dataset.max_objects

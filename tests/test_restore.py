@@ -6,8 +6,8 @@ import pytest
 from etils import epath
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.restore import check_same_model, with_tuples
-from cfinet_jax.runtime.settings import write_settings
+from cfinet_jax.restore import check_same_model, recorded_config, with_tuples
+from cfinet_jax.runtime.settings import ADDED, recorded, write_settings
 from tests import tiny
 
 
@@ -47,8 +47,11 @@ def test_a_workdir_of_earlier_names_of_keys_is_read(workdir):
     facts = json.loads(path.read_text())
     section = facts["config"]["detector"]["proposal_network"]["coarse_to_fine"]
     section["assign"], section["assign_modes"] = section.pop("coarse_threshold"), section.pop("coarse_thresholds")
+    for key in ADDED["dataset"]:
+        del facts["config"]["dataset"][key]
     path.write_text(json.dumps(facts))
     check_same_model(workdir, tiny.tiny_config())
+    assert recorded_config(recorded(workdir)).to_dict() == tiny.tiny_config().to_dict()
     write_settings(tiny.tiny_config(), workdir, ["car"], [1])
     with pytest.raises(UserError, match="coarse_threshold = 'paper', but this config has 'fixed'"):
         changed = tiny.tiny_config()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cfinet_jax import optimizer
+from cfinet_jax.input.sizes import training_preparation
 from cfinet_jax.models.detector import build_detector
-from cfinet_jax.ops import exemplar_memory, preprocess
+from cfinet_jax.ops import exemplar_memory
 from cfinet_jax.runtime import mesh
 from cfinet_jax.structures import Batch, Exemplars
 from cfinet_jax.train_step import create_state, exchange, train_step
@@ -46,8 +47,8 @@ def parts():
 def make_step(parts, devices: int, micro_batches: int):
     """The jitted step over the first devices, and a function that places its arguments there."""
     detector, sgd, _ = parts
-    prepare = partial(preprocess.prepare, resize=False, shape=tiny.SHAPE, mean=(120.0,) * 3, std=(60.0,) * 3)
-    step = partial(train_step, detector=detector, optimizer=sgd, prepare=prepare, flip=0.5, micro_batches=micro_batches)
+    prepare = training_preparation(tiny.augmented())
+    step = partial(train_step, detector=detector, optimizer=sgd, prepare=prepare, micro_batches=micro_batches)
     over = mesh.make_mesh(jax.devices()[:devices])
     specs = (mesh.EVERYWHERE, mesh.BY_IMAGE, mesh.EVERYWHERE)
     jitted = mesh.parallel(step, over, specs, mesh.EVERYWHERE)

@@ -71,6 +71,23 @@ def tiny_config(variant: str = "") -> ConfigDict:
     return config.lock()
 
 
+AUGMENTED = {
+    "dataset.vertical_flip": 0.5,
+    "dataset.quarter_turns": 0.75,
+    "dataset.train_size": SHAPE,
+    "dataset.scale_jitter": (0.8, 1.5),
+    "dataset.colour_jitter": 0.3,
+}
+
+
+def augmented() -> ConfigDict:
+    """Return the section `dataset` for pictures of `SHAPE` of which training sees views drawn in every way."""
+    config = tiny_config()
+    config.dataset.update(image_size=None, stored_size=SHAPE)
+    config.update_from_flattened_dict(AUGMENTED)
+    return config.dataset
+
+
 get_config = tiny_config  # as `cfinet_jax.main` asks for it
 
 

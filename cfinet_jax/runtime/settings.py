@@ -1,5 +1,6 @@
 """`settings.json` of a workdir: the config, classes and versions of its run, compared before it is used again."""
 
+import copy
 import importlib.metadata
 import json
 import platform
@@ -15,6 +16,17 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.runtime.files import DAMAGED, read_text, replace_text, writing
 from cfinet_jax.runtime.paths import in_bucket, matching
 
+# Keys that settings of earlier revisions lack, and what these revisions did.
+ADDED = {
+    "dataset": {
+        "vertical_flip": 0.0,
+        "quarter_turns": 0.0,
+        "train_size": None,
+        "scale_jitter": [1.0, 1.0],
+        "crop_at_object": 0.5,
+        "colour_jitter": 0.0,
+    }
+}
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -64,11 +76,13 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def rename_keys(settings: dict[str, Any]) -> None:
-    """Rename, in place, the keys that runs of earlier versions recorded under other names."""
+    """Rename, in place, the keys that earlier versions recorded under other names, and add those that they lack."""
     section = settings["detector"]["proposal_network"].get("coarse_to_fine", {})
     for old, new in (("assign", "coarse_threshold"), ("assign_modes", "coarse_thresholds")):
         if old in section:
             section[new] = section.pop(old)
+    for name, keys in ADDED.items():
+        settings[name] = copy.deepcopy(keys) | settings[name]
 
 
 def recorded(workdir: epath.Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def batch_and_memory(case: dict[str, np.ndarray]) -> tuple[Batch, ExemplarMemory
     return batch, dataclasses.replace(memory, cursor=memory.size)
 
 
-def prepare(batch: Batch, flips) -> Batch:
+def prepare(batch: Batch, key) -> Batch:
     return dataclasses.replace(batch, images=official.normalise(batch.images))
 
 
@@ -138,7 +138,7 @@ def compile_step(function):
 @functools.cache
 def step_of(kind: str):
     """`train_step` of a network."""
-    fixed = {"detector": network(kind), "optimizer": make_sgd(), "prepare": prepare, "flip": 0.0, "micro_batches": 1}
+    fixed = {"detector": network(kind), "optimizer": make_sgd(), "prepare": prepare, "micro_batches": 1}
     return compile_step(functools.partial(train_step, **fixed))
 
 
