@@ -99,7 +99,7 @@ def draw_learning(train: list[dict], evaluations: list[dict], path: epath.Path) 
 
 
 def draw_imitation(train: list[dict], path: epath.Path) -> None:
-    """Draw whom imitation teaches, from what and with what effect, over the images seen; a panel if anything is logged."""
+    """Draw whom imitation teaches, from what and with what effect, over the images seen, as far as it is logged."""
     logged = {key for record in train for key in record}
     shown = {name: panel for name, panel in IMITATION.items() if not logged.isdisjoint(panel[1])}
     figure = Figure(figsize=(WIDTH, 2.7 * len(shown)), layout="constrained")
