@@ -23,7 +23,7 @@ RANGES = {  # by pattern of the key; the first that matches applies
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
-    r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective|quarter_turns|crop_at_object|"
+    r"quantile|overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective|quarter_turns|crop_at_object|"
     r"colour_jitter": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
     r"base_size|finest_scale|rescales|anchors_per_positive|scale_jitter": POSITIVE,

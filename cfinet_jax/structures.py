@@ -129,6 +129,7 @@ class ExemplarMemory:
     features: Float[Array, "classes slots size size channels"]
     cursor: Int[Array, "classes"]  # the next slot to write
     size: Int[Array, "classes"]  # slots in use
+    high_quality: Float[Array, ""] | None = None  # threshold, where it follows a quantile of the qualities
 
 
 @pytree

@@ -90,21 +90,26 @@ def train_step(
     """
     view_key, priority_key = jax.random.split(jax.random.fold_in(key, state.step))
 
-    def forward(params: Any, batch: Batch) -> tuple[dict, dict, Exemplars | None]:
+    def forward(learnt: dict[str, Any], batch: Batch) -> tuple[dict, dict, Exemplars | None]:
         with jax.named_scope("preprocess"):
             batch = prepare(batch, view_key)
         height, width = batch.images.shape[1:3]
         objects = batch.ground_truth.labels.shape[1]
         priorities = detector.draw_priorities(priority_key, batch.index, (height, width), objects)
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = learnt | {"batch_stats": state.batch_stats}
         outputs: Any = detector.apply(variables, batch, state.memory, priorities, method="losses")
         losses, statistics, exemplars = outputs
         statistics["objects_dropped"] = Term(batch.dropped.astype(jnp.float32), jnp.ones(batch.dropped.shape))
         return add_images(losses), add_images(statistics), exemplars
 
-    gradients, losses, statistics, exemplars = accumulate(forward, state.params, batch, micro_batches)
+    probes = {} if detector.imitation is None else {"probes": {"roi_head": jnp.zeros(()), "imitation": jnp.zeros(())}}
+    learnt = {"params": state.params} | probes
+    gradients, losses, statistics, exemplars = accumulate(forward, learnt, batch, micro_batches)
     gradients, losses, statistics = jax.lax.psum((gradients, losses, statistics), AXIS)
+    probes, gradients = gradients.get("probes", {}), gradients["params"]
     metrics = summarise(gradients, losses, statistics)
+    # Norms of the gradients that each part sends into the RoI features.
+    metrics |= {f"features_gradient/{part}": jnp.sqrt(squares) for part, squares in probes.items()}
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updated = dataclasses.replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
@@ -113,6 +118,7 @@ def train_step(
         with jax.named_scope("memory"):
             offered = exchange(exemplars, batch.index, classes, most)
             memory = exemplar_memory.push(state.memory, offered)
+            memory = detector.imitation.follow_quality(memory, statistics["imitation/high_quality"])
         updated = dataclasses.replace(updated, memory=memory)
         metrics |= memory_metrics(memory, offered)
     with jax.named_scope("optimizer"):
@@ -206,10 +212,17 @@ def place(x: Array, index: Array) -> Array:
 
 
 def memory_metrics(memory: ExemplarMemory, offered: Exemplars) -> dict[str, Array]:
-    """Return the filled share of the memory, the share that this step replaced, and the MiB exchanged for it."""
-    places = memory.features.shape[0] * memory.features.shape[1]
-    return {
-        "memory/fill": memory.size.sum() / places,
+    """Return the state of the memory after a step.
+
+    The filled share of its slots and of the emptiest class's, the share of the exemplars that this step wrote (one over
+    its mean is the number of steps after which all have been renewed), the MiB exchanged, and the threshold of high
+    quality if it follows a quantile.
+    """
+    classes, slots = memory.features.shape[:2]
+    threshold = {} if memory.high_quality is None else {"memory/high_quality": memory.high_quality}
+    return threshold | {
+        "memory/fill": memory.size.sum() / (classes * slots),
+        "memory/emptiest_class": memory.size.min() / slots,
         "memory/turnover": offered.valid.sum() / jnp.maximum(memory.size.sum(), 1),
         "memory/exchange_mib": jnp.float32(offered.features.nbytes / 2**20),
     }

@@ -285,10 +285,13 @@ def get_config(variant: str = "") -> ConfigDict:
                 "initial_std": 0.01,  # of encoder and projection weights; thinner layers need more
                 "temperature": 0.6,
                 "weight": 0.5,
+                "features_gradient": True,  # False: imitation teaches its own layers alone, not what it is fed with
                 "high_quality": 0.65,
+                "high_quality_quantile": placeholder(float),  # of recent qualities; then high_quality is but the start
                 "low_quality": 0.25,
                 "min_score": 0.05,
-                "min_predictions": 8,
+                "min_predictions": 8,  # a high quality that rests on fewer makes no exemplar
+                "min_exemplars": 0,  # of its class in the memory, before an object learns
                 "samples": 128,
                 "positive_fractions": (0.5, 0.25),  # for objects of low and of middling quality
                 "shifts": (0.3, 0.5),

@@ -70,6 +70,7 @@ def test_mesh_and_micro_batches_change_nothing(parts, one_device, devices, micro
     state, metrics = one_device(parts[2], shipped_batch())
     same_state, same_metrics = make_step(parts, devices, micro_batches)(parts[2], shipped_batch())
     assert metrics["imitation/exemplars_offered"] > 0 and metrics["loss/imitation/contrast"] > 0
+    assert metrics["features_gradient/roi_head"] > 0 and metrics["features_gradient/imitation"] > 0
     assert metrics.keys() == same_metrics.keys()
     for name, value in metrics.items():
         np.testing.assert_allclose(same_metrics[name], value, rtol=1e-5, atol=1e-7, err_msg=name)

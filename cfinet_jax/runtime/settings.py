@@ -1,6 +1,6 @@
 """`settings.json` of a workdir: the config, classes and versions of its run, compared before it is used again."""
 
-import copy
+import functools
 import importlib.metadata
 import json
 import platform
@@ -16,18 +16,19 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.runtime.files import DAMAGED, read_text, replace_text, writing
 from cfinet_jax.runtime.paths import in_bucket, matching
 
-# Keys that settings of earlier revisions lack, and what these revisions did.
-ADDED = {
-    "dataset": {
-        "vertical_flip": 0.0,
-        "quarter_turns": 0.0,
-        "train_size": None,
-        "scale_jitter": [1.0, 1.0],
-        "crop_at_object": 0.5,
-        "colour_jitter": 0.0,
-    }
-}
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+# Keys that runs of earlier versions did not record, with the values that say what they did.
+ADDED = {
+    "dataset.vertical_flip": 0.0,
+    "dataset.quarter_turns": 0.0,
+    "dataset.train_size": None,
+    "dataset.scale_jitter": [1.0, 1.0],
+    "dataset.crop_at_object": 0.5,
+    "dataset.colour_jitter": 0.0,
+    "detector.imitation.features_gradient": True,
+    "detector.imitation.high_quality_quantile": None,
+    "detector.imitation.min_exemplars": 0,
+}
 
 
 def write_settings(
@@ -65,7 +66,7 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
     """Return the content of `settings.json`, or None if it is missing or damaged."""
     try:
         facts = json.loads(read_text(workdir / "settings.json"))
-        rename_keys(facts["config"])
+        update_keys(facts["config"])
         classes, numbers = facts["classes"], facts["category_ids"]
         named = isinstance(classes, list) and {type(name) for name in classes} == {str}
         numbered = [type(number) for number in numbers] == [int] * len(classes)
@@ -75,14 +76,16 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
         return None
 
 
-def rename_keys(settings: dict[str, Any]) -> None:
+def update_keys(settings: dict[str, Any]) -> None:
     """Rename, in place, the keys that earlier versions recorded under other names, and add those that they lack."""
     section = settings["detector"]["proposal_network"].get("coarse_to_fine", {})
     for old, new in (("assign", "coarse_threshold"), ("assign_modes", "coarse_thresholds")):
         if old in section:
             section[new] = section.pop(old)
-    for name, keys in ADDED.items():
-        settings[name] = copy.deepcopy(keys) | settings[name]
+    for key, value in ADDED.items():
+        *sections, name = key.split(".")
+        section = functools.reduce(dict.__getitem__, sections, settings)
+        section.setdefault(name, value)
 
 
 def recorded(workdir: epath.Path) -> dict[str, Any]:
