@@ -104,7 +104,7 @@ def create_run(config: ConfigDict) -> Run:
 def build(config: ConfigDict, classes: int) -> tuple[Detector, optax.GradientTransformation]:
     """Return the detector and its optimizer, which does not update frozen parts."""
     frozen = tuple(f"backbone/{part}" for part in frozen_parts(config.detector.backbone.frozen_stages))
-    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, frozen)
+    sgd = optimizer.make_optimizer(config, frozen)
     return build_detector(config.detector, classes), sgd
 
 

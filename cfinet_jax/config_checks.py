@@ -9,6 +9,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import ROI_HEADS
+from cfinet_jax.optimizer import SCHEDULES
 from cfinet_jax.runtime.settings import flatten
 from cfinet_jax.structures import BOX_NUMBERS
 
@@ -23,7 +24,7 @@ RANGES = {  # by pattern of the key; the first that matches applies
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
-    r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective": SHARE,
+    r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|final_factor|effective": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
     r"base_size|finest_scale|rescales|anchors_per_positive": POSITIVE,
     "": NOT_NEGATIVE,
@@ -56,6 +57,7 @@ def check_values(config: ConfigDict) -> None:
         )
     check_numbers(config)
     check_windows(config.dataset)
+    check_schedule(config)
 
 
 def check_sections(config: ConfigDict) -> None:
@@ -91,6 +93,18 @@ def check_numbers(config: ConfigDict) -> None:
                 raise UserError(f"{name} is {each}: make it {wanted}.")
             if not number and (listed or (numeric and each is not None)):
                 raise UserError(f"{name} is {each!r}: make it a number.")
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Raise `UserError` for an unknown schedule of the learning rate, or one that a training has no room for."""
+    settings, images = config.optimizer, config.training.images
+    if settings.schedule not in SCHEDULES:
+        raise UserError(f"optimizer.schedule is {settings.schedule!r}: choose {' or '.join(SCHEDULES)}.")
+    if settings.schedule == "cosine" and settings.warmup_images >= images:
+        raise UserError(
+            f"The warm-up ({settings.warmup_images} images) leaves nothing of training.images, {images}, to the "
+            "cosine: lower optimizer.warmup_images."
+        )
 
 
 def check_windows(settings: ConfigDict) -> None:

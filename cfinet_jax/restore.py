@@ -127,7 +127,7 @@ def of_model(settings: dict) -> dict[str, Any]:
 
 def state_shapes(config: ConfigDict, detector: Detector, over: mesh.Mesh) -> TrainState:
     """Return the shapes of a run's state, replicated on every device."""
-    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
+    sgd = optimizer.make_optimizer(config, ())
     shape, most = input_shape(config.dataset), config.dataset.max_objects
     create = partial(train_step.create_state, detector=detector, optimizer=sgd, shape=shape, max_objects=most)
     return mesh.shapes(jax.eval_shape(create, jax.random.key(0)), over, mesh.EVERYWHERE)

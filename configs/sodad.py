@@ -301,8 +301,10 @@ def get_config(variant: str = "") -> ConfigDict:
             "weight_decay": 1e-4,
             "warmup_images": 500 * 4,
             "warmup_factor": 0.001,
-            "decay_images": (8 * 58_023, 11 * 58_023),
-            "decay_factor": 0.1,
+            "schedule": "steps",  # after the warm-up: "steps" or "cosine", half a wave that ends at training.images
+            "decay_images": (8 * 58_023, 11 * 58_023),  # of "steps"
+            "decay_factor": 0.1,  # of "steps", at each of them
+            "final_factor": 0.01,  # of "cosine": the last rate, as a share of the first
             "clip_norm": placeholder(float),
             "rate_multipliers": {"imitation/encode": 0.05, "imitation/project": 0.05},
         }

@@ -5,9 +5,10 @@ import json
 import pytest
 from etils import epath
 
+from cfinet_jax.config_checks import check_values
 from cfinet_jax.errors import UserError
-from cfinet_jax.restore import check_same_model, with_tuples
-from cfinet_jax.runtime.settings import write_settings
+from cfinet_jax.restore import check_same_model, recorded_config, with_tuples
+from cfinet_jax.runtime.settings import ADDED, recorded, write_settings
 from tests import tiny
 
 
@@ -54,6 +55,18 @@ def test_a_workdir_of_earlier_names_of_keys_is_read(workdir):
         changed = tiny.tiny_config()
         changed.detector.proposal_network.coarse_to_fine.coarse_threshold = "fixed"
         check_same_model(workdir, changed)
+
+
+def test_a_workdir_that_lacks_newer_keys_has_what_was_done_then(workdir):
+    path = workdir / "settings.json"
+    facts = json.loads(path.read_text())
+    for section, keys in ADDED.items():
+        for key in keys:
+            del facts["config"][section][key]
+    path.write_text(json.dumps(facts))
+    config = recorded_config(recorded(workdir))
+    assert config.to_dict() == tiny.tiny_config().to_dict()
+    check_values(config)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])

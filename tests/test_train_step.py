@@ -34,7 +34,8 @@ def parts():
     settings = tiny.settings()
     settings.imitation.update(high_quality=0.0, min_predictions=0)
     detector = build_detector(settings, CLASSES)
-    sgd = optimizer.make_optimizer(CONFIG.optimizer, IMAGES, ("backbone/conv1/", "backbone/bn1/", "backbone/layer1_"))
+    CONFIG.dataset.batch_size = IMAGES
+    sgd = optimizer.make_optimizer(CONFIG, ("backbone/conv1/", "backbone/bn1/", "backbone/layer1_"))
     state = create_state(jax.random.key(0), detector, sgd, tiny.SHAPE, tiny.OBJECTS)
     features = jax.random.normal(jax.random.key(1), (2 * CLASSES, *state.memory.features.shape[2:]))
     labels = jnp.arange(2 * CLASSES, dtype=jnp.int32) % CLASSES

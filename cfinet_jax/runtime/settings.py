@@ -15,6 +15,8 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.runtime.files import DAMAGED, read_text, replace_text, writing
 from cfinet_jax.runtime.paths import in_bucket, matching
 
+# Keys that runs of earlier versions did not record, with the values by which they were trained and evaluated.
+ADDED = {"optimizer": {"schedule": "steps", "final_factor": 0.01}}
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
@@ -64,11 +66,14 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def rename_keys(settings: dict[str, Any]) -> None:
-    """Rename, in place, the keys that runs of earlier versions recorded under other names."""
+    """Rename, in place, the keys that runs of earlier versions recorded under other names, and add those they lack."""
     section = settings["detector"]["proposal_network"].get("coarse_to_fine", {})
     for old, new in (("assign", "coarse_threshold"), ("assign_modes", "coarse_thresholds")):
         if old in section:
             section[new] = section.pop(old)
+    for name, keys in ADDED.items():
+        if name in settings:
+            settings[name] = keys | settings[name]
 
 
 def recorded(workdir: epath.Path) -> dict[str, Any]:
