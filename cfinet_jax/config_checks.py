@@ -1,5 +1,6 @@
 """Checks of a config before anything is computed from it, so that a mistake is one line now, not a failure later."""
 
+import math
 import re
 import sys
 
@@ -19,11 +20,13 @@ NOT_NEGATIVE = 0, LARGEST, "at least 0"
 POSITIVE = SMALLEST, LARGEST, "more than 0"
 COUNT = 1, LARGEST, "at least 1"
 SHARE = 0, 1, "a number from 0 to 1"
+BELOW_ONE = 0, math.nextafter(1, 0), "at least 0 and less than 1"
 RANGES = {  # by pattern of the key; the first that matches applies
     r"frozen_stages|coarse_thresholds|coarse_thresholds|dataset\.mean": ANY,
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
+    r"average_decay": BELOW_ONE,
     r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|final_factor|effective": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
     r"base_size|finest_scale|rescales|anchors_per_positive": POSITIVE,

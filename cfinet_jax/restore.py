@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -92,10 +91,11 @@ def trained_variables(
     if restored is not None:
         check_same_model(workdir, config)
         check_same_classes(workdir, classes)
-        print(f"Checkpoint {int(restored[0].step):,} of {workdir}.", flush=True)
-        return {"params": restored[0].params, "batch_stats": restored[0].batch_stats}
+        averaged = "" if restored[0].average is None else ", the average of its parameters"
+        print(f"Checkpoint {int(restored[0].step):,} of {workdir}{averaged}.", flush=True)
+        return restored[0].evaluated
     if config.training.pretrained:
-        loaded = load_published(config, {"params": template.params, "batch_stats": template.batch_stats}, classes)
+        loaded = load_published(config, template.variables, classes)
         if not loaded.at_random:
             return loaded.variables
     raise UserError(
@@ -129,7 +129,11 @@ def state_shapes(config: ConfigDict, detector: Detector, over: mesh.Mesh) -> Tra
     """Return the shapes of a run's state, replicated on every device."""
     sgd = optimizer.make_optimizer(config, ())
     shape, most = input_shape(config.dataset), config.dataset.max_objects
-    create = partial(train_step.create_state, detector=detector, optimizer=sgd, shape=shape, max_objects=most)
+
+    def create(key: jax.Array) -> TrainState:
+        state = train_step.create_state(key, detector, sgd, shape, most)
+        return train_step.with_average(state, config.training.average_decay is not None)
+
     return mesh.shapes(jax.eval_shape(create, jax.random.key(0)), over, mesh.EVERYWHERE)
 
 

@@ -316,6 +316,9 @@ def get_config(variant: str = "") -> ConfigDict:
             "micro_batches": 1,
             "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector
             "pretrained_partial": False,  # load only the arrays that fit, and list the others
+            "average_decay": placeholder(
+                float
+            ),  # share of the moving average of parameters left after an image; None: off
             "on_nonfinite": "stop",
             "log_every_images": 200,
             "checkpoint_every_images": 8_000,

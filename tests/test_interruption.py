@@ -30,6 +30,7 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 STEPS = 6
 LONGER = (f"--config.training.images={8 * STEPS}", "--config.evaluation.every_images=1000000")
+LONGER += ("--config.training.average_decay=0.9",)
 
 
 @pytest.fixture(scope="module")
