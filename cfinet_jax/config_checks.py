@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
-from cfinet_jax.models.detector import ROI_HEADS
+from cfinet_jax.models.detector import PARTS, ROI_HEADS
 from cfinet_jax.optimizer import SCHEDULES
 from cfinet_jax.runtime.settings import flatten
 from cfinet_jax.structures import BOX_NUMBERS
@@ -32,6 +32,7 @@ RANGES = {  # by pattern of the key; the first that matches applies
     r"base_size|finest_scale|rescales|anchors_per_positive": POSITIVE,
     "": NOT_NEGATIVE,
 }
+NAMES = {"training.pretrained_parts": PARTS}  # lists of names, and what they are chosen from
 SECTIONS = frozenset({"dataset", "detector", "optimizer", "training", "evaluation", "prediction"})
 LENGTHS = {  # of lists that have one, by pattern of the key; the first that matches applies
     r"shape_stds|positive_fractions": 2,
@@ -59,8 +60,17 @@ def check_values(config: ConfigDict) -> None:
             "another config, such as configs/sodad.py for horizontal or configs/sodaa.py for oriented boxes."
         )
     check_numbers(config)
+    check_names(config)
     check_windows(config.dataset)
     check_schedule(config)
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raise `UserError` for a list with a name that is none of those to choose from."""
+    for key, choices in NAMES.items():
+        section, name = key.split(".")
+        if unknown := [each for each in config[section][name] if each not in choices]:
+            raise UserError(f"{key} has {unknown[0]!r}: choose from {', '.join(sorted(choices))}.")
 
 
 def check_sections(config: ConfigDict) -> None:
@@ -82,6 +92,8 @@ def check_numbers(config: ConfigDict) -> None:
     head = ROI_HEADS.get(config.detector.get("roi_head", {}).get("name"))
     lengths = LENGTHS | {r"roi_head\.stds": head and head.numbers}
     for key, value in flatten(config.to_dict()).items():
+        if key in NAMES:
+            continue
         listed = isinstance(value, tuple | list)
         length = next((length for pattern, length in lengths.items() if re.search(pattern, key)), None)
         if length and not (listed and len(value) == length):

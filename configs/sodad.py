@@ -314,8 +314,9 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "images": 12 * 58_023,
             "micro_batches": 1,
-            "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector
-            "pretrained_partial": False,  # load only the arrays that fit, and list the others
+            "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector, or the workdir of a run
+            "pretrained_parts": (),  # such as ("backbone", "neck"): take only these; (): all
+            "pretrained_partial": False,  # of a file, too, load only the arrays that fit, and list the others
             "average_decay": placeholder(
                 float
             ),  # share of the moving average of parameters left after an image; None: off

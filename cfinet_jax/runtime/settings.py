@@ -16,7 +16,10 @@ from cfinet_jax.runtime.files import DAMAGED, read_text, replace_text, writing
 from cfinet_jax.runtime.paths import in_bucket, matching
 
 # Keys that runs of earlier versions did not record, with the values by which they were trained and evaluated.
-ADDED = {"optimizer": {"schedule": "steps", "final_factor": 0.01}, "training": {"average_decay": None}}
+ADDED = {
+    "optimizer": {"schedule": "steps", "final_factor": 0.01},
+    "training": {"average_decay": None, "pretrained_parts": []},
+}
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
