@@ -1,5 +1,6 @@
 """Checks of a config before anything is computed from it, so that a mistake is one line now, not a failure later."""
 
+import math
 import re
 import sys
 
@@ -8,7 +9,8 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import check_size, input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
-from cfinet_jax.models.detector import ROI_HEADS
+from cfinet_jax.models.detector import PARTS, ROI_HEADS
+from cfinet_jax.optimizer import SCHEDULES
 from cfinet_jax.runtime.settings import flatten
 from cfinet_jax.structures import BOX_NUMBERS
 
@@ -18,17 +20,20 @@ NOT_NEGATIVE = 0, LARGEST, "at least 0"
 POSITIVE = SMALLEST, LARGEST, "more than 0"
 COUNT = 1, LARGEST, "at least 1"
 SHARE = 0, 1, "a number from 0 to 1"
+BELOW_ONE = 0, math.nextafter(1, 0), "at least 0 and less than 1"
 RANGES = {  # by pattern of the key; the first that matches applies
     r"frozen_stages|coarse_thresholds|coarse_thresholds|dataset\.mean": ANY,
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
-    r"quantile|overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective|quarter_turns|crop_at_object|"
-    r"colour_jitter": SHARE,
+    r"average_decay": BELOW_ONE,
+    r"quantile|overlap|min_score|min_location|fraction|flip|momentum|decay_factor|final_factor|effective|quarter_turns|"
+    r"crop_at_object|colour_jitter": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
     r"base_size|finest_scale|rescales|anchors_per_positive|scale_jitter": POSITIVE,
     "": NOT_NEGATIVE,
 }
+NAMES = {"training.pretrained_parts": PARTS}  # lists of names, and what they are chosen from
 SECTIONS = frozenset({"dataset", "detector", "optimizer", "training", "evaluation", "prediction"})
 LENGTHS = {  # of lists that have one, by pattern of the key; the first that matches applies
     r"shape_stds|positive_fractions|scale_jitter": 2,
@@ -56,8 +61,18 @@ def check_values(config: ConfigDict) -> None:
             "another config, such as configs/sodad.py for horizontal or configs/sodaa.py for oriented boxes."
         )
     check_numbers(config)
+    check_names(config)
     check_windows(config.dataset)
     check_augmentation(config.dataset)
+    check_schedule(config)
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raise `UserError` for a list with a name that is none of those to choose from."""
+    for key, choices in NAMES.items():
+        section, name = key.split(".")
+        if unknown := [each for each in config[section][name] if each not in choices]:
+            raise UserError(f"{key} has {unknown[0]!r}: choose from {', '.join(sorted(choices))}.")
 
 
 def check_sections(config: ConfigDict) -> None:
@@ -79,6 +94,8 @@ def check_numbers(config: ConfigDict) -> None:
     head = ROI_HEADS.get(config.detector.get("roi_head", {}).get("name"))
     lengths = LENGTHS | {r"roi_head\.stds": head and head.numbers}
     for key, value in flatten(config.to_dict()).items():
+        if key in NAMES:
+            continue
         listed = isinstance(value, tuple | list)
         length = next((length for pattern, length in lengths.items() if re.search(pattern, key)), None)
         if length and not (listed and len(value) == length):
@@ -93,6 +110,18 @@ def check_numbers(config: ConfigDict) -> None:
                 raise UserError(f"{name} is {each}: make it {wanted}.")
             if not number and (listed or (numeric and each is not None)):
                 raise UserError(f"{name} is {each!r}: make it a number.")
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Raise `UserError` for an unknown schedule of the learning rate, or one that a training has no room for."""
+    settings, images = config.optimizer, config.training.images
+    if settings.schedule not in SCHEDULES:
+        raise UserError(f"optimizer.schedule is {settings.schedule!r}: choose {' or '.join(SCHEDULES)}.")
+    if settings.schedule == "cosine" and settings.warmup_images >= images:
+        raise UserError(
+            f"The warm-up ({settings.warmup_images} images) leaves nothing of training.images, {images}, to the "
+            "cosine: lower optimizer.warmup_images."
+        )
 
 
 def check_windows(settings: ConfigDict) -> None:

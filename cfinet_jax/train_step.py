@@ -26,6 +26,24 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     memory: ExemplarMemory | None  # None without imitation
+    average: Any = None  # of the parameters, over steps; None without `training.average_decay`
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Return what a step trains, and the constants that go with it."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """Return the variables to detect with: those of the average, if there is one."""
+        return {"params": self.params if self.average is None else self.average, "batch_stats": self.batch_stats}
+
+
+def with_average(state: TrainState, averaged: bool) -> TrainState:
+    """Return the state with an average, which begins as a copy of the parameters if it is new, or without one."""
+    if averaged and state.average is not None:
+        return state
+    return dataclasses.replace(state, average=jax.tree.map(jnp.copy, state.params) if averaged else None)
 
 
 def empty_batch(count: int, shape: tuple[int, int], max_objects: int, oriented: bool = False) -> Batch:
@@ -70,6 +88,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     prepare: Callable[[Batch, Array], Batch],
     micro_batches: int,
+    average_decay: float | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Take one step on this device's part of a batch, inside a `shard_map` over `data`.
 
@@ -84,6 +103,7 @@ def train_step(
       optimizer: Turns gradients into updates.
       prepare: The function (batch as shipped, key) -> prepared batch; it folds the place of each image into the key.
       micro_batches: Parts in which the batch is computed, to save memory.
+      average_decay: Share of the state's average that is left after another image; None if it has none.
 
     Returns:
       The state after the step, and metrics of the global batch.
@@ -113,17 +133,27 @@ def train_step(
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updated = dataclasses.replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-    if detector.imitation is not None and state.memory is not None and exemplars is not None:
-        classes, most = detector.roi_head.classes, detector.imitation.max_class_exemplars
-        with jax.named_scope("memory"):
-            offered = exchange(exemplars, batch.index, classes, most)
-            memory = exemplar_memory.push(state.memory, offered)
-            memory = detector.imitation.follow_quality(memory, statistics["imitation/high_quality"])
-        updated = dataclasses.replace(updated, memory=memory)
-        metrics |= memory_metrics(memory, offered)
+        updated = move_average(updated, batch.index.shape[0] * jax.lax.axis_size(AXIS), average_decay)
+    updated, of_memory = remember(updated, exemplars, batch.index, statistics, detector)
+    metrics |= of_memory
     with jax.named_scope("optimizer"):
         state = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), updated, state)
     return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def move_average(state: TrainState, images: int, decay: float | None) -> TrainState:
+    """Return the state with its average moved towards the parameters, as a step of so many images does; None: as it is.
+
+    Another image leaves `decay` of the average, and a step that to the power of its images, so that the average reaches
+    as far back whatever the batch size. After n images it is (1 + n) / (10 + n) if less, lest the start be remembered.
+    """
+    if decay is None:
+        return state
+    seen = state.step.astype(jnp.float32) * images
+    kept = jnp.minimum(decay, (1 + seen) / (10 + seen)) ** images
+    # Written so that what has never moved stays exactly what it is.
+    average = jax.tree.map(lambda old, new: old + (1 - kept) * (new - old), state.average, state.params)
+    return dataclasses.replace(state, average=average)
 
 
 def summarise(gradients: Any, losses: dict[str, Term], statistics: dict[str, Term]) -> dict[str, Array]:
@@ -185,6 +215,23 @@ def add_images(terms: dict[str, Term]) -> dict[str, Term]:
 def mean(term: Term) -> Array:
     """Divide the sum by the count; 0 if the count is 0."""
     return term.total / jnp.where(term.count > 0, term.count, 1.0)
+
+
+def remember(
+    state: TrainState, exemplars: Exemplars | None, index: Array, statistics: dict[str, Term], detector: Detector
+) -> tuple[TrainState, dict[str, Array]]:
+    """Return the state with the best exemplars of all devices in its memory, if it has one, and metrics of the memory.
+
+    `index` is the place of this device's images in the global batch, `statistics` are those of all devices.
+    """
+    if detector.imitation is None or state.memory is None or exemplars is None:
+        return state, {}
+    classes, most = detector.roi_head.classes, detector.imitation.max_class_exemplars
+    with jax.named_scope("memory"):
+        offered = exchange(exemplars, index, classes, most)
+        memory = exemplar_memory.push(state.memory, offered)
+        memory = detector.imitation.follow_quality(memory, statistics["imitation/high_quality"])
+    return dataclasses.replace(state, memory=memory), memory_metrics(memory, offered)
 
 
 def exchange(exemplars: Exemplars, index: Array, classes: int, most: int) -> Exemplars:

@@ -311,8 +311,10 @@ def get_config(variant: str = "") -> ConfigDict:
             "weight_decay": 1e-4,
             "warmup_images": 500 * 4,
             "warmup_factor": 0.001,
-            "decay_images": (8 * 58_023, 11 * 58_023),
-            "decay_factor": 0.1,
+            "schedule": "steps",  # after the warm-up: "steps" or "cosine", half a wave that ends at training.images
+            "decay_images": (8 * 58_023, 11 * 58_023),  # of "steps"
+            "decay_factor": 0.1,  # of "steps", at each of them
+            "final_factor": 0.01,  # of "cosine": the last rate, as a share of the first
             "clip_norm": placeholder(float),
             "rate_multipliers": {"imitation/encode": 0.05, "imitation/project": 0.05},
         }
@@ -322,8 +324,12 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "images": 12 * 58_023,
             "micro_batches": 1,
-            "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector
-            "pretrained_partial": False,  # load only the arrays that fit, and list the others
+            "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector, or the workdir of a run
+            "pretrained_parts": (),  # such as ("backbone", "neck"): take only these; (): all
+            "pretrained_partial": False,  # of a file, too, load only the arrays that fit, and list the others
+            "average_decay": placeholder(
+                float
+            ),  # share of the moving average of parameters left after an image; None: off
             "on_nonfinite": "stop",
             "log_every_images": 200,
             "checkpoint_every_images": 8_000,

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax.build import discover_sizes
-from cfinet_jax.config_checks import RANGES, SECTIONS, check_numbers
+from cfinet_jax.config_checks import RANGES, SECTIONS, check_numbers, check_values
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import with_sizes
 from cfinet_jax.restore import open_trained
@@ -45,6 +45,7 @@ REFUSED = {
     ("detector.roi_head.positive_fraction", 1.2): "from 0 to 1",
     ("detector.imitation.temperature", 0.0): "more than 0",
     ("detector.proposal_network.coarse_to_fine.proposals.test.candidates", 0): "at least 1",
+    ("training.average_decay", 1.0): "training.average_decay is 1.0: make it at least 0 and less than 1",
     ("seed", -1): "seed is -1: make it at least 0",
     ("dataset.grey_range", ("a", "b")): "dataset.grey_range.0 is 'a': make it a number",
     ("dataset.eval_batch_size", "8"): "dataset.eval_batch_size is '8': make it a number",
@@ -76,6 +77,13 @@ def test_no_mode_computes_with_a_number_out_of_range(key, value, tmp_path):
         with pytest.raises(UserError) as error:
             door()
         assert REFUSED[key, value] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_part_that_no_detector_has_is_refused():
+    config = tiny.tiny_config()
+    config.training.pretrained_parts = ("backbone", "head")
+    with pytest.raises(UserError, match="training.pretrained_parts has 'head': choose from backbone, imitation, neck"):
+        check_values(config)
 
 
 @pytest.mark.parametrize("section", sorted(SECTIONS))

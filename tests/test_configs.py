@@ -135,7 +135,7 @@ def test_every_config_can_be_built(module, variant):
     check_batches(config, 1)
     assert augmentation_of(config.dataset) is None
     detector = build_detector(config.detector, 9)
-    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
+    sgd = optimizer.make_optimizer(config, ())
     shape, objects = input_shape(config.dataset), config.dataset.max_objects
     state = jax.eval_shape(lambda: train_step.create_state(jax.random.key(0), detector, sgd, shape, objects))
     assert {"backbone", "neck", "proposal_network", "roi_head"} <= state.params.keys()
@@ -200,7 +200,7 @@ def test_a_pod_trains_on_as_many_images_at_a_higher_rate(batch, chips):
     config.dataset.batch_size = batch
     check_batches(config, chips)
     assert config.detector == paper.detector and config.training.images == paper.training.images
-    rate = optimizer.learning_rate(config.optimizer, batch)
+    rate = optimizer.learning_rate(config)
     assert rate(32_000 // batch) == pytest.approx(0.01 * batch / 4)
     assert rate(0) == pytest.approx(0.01 * batch / 4 * 0.001, rel=1e-4)
 

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = 6
 AUGMENTED = tuple(f"--config.{key}={value}" for key, value in tiny.AUGMENTED.items())
 LONGER = (f"--config.training.images={8 * STEPS}", "--config.evaluation.every_images=1000000", *AUGMENTED)
+LONGER += ("--config.training.average_decay=0.9",)
 
 
 @pytest.fixture(scope="module")

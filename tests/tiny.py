@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
+import operator
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 from unittest import mock
 
@@ -161,3 +164,10 @@ def full_memory(memory: ExemplarMemory, seed: int = 0) -> ExemplarMemory:
     """Return the memory with random exemplars in every slot."""
     features = jax.random.normal(jax.random.key(seed), memory.features.shape)
     return ExemplarMemory(features, memory.cursor, jnp.full_like(memory.size, memory.features.shape[1]))
+
+
+def forget(settings: Any, keys: Iterable[str]) -> None:
+    """Delete dotted keys from nested settings, in place."""
+    for key in keys:
+        *sections, name = key.split(".")
+        del functools.reduce(operator.getitem, sections, settings)[name]

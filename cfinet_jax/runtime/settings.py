@@ -28,6 +28,10 @@ ADDED = {
     "detector.imitation.features_gradient": True,
     "detector.imitation.high_quality_quantile": None,
     "detector.imitation.min_exemplars": 0,
+    "optimizer.schedule": "steps",
+    "optimizer.final_factor": 0.01,
+    "training.average_decay": None,
+    "training.pretrained_parts": [],
 }
 
 

@@ -107,10 +107,11 @@ def prepare(batch: Batch, key) -> Batch:
 
 
 def make_sgd() -> optax.GradientTransformation:
-    settings = get_config("released").optimizer
-    assert (settings.momentum, settings.weight_decay) == (0.9, DECAY)
-    settings.update(learning_rate=RATE, reference_batch=2, warmup_images=0, decay_images=())
-    return optimizer.make_optimizer(settings, 2, tuple(f"backbone/{part}" for part in frozen_parts(1)))
+    config = get_config("released")
+    config.dataset.batch_size = 2
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, DECAY)
+    config.optimizer.update(learning_rate=RATE, reference_batch=2, warmup_images=0, decay_images=())
+    return optimizer.make_optimizer(config, tuple(f"backbone/{part}" for part in frozen_parts(1)))
 
 
 @functools.cache

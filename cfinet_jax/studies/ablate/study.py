@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 from cfinet_jax.named_configs import configs_folder
 from cfinet_jax.runtime.paths import user_path
-from cfinet_jax.runtime.settings import flatten
+from cfinet_jax.runtime.settings import ADDED, flatten
 
 STUDIES = "configs/ablations.py"  # has the studies that are named without a file
 
@@ -119,4 +119,7 @@ def config_of(row: Row, config: ConfigDict) -> ConfigDict:
 def digest(config: ConfigDict) -> str:
     """Return a name for an experiment, by the settings that have an effect, so that equal rows are trained once."""
     settings = {key: value for key, value in flatten(json.loads(config.to_json())).items() if key not in OF_NO_EFFECT}
+    for key, off in ADDED.items():  # so that studies of earlier versions are found again
+        if settings.get(key) == off:
+            del settings[key]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -90,7 +90,7 @@ def memory_needed(config: ConfigDict, classes: int) -> dict[str, int]:
     state, batch, key = step_shapes(config, detector, over)
     compiled = compile_step(make_step(config, detector, optimizer, over), state, batch, key)
     return {
-        "parameters": size_in_bytes((state.params, state.batch_stats)),
+        "parameters": size_in_bytes((state.variables, state.average)),
         "optimizer state": size_in_bytes(state.opt_state),
         "exemplar memory": size_in_bytes(state.memory),
         "images and boxes of a step": size_in_bytes(batch) // over.size,
