@@ -129,7 +129,16 @@ class ExemplarMemory:
     features: Float[Array, "classes slots size size channels"]
     cursor: Int[Array, "classes"]  # the next slot to write
     size: Int[Array, "classes"]  # slots in use
-    high_quality: Float[Array, ""] | None = None  # threshold, where it follows a quantile of the qualities
+
+
+@pytree
+class QuantileMemory(ExemplarMemory):
+    """A memory whose threshold of high quality follows a quantile.
+
+    A class of its own, since a field that may be None would be part of every checkpoint.
+    """
+
+    high_quality: Float[Array, ""]
 
 
 @pytree

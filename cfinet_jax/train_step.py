@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from cfinet_jax.models.detector import Detector
 from cfinet_jax.ops import exemplar_memory
 from cfinet_jax.runtime.mesh import AXIS
-from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, GroundTruth, Term, pytree
+from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, GroundTruth, QuantileMemory, Term, pytree
 
 Forward = Callable[[Any, Batch], tuple[dict, dict, Exemplars | None]]
 
@@ -266,7 +266,7 @@ def memory_metrics(memory: ExemplarMemory, offered: Exemplars) -> dict[str, Arra
     quality if it follows a quantile.
     """
     classes, slots = memory.features.shape[:2]
-    threshold = {} if memory.high_quality is None else {"memory/high_quality": memory.high_quality}
+    threshold = {"memory/high_quality": memory.high_quality} if isinstance(memory, QuantileMemory) else {}
     return threshold | {
         "memory/fill": memory.size.sum() / (classes * slots),
         "memory/emptiest_class": memory.size.min() / slots,

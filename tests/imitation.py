@@ -9,7 +9,7 @@ import numpy as np
 from cfinet_jax.models.feature_imitation import FeatureImitation, Grades
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.ops.exemplar_memory import empty_memory
-from cfinet_jax.structures import Priorities, RoiSamples
+from cfinet_jax.structures import Priorities, QuantileMemory, RoiSamples
 from tests import tiny
 
 SETTINGS = {key: value for key, value in tiny.settings().imitation.to_dict().items() if key != "enabled"}
@@ -51,8 +51,9 @@ def scene(rng: np.random.Generator, qualities: tuple[float, ...] = (0.9, 0.8, 0.
 
 
 def grade(module: FeatureImitation, *inputs, high_quality: float | None = None) -> Grades:
-    threshold = None if high_quality is None else jnp.float32(high_quality)
-    memory = dataclasses.replace(empty_memory(CLASSES, SLOTS, SIZE, CHANNELS), high_quality=threshold)
+    memory = empty_memory(CLASSES, SLOTS, SIZE, CHANNELS)
+    if high_quality is not None:
+        memory = QuantileMemory(memory.features, memory.cursor, memory.size, jnp.float32(high_quality))
     return jax.tree.map(np.asarray, jax.jit(lambda *a: module.apply({}, *a, memory, STDS, method="grade"))(*inputs))
 
 

@@ -23,7 +23,16 @@ from cfinet_jax.models.roi_head import RoiHead
 from cfinet_jax.models.rotated_roi_head import OrientedRoiHead, RotatedRoiHead
 from cfinet_jax.ops import exemplar_memory, gradient_probe
 from cfinet_jax.ops.imitation import QUALITIES
-from cfinet_jax.structures import Batch, Detections, ExemplarMemory, Exemplars, Priorities, Proposals, Term
+from cfinet_jax.structures import (
+    Batch,
+    Detections,
+    ExemplarMemory,
+    Exemplars,
+    Priorities,
+    Proposals,
+    QuantileMemory,
+    Term,
+)
 
 T = TypeVar("T")
 
@@ -111,7 +120,7 @@ class Detector(nn.Module):
         )
         if self.imitation.high_quality_quantile is None:
             return memory
-        return dataclasses.replace(memory, high_quality=jnp.float32(self.imitation.high_quality))
+        return QuantileMemory(memory.features, memory.cursor, memory.size, jnp.float32(self.imitation.high_quality))
 
     def draw_priorities(
         self, key: Array, index: Int[Array, " batch"], shape: tuple[int, int], max_objects: int

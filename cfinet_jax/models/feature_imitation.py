@@ -12,7 +12,16 @@ from cfinet_jax.boxes import kinds
 from cfinet_jax.models.layers import dense, he_normal
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.ops import embeddings, exemplar_memory, imitation, losses
-from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, GroundTruth, Priorities, RoiSamples, Term
+from cfinet_jax.structures import (
+    Batch,
+    ExemplarMemory,
+    Exemplars,
+    GroundTruth,
+    Priorities,
+    QuantileMemory,
+    RoiSamples,
+    Term,
+)
 
 QUANTILE_RATE = 0.02  # how far the threshold of high quality moves in a step in which all objects lie above it
 COMPRESSIONS = 3  # 3x3 convolutions without padding: 7x7 -> 5x5 -> 3x3 -> 1x1
@@ -145,7 +154,7 @@ class FeatureImitation(nn.Module):
           stds: Divisors of the box deltas.
         """
         predictions = jax.lax.stop_gradient(predictions)
-        threshold = self.high_quality if memory.high_quality is None else memory.high_quality
+        threshold = memory.high_quality if isinstance(memory, QuantileMemory) else self.high_quality
 
         def of_image(predictions: Predictions, samples: RoiSamples, truth: GroundTruth, scale: Array) -> Grades:
             objects = truth.labels.shape[0]
@@ -190,7 +199,7 @@ class FeatureImitation(nn.Module):
 
     def follow_quality(self, memory: ExemplarMemory, high: Term) -> ExemplarMemory:
         """Move the threshold towards the quantile: up if more objects of a step are `high` than wanted, else down."""
-        if self.high_quality_quantile is None or memory.high_quality is None:
+        if self.high_quality_quantile is None or not isinstance(memory, QuantileMemory):
             return memory
         excess = high.total - (1 - self.high_quality_quantile) * high.count
         moved = memory.high_quality + QUANTILE_RATE * excess / jnp.maximum(high.count, 1)
@@ -245,7 +254,7 @@ class FeatureImitation(nn.Module):
                 total, count = losses.attract(cosines, positive)
             else:
                 total, count = losses.contrastive(cosines / self.temperature, positive, negative)
-            seen = comparisons(cosines, positive, negative, grades.present) | spread(regions, samples.valid)
+            seen = comparisons(cosines, positive, negative, grades.present) | embeddings.spread(regions, samples.valid)
             return self.normalise(total, count, grades), seen
 
         of_images = jax.vmap(of_image)
@@ -287,13 +296,6 @@ def comparisons(cosines: Array, positive: Array, negative: Array, present: Array
         "positive_cosine": of(positive),
         "negative_cosine": of(negative & taught[:, None]),
     }
-
-
-def spread(vectors: Array, valid: Array) -> dict[str, Term]:
-    """Return how spread the embeddings of one image's regions are."""
-    any_pair = (valid.sum() > 1).astype(jnp.float32)
-    measures = {"effective_rank": embeddings.effective_rank, "uniformity": embeddings.uniformity}
-    return {name: Term(any_pair * measure(vectors, valid), any_pair) for name, measure in measures.items()}
 
 
 def statistics(grades: Grades, truth: GroundTruth) -> dict[str, Term]:

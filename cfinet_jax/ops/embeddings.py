@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from cfinet_jax.structures import Term
+
 
 def effective_rank(vectors: Float[Array, "n size"], valid: Bool[Array, " n"]) -> Float[Array, ""]:
     """Return how many directions the valid unit vectors fill: 1 if all are alike, at most `min(n, size)`.
@@ -24,3 +26,10 @@ def uniformity(vectors: Float[Array, "n size"], valid: Bool[Array, " n"]) -> Flo
     potentials = jnp.exp(4 * (vectors @ vectors.T) - 4)
     total = jnp.where(pairs, potentials, 0.0).sum()
     return jnp.where(pairs.any(), jnp.log(jnp.maximum(total, 1e-30) / jnp.maximum(pairs.sum(), 1)), 0.0)
+
+
+def spread(vectors: Float[Array, "n size"], valid: Bool[Array, " n"]) -> dict[str, Term]:
+    """Return both measures of one image's regions as terms, which count if there are at least two."""
+    pairs = (valid.sum() > 1).astype(jnp.float32)
+    measures = {"effective_rank": effective_rank, "uniformity": uniformity}
+    return {name: Term(pairs * measure(vectors, valid), pairs) for name, measure in measures.items()}

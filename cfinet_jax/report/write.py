@@ -127,14 +127,17 @@ def imitation(train: list[dict]) -> str:
     def total(key: str) -> float:
         return sum(record.get(key, 0.0) for record in late)
 
-    share = total("features_gradient/imitation") / max(total("features_gradient/roi_head"), 1e-9)
+    ratios = [
+        record.get("features_gradient/imitation", 0.0) / (record.get("features_gradient/roi_head") or 1.0)
+        for record in late
+    ]
     text += (
         f" Of the logged steps, {100 * len(taught) / len(train):.0f} % had an object with positives, the first after "
         f"{taught[0]:,} images. From then on the gradient that imitation sends into the RoI features has been "
-        f"{100 * share:.0f} % of the head's"
+        f"{100 * np.median(ratios):.0f} % of the head's in the median step, and {100 * max(ratios):.0f} % at most"
     )
     renewed = total("memory/turnover") / len(late)
-    return text + (f", and the exemplars have been renewed every {1 / renewed:,.0f} steps." if renewed else ".")
+    return text + (f"; all exemplars have been renewed every {1 / renewed:,.0f} steps." if renewed else ".")
 
 
 def errors(workdir: epath.Path, counts: Counts, classes: tuple[str, ...], min_score: float) -> str:

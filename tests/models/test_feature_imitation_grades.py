@@ -10,7 +10,7 @@ import pytest
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.roi_head import Predictions
 from cfinet_jax.ops.exemplar_memory import empty_memory
-from cfinet_jax.structures import RoiSamples, Term
+from cfinet_jax.structures import QuantileMemory, RoiSamples, Term
 from tests import plain, tiny
 from tests.imitation import RELEASED, STDS, grade, imitation, scene
 
@@ -102,7 +102,7 @@ def test_a_threshold_in_the_memory_takes_the_place_of_the_fixed_one(rng):
 def test_the_threshold_follows_the_quantile_of_the_qualities(rng, quantile):
     """Of a young detector and of a good one; within the range of the middling qualities."""
     module = imitation(high_quality_quantile=quantile)
-    memory = dataclasses.replace(empty_memory(1, 1, 1, 1), high_quality=jnp.float32(module.high_quality))
+    memory = QuantileMemory(jnp.zeros((1, 1, 1, 1, 1)), *jnp.zeros((2, 1), jnp.int32), jnp.float32(module.high_quality))
     follow = jax.jit(lambda memory, high: module.apply({}, memory, high, method="follow_quality"))
     assert follow(memory, Term(jnp.zeros(()), jnp.zeros(()))).high_quality == memory.high_quality  # no objects
     for low, best in ((0.3, 0.6), (0.5, 1.0)):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfinet_jax.ops.exemplar_memory import choose, empty_memory, filled, push
-from cfinet_jax.structures import Exemplars
+from cfinet_jax.structures import ExemplarMemory, Exemplars
 
 CLASSES, SLOTS, OFFERED = 3, 4, 7
 push_jitted = jax.jit(push)
@@ -72,3 +72,8 @@ def test_the_best_of_every_class_are_chosen(seed, most):
         offered = [i for i in range(OFFERED) if valid[i] and labels[i] == label]
         best = sorted(offered, key=lambda i: -quality[i])[:most]  # Python's sort keeps the first of equals first
         assert indices[label][chosen[label]].tolist() == sorted(best)
+
+
+def test_a_memory_has_the_parts_that_checkpoints_of_earlier_versions_have():
+    """A further one, even None, would be part of the tree that Orbax compares: no run could be resumed."""
+    assert [field.name for field in dataclasses.fields(ExemplarMemory)] == ["features", "cursor", "size"]

@@ -78,7 +78,10 @@ def test_the_text_on_imitation_says_how_far_it_reaches():
     train = [record(1, **of), record(2, **of), record(3, **of | {"imitation/taught": 0.5}), record(4, **of)]
     text = imitation(train)
     assert "25 % had an object with positives, the first after 24 images" in text
-    assert "25 % of the head's, and the exemplars have been renewed every 20 steps." in text
+    assert (
+        "25 % of the head's in the median step, and 25 % at most; all exemplars have been renewed every 20 steps."
+        in text
+    )
     assert "positives" not in imitation(train[:2])
 
 
