@@ -19,6 +19,7 @@ from cfinet_jax.runtime.paths import in_bucket, matching
 ADDED = {
     "optimizer": {"schedule": "steps", "final_factor": 0.01},
     "training": {"average_decay": None, "pretrained_parts": []},
+    "prediction": {"views": ["plain"]},
 }
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 

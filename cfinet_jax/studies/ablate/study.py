@@ -118,8 +118,7 @@ def config_of(row: Row, config: ConfigDict) -> ConfigDict:
 
 def digest(config: ConfigDict) -> str:
     """Return a name for an experiment, by the settings that have an effect, so that equal rows are trained once."""
-    settings = {key: value for key, value in flatten(json.loads(config.to_json())).items() if key not in OF_NO_EFFECT}
-    for key, off in flatten(ADDED).items():  # so that studies of earlier versions are found again
-        if settings.get(key) == off:
-            del settings[key]
+    off = [*flatten(ADDED).items()]  # left out, so that studies of earlier versions are found again
+    every = flatten(json.loads(config.to_json())).items()
+    settings = {key: value for key, value in every if key not in OF_NO_EFFECT and (key, value) not in off}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
