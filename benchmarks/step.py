@@ -74,7 +74,7 @@ def ours(variant: str, slots: int, options: argparse.Namespace) -> dict[str, Pro
     model_flops = flops.of_model(jax.make_jaxpr(step)(state, batch, key).jaxpr)
     step = step.lower(state, batch, key).compile()
     variables = jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats})
-    detect = evaluate.make_detect(detector, config.dataset, over).lower(variables, batch).compile()
+    detect = evaluate.make_detect(detector, config, over).lower(variables, batch).compile()
     kept = [state]
 
     def train() -> None:

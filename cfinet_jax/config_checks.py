@@ -6,6 +6,7 @@ import sys
 
 from ml_collections import ConfigDict
 
+from cfinet_jax.detection import view_of
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import check_size, input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
@@ -33,7 +34,7 @@ RANGES = {  # by pattern of the key; the first that matches applies
     r"base_size|finest_scale|rescales|anchors_per_positive|scale_jitter": POSITIVE,
     "": NOT_NEGATIVE,
 }
-NAMES = {"training.pretrained_parts": PARTS}  # lists of names, and what they are chosen from
+NAMES = "training.pretrained_parts", "prediction.views"  # keys of lists of names, not of numbers
 SECTIONS = frozenset({"dataset", "detector", "optimizer", "training", "evaluation", "prediction"})
 LENGTHS = {  # of lists that have one, by pattern of the key; the first that matches applies
     r"shape_stds|positive_fractions|scale_jitter": 2,
@@ -61,18 +62,9 @@ def check_values(config: ConfigDict) -> None:
             "another config, such as configs/sodad.py for horizontal or configs/sodaa.py for oriented boxes."
         )
     check_numbers(config)
-    check_names(config)
     check_windows(config.dataset)
     check_augmentation(config.dataset)
     check_schedule(config)
-
-
-def check_names(config: ConfigDict) -> None:
-    """Raise `UserError` for a list with a name that is none of those to choose from."""
-    for key, choices in NAMES.items():
-        section, name = key.split(".")
-        if unknown := [each for each in config[section][name] if each not in choices]:
-            raise UserError(f"{key} has {unknown[0]!r}: choose from {', '.join(sorted(choices))}.")
 
 
 def check_sections(config: ConfigDict) -> None:
@@ -87,6 +79,7 @@ def check_numbers(config: ConfigDict) -> None:
     Lists hold only numbers, and as many as are used; so does every key that `RANGES` names.
     """
     check_sections(config)
+    check_names(config)
     for key in ("mean", "std"):
         value = config.dataset[key]
         if len(value) != 3 or not all(isinstance(each, int | float) for each in value):
@@ -110,6 +103,16 @@ def check_numbers(config: ConfigDict) -> None:
                 raise UserError(f"{name} is {each}: make it {wanted}.")
             if not number and (listed or (numeric and each is not None)):
                 raise UserError(f"{name} is {each!r}: make it a number.")
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raise `UserError` for a list with a name that is none of those to choose from."""
+    if unknown := [each for each in config.training.pretrained_parts if each not in PARTS]:
+        raise UserError(f"training.pretrained_parts has {unknown[0]!r}: choose from {', '.join(sorted(PARTS))}.")
+    if not config.prediction.views:
+        raise UserError("prediction.views is empty: name one view at least, such as plain.")
+    for name in config.prediction.views:
+        view_of(name)
 
 
 def check_schedule(config: ConfigDict) -> None:

@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from cfinet_jax.build import check_batches, check_boxes, discover
+from cfinet_jax.detection import Detect, detection
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import eval_batches, windows_of
@@ -24,7 +25,7 @@ from cfinet_jax.metrics.score import score
 from cfinet_jax.metrics.score_table import table
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.report.write import write_report
-from cfinet_jax.restore import Detect, detection, trained_variables
+from cfinet_jax.restore import trained_variables
 from cfinet_jax.runtime import mesh, processes
 from cfinet_jax.runtime.files import reading
 from cfinet_jax.runtime.paths import in_bucket
@@ -35,13 +36,13 @@ UNFINISHED = "results.unfinished"  # a folder in the workdir
 EVALUATED = "evaluated.json"  # says which data the results in the workdir are computed on
 
 
-def make_detect(detector: Detector, settings: ConfigDict, over: Any) -> Detect:
+def make_detect(detector: Detector, config: ConfigDict, over: Any) -> Detect:
     """Return the jitted function (variables, batch as shipped) -> detections and proposals in stored pixels.
 
-    Its batch is spread over the devices of the mesh `over`; `settings` is the section `dataset`.
+    Its batch is spread over the devices of the mesh `over`.
     """
     specs = (mesh.EVERYWHERE, mesh.BY_IMAGE)
-    return mesh.parallel(detection(detector, settings), over, specs, mesh.BY_IMAGE)
+    return mesh.parallel(detection(detector, config), over, specs, mesh.BY_IMAGE)
 
 
 def detect_split(
@@ -184,7 +185,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> dict:
         processes.by_the_first(lambda: write_settings(config, workdir, *facts))
     if not in_bucket(workdir):  # fails before the work if the workdir is not writable
         processes.by_the_first(lambda: (workdir / UNFINISHED).mkdir(parents=True, exist_ok=True))
-    results, proposals = detect_split(make_detect(detector, config.dataset, over), variables, prepared, config, over)
+    results, proposals = detect_split(make_detect(detector, config, over), variables, prepared, config, over)
     scored = score_split(results, proposals, prepared, config.evaluation.protocol)
     processes.by_the_first(lambda: write_results(workdir, scored, prepared, config))
     print(table(scored.metrics))

@@ -12,9 +12,10 @@ from jax import export as stablehlo
 from ml_collections import ConfigDict
 
 from cfinet_jax import pretrained
+from cfinet_jax.detection import detection
 from cfinet_jax.input.pictures import check_range
 from cfinet_jax.input.sizes import scales_of
-from cfinet_jax.restore import Trained, detection, open_trained
+from cfinet_jax.restore import Trained, open_trained
 from cfinet_jax.runtime.files import reading, replace_text, replacing
 from cfinet_jax.runtime.markdown import escape
 from cfinet_jax.structures import BOX_NUMBERS, without_truth
@@ -90,7 +91,7 @@ def export(config: ConfigDict, workdir: epath.Path) -> None:
     images = jax.ShapeDtypeStruct((settings.eval_batch_size, *settings.stored_size, 3), jnp.uint8)
     sizes = jax.ShapeDtypeStruct((settings.eval_batch_size, 2), jnp.float32)
     print(f"Exporting for {', '.join(PLATFORMS)}: batches of {images.shape}.", flush=True)
-    artefact = stablehlo.export(jax.jit(inference(trained, settings)), platforms=PLATFORMS)(weights, images, sizes)
+    artefact = stablehlo.export(jax.jit(inference(trained, config)), platforms=PLATFORMS)(weights, images, sizes)
     with replacing(folder / "detector.stablehlo") as partial:
         partial.write_bytes(artefact.serialize())
     facts = {
@@ -106,13 +107,13 @@ def export(config: ConfigDict, workdir: epath.Path) -> None:
     print(f"Written: {folder}")
 
 
-def inference(trained: Trained, settings: ConfigDict) -> Callable[..., dict[str, Any]]:
+def inference(trained: Trained, config: ConfigDict) -> Callable[..., dict[str, Any]]:
     """Return the function (weights by name, uint8 images, sizes) -> boxes in picture pixels, scores, labels, valid."""
-    detect = detection(trained.detector, settings)
+    detect = detection(trained.detector, config)
 
     def infer(weights: dict[str, Any], images: Any, sizes: Any) -> dict[str, Any]:
         variables = pretrained.replaced(trained.variables, weights)
-        found, _ = detect(variables, without_truth(images, sizes, jnp.asarray(scales_of(sizes, settings))))
+        found, _ = detect(variables, without_truth(images, sizes, jnp.asarray(scales_of(sizes, config.dataset))))
         return {"boxes": found.boxes, "scores": found.scores, "labels": found.labels, "valid": found.valid}
 
     return infer

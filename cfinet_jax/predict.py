@@ -14,6 +14,8 @@ from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from cfinet_jax.config_checks import check_numbers
+from cfinet_jax.detection import detection
 from cfinet_jax.errors import Interrupted, UserError
 from cfinet_jax.input.pictures import (
     Range,
@@ -31,7 +33,7 @@ from cfinet_jax.metrics.merging import in_image, merge
 from cfinet_jax.metrics.results import Found, columns_of_image, entries
 from cfinet_jax.prediction_files import UNFINISHED, input_files, overlay_names, resume, write_results
 from cfinet_jax.report.overlays import write_overlays
-from cfinet_jax.restore import Trained, detection, open_trained
+from cfinet_jax.restore import Trained, open_trained
 from cfinet_jax.runtime.files import read_bytes, writing
 from cfinet_jax.runtime.interruption import requests
 from cfinet_jax.runtime.json_values import shown
@@ -71,7 +73,7 @@ class Model:
         self.overlap = tuple(min(shared, side - 1) for side in self.window)
         self.batch_size = config.dataset.eval_batch_size
         self.grey_range = check_range(config.dataset.get("grey_range"))
-        self.detect = jax.jit(detection(trained.detector, config.dataset))
+        self.detect = jax.jit(detection(trained.detector, config))
 
     def predict(self, pictures: Given | Iterable[Given]) -> list[Prediction]:
         """Detect in pictures.
@@ -147,13 +149,21 @@ class Model:
         return [in_image(found, place) for place in range(len(windows))]
 
 
-def load(path: epath.PathLike) -> Model:
+def load(path: epath.PathLike, views: Sequence[str] | None = None) -> Model:
     """Load the detector of a workdir, ready to predict.
 
+    Args:
+      path: the workdir.
+      views: `prediction.views`, such as ("plain", "flip"); None for those of the run.
+
     Raises:
-      UserError: the workdir holds no trained detector.
+      UserError: the workdir holds no trained detector, or there is no such view.
     """
-    return Model(*open_trained(user_path(path)))
+    trained, config = open_trained(user_path(path))
+    if views is not None:
+        config.prediction.views = tuple(views)
+        check_numbers(config)
+    return Model(trained, config)
 
 
 def predict(config: ConfigDict, workdir: epath.Path, images: epath.PathLike, output: epath.PathLike) -> None:

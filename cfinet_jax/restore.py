@@ -1,13 +1,11 @@
 """Load a trained detector from the newest checkpoint of a workdir, or from a file of published weights."""
 
-import dataclasses
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -15,21 +13,17 @@ from ml_collections import ConfigDict
 from cfinet_jax import checkpoint, optimizer, pretrained, train_step
 from cfinet_jax.config_checks import check_numbers
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.sizes import OPEN, input_shape, preparation, with_sizes
+from cfinet_jax.input.sizes import OPEN, input_shape, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
-from cfinet_jax.ops import preprocess
 from cfinet_jax.runtime import mesh
 from cfinet_jax.runtime.paths import user_path
 from cfinet_jax.runtime.settings import check_same_classes, flatten, has_learnt, recorded
-from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_step import TrainState
 
 # Settings that may differ between training and inference.
 FREE = re.compile(
     r"precision|frozen_stages|min_score|nms_overlap|max_detections|max_proposals|max_class_exemplars|\.test\.|\.train\."
 )
-
-Detect = Callable[[Any, Batch], tuple[Detections, Proposals]]
 
 
 class Trained(NamedTuple):
@@ -187,20 +181,3 @@ def weights_of_run(workdir: epath.Path, classes: Sequence[str]) -> pretrained.Pu
         config.dataset.mean,
         config.dataset.std,
     )
-
-
-def detection(detector: Detector, settings: ConfigDict) -> Detect:
-    """Return the function (variables, batch of the host) -> detections and proposals in stored pixels.
-
-    `settings` is the section `dataset` of the config.
-    """
-    prepare = preparation(settings)
-
-    def detect(variables: Any, batch: Batch) -> tuple[Detections, Proposals]:
-        batch = prepare(batch, jnp.zeros(batch.index.shape, bool))
-        outputs: Any = detector.apply(variables, batch, method="detect")
-        restore = jax.vmap(preprocess.restore_boxes)
-        found, proposals = (dataclasses.replace(each, boxes=restore(each.boxes, batch.scales)) for each in outputs)
-        return found, proposals
-
-    return detect

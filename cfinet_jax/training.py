@@ -80,7 +80,7 @@ def prepare(config: ConfigDict, workdir: epath.Path, opened: contextlib.ExitStac
     here, count = jax.process_index(), jax.process_count()
     batches = train_batches(run.training, windows, config.dataset, config.seed, size, here, count)
     opened.callback(batches.close)  # threads that still read would fail, with a traceback, while Python exits
-    detect = evaluate.make_detect(run.detector, config.dataset, run.mesh)
+    detect = evaluate.make_detect(run.detector, config, run.mesh)
 
     # The workdir, for this run alone; a signal is from now on answered by saving.
     request = opened.enter_context(requests())

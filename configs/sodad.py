@@ -349,6 +349,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.prediction = ConfigDict(
         {
             "overlap": 150,  # pixels that neighbouring windows of `stored_size` share; objects as large are seen whole
+            # Every window is seen so, and what is found is merged: plain, flip, vertical, scale:1.5, flip:1.5, ...
+            "views": ("plain",),
             "merge_overlap": 0.5,  # IoU above which only the better of two detections of a class is kept
             "min_score": 0.3,  # of what is drawn and counted
         }

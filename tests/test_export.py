@@ -17,7 +17,7 @@ from cfinet_jax import export
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import eval_batches, windows_of
-from cfinet_jax.restore import Trained, detection, open_trained
+from cfinet_jax.restore import Trained, open_trained
 from cfinet_jax.runtime.markdown import escape
 from tests import tiny
 
@@ -46,7 +46,7 @@ def test_the_card_says_all_that_a_user_needs(exported, tmp_path):
     split = dataset.open_dataset(config.dataset, "test")
     batch = next(eval_batches(split, windows_of(split, config.dataset, training=False), config.dataset, 8))
     model, _ = open_trained(epath.Path(workdir), config)
-    expected, _ = jax.device_get(jax.jit(detection(model.detector, config.dataset))(model.variables, batch))
+    expected, _ = jax.device_get(jax.jit(detection(model.detector, config))(model.variables, batch))
     assert expected.valid.any()
     np.savez(tmp_path / "pictures.npz", images=batch.images, sizes=batch.sizes)
 

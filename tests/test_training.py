@@ -4,15 +4,18 @@ import json
 from functools import partial
 
 import cv2
+import numpy as np
 import pytest
 from etils import epath
 
 import cfinet_jax
+from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import evaluate
 from cfinet_jax.preparation.coco_layout import read_named
 from cfinet_jax.preparation.own_builder import Builder
 from cfinet_jax.preparation.scenes.render import render_scene
 from configs import scenes
+from tests import tiny
 
 SIDE = 96  # pixels of the corner of a scene
 
@@ -95,3 +98,23 @@ def test_a_run_overfits_four_images(corners, tmp_path, capsys):
     capsys.readouterr()
     assert evaluate(config, epath.Path(tmp_path)) == metrics  # from its checkpoint
     assert "boxes" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_a_run_averages_and_how_it_looks_is_what_is_evaluated_and_predicted_with(tiny_scenes, tmp_path):
+    config = tiny.tiny_config()
+    config.dataset.data_dir, config.training.average_decay = str(tiny_scenes), 0.9
+    config.optimizer.schedule, config.optimizer.warmup_images = "cosine", 8
+    config.prediction.views = ("plain", "flip", "vertical:1.5")
+    metrics = cfinet_jax.train(config, str(tmp_path))
+    found = (tmp_path / "detections.json").read_text()
+    assert evaluate(config, epath.Path(tmp_path)) == metrics
+    assert (tmp_path / "detections.json").read_text() == found
+
+    model = cfinet_jax.load(str(tmp_path))
+    assert model.config.prediction.views == config.prediction.views
+    picture = np.zeros((*config.dataset.stored_size, 3), np.uint8)
+    several, one = (cfinet_jax.load(str(tmp_path), views=views).predict(picture)[0] for views in (None, ("plain",)))
+    assert several.boxes.shape[1] == one.boxes.shape[1] == 4
+    with pytest.raises(UserError, match="prediction.views has 'mirror'"):
+        cfinet_jax.load(str(tmp_path), views=("mirror",))

@@ -1,10 +1,12 @@
 """Exact greedy non-maximum suppression (NMS) at every threshold."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from cfinet_jax.boxes import horizontal
+from cfinet_jax.boxes import horizontal, kinds
 from cfinet_jax.boxes.similarity import Pairwise
 from cfinet_jax.structures import Detections
 
@@ -96,6 +98,18 @@ def class_wise_shared(
 
     keep = jax.vmap(of_class)(scores.T)
     return choose_best(jnp.broadcast_to(boxes, (len(keep), *boxes.shape)), scores.T, keep, max_detections)
+
+
+def merge(found: Detections, max_overlap: float, most: int) -> Detections:
+    """Return the best `most` detections of an image after NMS within each class; they may come in any order."""
+    order = sort(found.scores, found.valid)
+    found = jax.tree.map(lambda x: x[order], found)
+    alike = kinds.kind_of(found.boxes).iou(found.boxes, found.boxes) > max_overlap
+    alike &= found.labels[:, None] == found.labels
+    keep = keep_best(alike, jnp.arange(len(order)), found.valid)
+    found = dataclasses.replace(found, scores=jnp.where(keep, found.scores, 0.0), valid=keep)
+    best = jnp.argsort(~keep, stable=True)[:most]
+    return jax.tree.map(lambda x: x[best], found)
 
 
 def choose_best(

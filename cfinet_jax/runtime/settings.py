@@ -32,6 +32,7 @@ ADDED = {
     "optimizer.final_factor": 0.01,
     "training.average_decay": None,
     "training.pretrained_parts": [],
+    "prediction.views": ["plain"],
 }
 
 

@@ -34,7 +34,7 @@ def test_steps_and_detections_of_the_paper_s_experiments_trace(config):
     after, metrics = jax.eval_shape(make_step(config, detector, sgd, over), *arguments)
     assert jax.tree.structure(after) == jax.tree.structure(state) and {"loss", "finite"} <= metrics.keys()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    detect = make_detect(detector, config.dataset, over)
+    detect = make_detect(detector, config, over)
     found, _ = jax.eval_shape(detect, variables, shipped_shapes(config.dataset, "eval_batch_size", over))
     most = config.detector.roi_head.max_detections
     numbers = 5 if config.dataset.boxes == "oriented" else 4
