@@ -10,9 +10,6 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from cfinet_jax.boxes import kinds
 from cfinet_jax.structures import Batch
 
-# Pictures are scaled alike in training and in evaluation.
-resized = partial(jax.image.scale_and_translate, spatial_dims=(0, 1), method="linear", antialias=False)
-
 
 def prepare_image(
     image: Num[Array, "rows columns 3"],
@@ -41,7 +38,9 @@ def prepare_image(
     if not resize:
         pixels = jnp.pad(pixels, [(0, shape[0] - image.shape[0]), (0, shape[1] - image.shape[1]), (0, 0)])
     else:
-        pixels = resized(pixels, (*shape, 3), scale=jnp.stack([scale, scale]), translation=jnp.zeros(2))
+        pixels = jax.image.scale_and_translate(
+            pixels, (*shape, 3), (0, 1), jnp.stack([scale, scale]), jnp.zeros(2), "linear", antialias=False
+        )
     height, width = jnp.round(size * scale)
     columns = jnp.arange(shape[1])
     pixels = jnp.take(pixels, mirrored(columns, width, flip), axis=1)
