@@ -11,7 +11,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import check_size, input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import PARTS, ROI_HEADS
-from cfinet_jax.optimizer import SCHEDULES
+from cfinet_jax.optimizer import RULES, SCHEDULES
 from cfinet_jax.runtime.settings import flatten
 from cfinet_jax.structures import BOX_NUMBERS
 
@@ -27,7 +27,7 @@ RANGES = {  # by pattern of the key; the first that matches applies
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
-    r"average_decay": BELOW_ONE,
+    r"average_decay|second_momentum": BELOW_ONE,
     r"quantile|overlap|min_score|min_location|fraction|flip|momentum|decay_factor|final_factor|effective|quarter_turns|"
     r"crop_at_object|colour_jitter": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
@@ -64,7 +64,7 @@ def check_values(config: ConfigDict) -> None:
     check_numbers(config)
     check_windows(config.dataset)
     check_augmentation(config.dataset)
-    check_schedule(config)
+    check_optimizer(config)
 
 
 def check_sections(config: ConfigDict) -> None:
@@ -115,11 +115,12 @@ def check_names(config: ConfigDict) -> None:
         view_of(name)
 
 
-def check_schedule(config: ConfigDict) -> None:
-    """Raise `UserError` for an unknown schedule of the learning rate, or one that a training has no room for."""
+def check_optimizer(config: ConfigDict) -> None:
+    """Raise `UserError` for an unknown optimizer or schedule of the rate, or one that a training has no room for."""
     settings, images = config.optimizer, config.training.images
-    if settings.schedule not in SCHEDULES:
-        raise UserError(f"optimizer.schedule is {settings.schedule!r}: choose {' or '.join(SCHEDULES)}.")
+    for key, choices in (("name", RULES), ("schedule", SCHEDULES)):
+        if settings[key] not in choices:
+            raise UserError(f"optimizer.{key} is {settings[key]!r}: choose {' or '.join(choices)}.")
     if settings.schedule == "cosine" and settings.warmup_images >= images:
         raise UserError(
             f"The warm-up ({settings.warmup_images} images) leaves nothing of training.images, {images}, to the "

@@ -1,4 +1,4 @@
-"""SGD as in the released code, with schedules in images, so that the batch size can change."""
+"""SGD as in the released code, or AdamW, with schedules in images, so that the batch size can change."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,15 +60,28 @@ def scale_by_part(multipliers: Mapping[str, float]) -> optax.GradientTransformat
     return optax.stateless(scale)
 
 
+def sgd(settings: Any) -> tuple[optax.GradientTransformation, ...]:
+    """Return momentum and weight decay as in PyTorch's SGD."""
+    return optax.add_decayed_weights(settings.weight_decay), optax.trace(settings.momentum)
+
+
+def adamw(settings: Any) -> tuple[optax.GradientTransformation, ...]:
+    """Return Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
+    adam = optax.scale_by_adam(settings.momentum, settings.second_momentum)
+    return adam, optax.add_decayed_weights(settings.weight_decay)
+
+
+RULES = {"sgd": sgd, "adamw": adamw}
+
+
 def make_optimizer(config: Any, frozen: tuple[str, ...]) -> optax.GradientTransformation:
-    """Return SGD with momentum and weight decay as in PyTorch; `frozen` are path prefixes of fixed parameters."""
+    """Return the optimizer of a config; `frozen` are path prefixes of fixed parameters."""
     settings = config.optimizer
     multipliers = dict.fromkeys(frozen, 0.0) | settings.rate_multipliers.to_dict()
     clip = optax.identity() if settings.clip_norm is None else optax.clip_by_global_norm(settings.clip_norm)
     return optax.chain(
         clip,  # always part of the chain, so that a run may resume with or without clipping
-        optax.add_decayed_weights(settings.weight_decay),
-        optax.trace(settings.momentum),
+        *RULES[settings.name](settings),
         scale_by_part(multipliers),
         optax.scale_by_learning_rate(learning_rate(config)),
     )

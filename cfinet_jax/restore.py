@@ -81,7 +81,7 @@ def trained_variables(
     config: ConfigDict, detector: Detector, classes: Sequence[str], workdir: epath.Path
 ) -> dict[str, Any]:
     """Load the variables of the newest checkpoint of a workdir, or else of the published detector in the config."""
-    template = state_shapes(config, detector, mesh.make_mesh())
+    template = state_shapes(with_optimizer(config, workdir), detector, mesh.make_mesh())
     with checkpoint.open_checkpoints(workdir, create=False) as checkpoints:
         restored = checkpoint.restore(checkpoints, template)
     if restored is not None:
@@ -98,6 +98,16 @@ def trained_variables(
         f"No checkpoint in {workdir}: train first (--mode=train), choose another --workdir, or name a whole detector "
         "with --config.training.pretrained=FILE."
     )
+
+
+def with_optimizer(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """Return the config with the optimizer of the run in a workdir, whose state its checkpoints hold."""
+    facts = read_settings(workdir)
+    if facts is None:
+        return config
+    changed = config.copy_and_resolve_references()
+    changed.optimizer.name = facts["config"]["optimizer"]["name"]
+    return changed
 
 
 def check_same_model(workdir: epath.Path, config: ConfigDict) -> None:

@@ -305,9 +305,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.optimizer = ConfigDict(
         {
+            "name": "sgd",  # or "adamw", which wants a learning rate of about 1e-3
             "learning_rate": 0.01,
             "reference_batch": 4,  # the rate is scaled by batch_size / reference_batch
             "momentum": 0.9,
+            "second_momentum": 0.999,  # of "adamw": decay of the mean square of the gradients
             "weight_decay": 1e-4,
             "warmup_images": 500 * 4,
             "warmup_factor": 0.001,

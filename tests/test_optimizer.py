@@ -1,4 +1,4 @@
-"""The schedule and SGD against plain NumPy."""
+"""The schedules, SGD and AdamW against plain NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +104,8 @@ def test_the_cosine_falls_by_images_to_its_last_factor(batch_size, warmup):
     ("changes", "said"),
     [
         ({"schedule": "linear"}, "optimizer.schedule is 'linear': choose steps or cosine."),
+        ({"name": "adam"}, "optimizer.name is 'adam': choose sgd or adamw."),
+        ({"second_momentum": 1.0}, "optimizer.second_momentum is 1.0: make it at least 0 and less than 1."),
         ({"schedule": "cosine", "warmup_images": 12 * 58_023}, "warm-up .*lower optimizer.warmup_images"),
         ({"schedule": "cosine", "final_factor": 1.5}, "optimizer.final_factor is 1.5: make it a number from 0 to 1."),
     ],
@@ -125,6 +127,17 @@ def test_momentum_and_decay_are_those_of_pytorch():
 
         np.testing.assert_allclose(leaf(params), plain_sgd(leaf, rates, factor), rtol=1e-6, err_msg=part)
         assert np.any(leaf(params) != leaf(tree())), part
+
+
+def test_adamw_is_adam_with_a_decay_of_its_own():
+    config = settings(name="adamw", weight_decay=0.1, second_momentum=0.98, warmup_factor=1.0)
+    leaf = lambda of: of["imitation"]["encode1"]["bias"]  # noqa: E731
+    p, m, v = leaf(tree()).astype(np.float64), 0.0, 0.0
+    for step in range(1, STEPS + 1):
+        g = leaf(gradients(step - 1)).astype(np.float64)
+        m, v = 0.9 * m + 0.1 * g, 0.98 * v + 0.02 * g**2
+        p = p - 0.05 * 0.01 * (m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.98**step)) + 1e-8) + 0.1 * p)
+    np.testing.assert_allclose(leaf(updated(config)), p, rtol=1e-5)
 
 
 def test_frozen_parts_neither_move_nor_decay():

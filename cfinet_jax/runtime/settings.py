@@ -28,6 +28,8 @@ ADDED = {
     "detector.imitation.features_gradient": True,
     "detector.imitation.high_quality_quantile": None,
     "detector.imitation.min_exemplars": 0,
+    "optimizer.name": "sgd",
+    "optimizer.second_momentum": 0.999,
     "optimizer.schedule": "steps",
     "optimizer.final_factor": 0.01,
     "training.average_decay": None,
@@ -140,7 +142,8 @@ def identity(settings: dict) -> dict[str, Any]:
     if section.get("window_overlap") is not None:
         data |= {key: section[key] for key in ("window_overlap", "paint_regions", "stored_size")}
     data["grey_range"] = section.get("grey_range")  # missing in settings of older runs
-    return flatten({"seed": settings["seed"], "dataset": data, "detector": settings["detector"]})
+    rule = {"name": settings["optimizer"]["name"]}  # each keeps something else in the state
+    return flatten({"seed": settings["seed"], "dataset": data, "detector": settings["detector"], "optimizer": rule})
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
