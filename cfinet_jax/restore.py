@@ -17,7 +17,7 @@ from cfinet_jax.input.sizes import OPEN, input_shape, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.runtime import mesh
 from cfinet_jax.runtime.paths import user_path
-from cfinet_jax.runtime.settings import check_same_classes, flatten, has_learnt, recorded
+from cfinet_jax.runtime.settings import check_same_classes, flatten, has_learnt, read_settings, recorded
 from cfinet_jax.train_step import TrainState
 
 # Settings that may differ between training and inference.
