@@ -31,6 +31,8 @@ COMMANDS = {
     "--config=nowhere.py": "--config|nowhere.py",
     "--config=nowhere.py --config.seed=1": "nowhere.py",
     f"--config={tiny.__file__}:relased": "'relased'|choose one of released",
+    "--config=TMP/exit.py": "--config cannot be run (SystemExit: 3)",
+    "--config=TMP/dict.py": "--config must return a ConfigDict, not dict",
     "--config.detectr.x=1": "'detectr'|\"detector\"",
     "--config.detector.backbone.widht=3": "'widht'|\"width\"",
     "--config.detector.backbone.width=wide": "--config.detector.backbone.width=wide",
@@ -117,6 +119,8 @@ def quick(monkeypatch, state) -> None:
 def folder(tmp_path) -> Path:
     """A folder with something to lose."""
     (tmp_path / "precious.txt").write_text("do not touch")
+    (tmp_path / "exit.py").write_text("raise SystemExit(3)")
+    (tmp_path / "dict.py").write_text("def get_config(): return {}")
     np.savez(tmp_path / "other.npz", **{"conv1/kernel": np.zeros((7, 7, 3, 8)), "layer3.5/conv1/kernel": np.zeros(3)})
     return tmp_path
 
