@@ -107,6 +107,8 @@ def check_relations(config: ConfigDict) -> None:
         section, _, name = key.rpartition(".")
         if isinstance(value, tuple | list) and len(value) < shortest.get(name, 1):
             raise UserError(f"{key} is {value!r}: give at least {shortest.get(name, 1)} numbers.")
+        if not isinstance(value, int | float):
+            continue
         larger, multiple = (values.get(f"{section}.{pairs.get(name)}") for pairs in (ORDERED, DIVISORS))
         if larger is not None and value > larger:
             raise UserError(f"{key} is {value}: make it at most {section}.{ORDERED[name]}, which is {larger}.")
