@@ -19,7 +19,7 @@ from cfinet_jax.preparation.builders import ensure_prepared
 from cfinet_jax.restore import load_published, recorded_sizes
 from cfinet_jax.runtime import mesh
 from cfinet_jax.runtime.settings import has_learnt, read_settings
-from cfinet_jax.train_step import TrainState
+from cfinet_jax.train_step import TrainState, with_average
 
 FROZEN_AT_RANDOM = (
     "detector.backbone.frozen_stages would freeze random weights: name pretrained ones with "
@@ -104,20 +104,21 @@ def create_run(config: ConfigDict) -> Run:
 def build(config: ConfigDict, classes: int) -> tuple[Detector, optax.GradientTransformation]:
     """Return the detector and its optimizer, which does not update frozen parts."""
     frozen = tuple(f"backbone/{part}" for part in frozen_parts(config.detector.backbone.frozen_stages))
-    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, frozen)
+    sgd = optimizer.make_optimizer(config, frozen)
     return build_detector(config.detector, classes), sgd
 
 
 def first_state(config: ConfigDict, run: Run) -> TrainState:
     """Return the initial state: random, except for the pretrained weights that the config names."""
-    variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+    variables = run.state.variables
     loaded = pretrained.Loaded(variables, frozenset(pretrained.named(variables)), "")
     if config.training.pretrained:
         loaded = load_published(config, variables, run.training.classes)
     frozen = tuple(f"params/backbone/{part}" for part in frozen_parts(config.detector.backbone.frozen_stages))
     if any(name.startswith(frozen) for name in loaded.at_random):
         raise UserError(FROZEN_AT_RANDOM)
-    return mesh.replicate(dataclasses.replace(run.state, **loaded.variables), run.mesh)
+    state = dataclasses.replace(run.state, **loaded.variables)
+    return mesh.replicate(with_average(state, config.training.average_decay is not None), run.mesh)
 
 
 def check_start(config: ConfigDict) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints of the train state and the position in the data. The only module that knows Orbax."""
 
 import contextlib
+import dataclasses
 import gc
 import glob
 import json
@@ -72,14 +73,15 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, data_state: Any)
     # A checkpoint of this step or a later one is a damaged one that `restore` has skipped.
     damaged = [each for each in checkpoints.all_steps() if each >= step]
     last = max((each for each in checkpoints.all_steps() if each < step), default=None)
-    parts = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(position))
+    content = by_field(state)
+    parts = ocp.args.Composite(state=ocp.args.PyTreeSave(content), data=ocp.args.JsonSave(position))
     with silence():
         try:
             check_room(checkpoints.directory, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
             with ThreadPoolExecutor(1) as thread:
                 for each in damaged:
                     checkpoints.delete(each)
-                sums = thread.submit(checksums, state, position)  # while Orbax writes
+                sums = thread.submit(checksums, content, position)  # while Orbax writes
                 checkpoints.save(step, args=parts)
                 if jax.process_index() == 0:
                     (checkpoints.directory / str(step) / CHECKSUMS).write_text(json.dumps(sums.result()))
@@ -162,20 +164,24 @@ def restore(
 def read(checkpoints: ocp.CheckpointManager, step: int, template: TrainState) -> tuple[TrainState, Any]:
     """Read one checkpoint and compare its checksums, if it has any: older versions wrote none.
 
+    The state has an average if the checkpoint holds one, whether or not `template` has.
+
     Raises:
       UserError: it is of another model.
       Exception: it is damaged.
     """
     # Before reading, since Orbax would notice another model only halfway and leave unfinished reads.
-    saved, wanted = (by_path(tree, np.shape) for tree in (checkpoints.item_metadata(step).state.tree, template))
+    content = checkpoints.item_metadata(step).state.tree
+    template = dataclasses.replace(template, average=template.params if "average" in content else None)
+    saved, wanted = (by_path(tree, np.shape) for tree in (content, by_field(template)))
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise UserError(
                 f"The checkpoint in {checkpoints.directory} is of another model ({name} has the shape "
                 f"{saved.get(name)}, in this config {wanted.get(name)}): choose another --workdir."
             )
-    placed = ocp.checkpoint_utils.construct_restore_args(template)
-    parts = ocp.args.Composite(state=ocp.args.PyTreeRestore(template, placed), data=ocp.args.JsonRestore())
+    placed = ocp.checkpoint_utils.construct_restore_args(by_field(template))
+    parts = ocp.args.Composite(state=ocp.args.PyTreeRestore(by_field(template), placed), data=ocp.args.JsonRestore())
     restored = checkpoints.restore(step, args=parts)
     path = checkpoints.directory / str(step) / CHECKSUMS
     if path.exists():
@@ -183,14 +189,20 @@ def read(checkpoints: ocp.CheckpointManager, step: int, template: TrainState) ->
         if found != expected:
             changed = next((name for name in found if found[name] != expected.get(name)), CHECKSUMS)
             raise ValueError(f"the checksum of {changed} differs")
-    return restored.state, json.loads(restored.data["json"])
+    return TrainState(**restored.state), json.loads(restored.data["json"])
 
 
-def checksums(state: TrainState, position: dict[str, str]) -> dict[str, int]:
-    """Return the CRC-32 of every array of a state, by path, and of the position in the data."""
-    content = by_path(state, lambda leaf: np.asarray(leaf).reshape(-1).view(np.uint8))
-    content["data"] = np.frombuffer(json.dumps(position, sort_keys=True).encode(), np.uint8)
-    return {name: zlib.crc32(each) for name, each in content.items()}
+def by_field(state: TrainState) -> dict[str, Any]:
+    """Return a state as it is stored, field by field; without an average it has no such entry."""
+    content = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: part for name, part in content.items() if name != "average" or part is not None}
+
+
+def checksums(content: dict[str, Any], position: dict[str, str]) -> dict[str, int]:
+    """Return the CRC-32 of every array of a state by field, by path, and of the position in the data."""
+    parts = by_path(content, lambda leaf: np.asarray(leaf).reshape(-1).view(np.uint8))
+    parts["data"] = np.frombuffer(json.dumps(position, sort_keys=True).encode(), np.uint8)
+    return {name: zlib.crc32(each) for name, each in parts.items()}
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Checks of a config before anything is computed from it, so that a mistake is one line now, not a failure later."""
 
 import functools
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.sizes import input_shape
+from cfinet_jax.input.sizes import check_size, input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
-from cfinet_jax.models.detector import ROI_HEADS
+from cfinet_jax.models.detector import PARTS, ROI_HEADS
 from cfinet_jax.named_configs import get_config
+from cfinet_jax.optimizer import SCHEDULES
 from cfinet_jax.runtime.settings import flatten
 from cfinet_jax.structures import BOX_NUMBERS
 
@@ -22,6 +24,7 @@ NOT_NEGATIVE = 0, LARGEST, "at least 0"
 POSITIVE = SMALLEST, LARGEST, "more than 0"
 COUNT = 1, LARGEST, "at least 1"
 SHARE = 0, 1, "a number from 0 to 1"
+BELOW_ONE = 0, math.nextafter(1, 0), "at least 0 and less than 1"
 RANGES = {  # by pattern of the key; the first that matches applies
     r"assigners\..*most": COUNT,
     r"frozen_stages": (-1, 4, "a number from -1 to 4"),
@@ -30,14 +33,17 @@ RANGES = {  # by pattern of the key; the first that matches applies
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
-    r"overlap|min_score|min_location|fraction|flip|momentum|decay_factor|effective": SHARE,
+    r"average_decay": BELOW_ONE,
+    r"quantile|overlap|min_score|min_location|fraction|flip|momentum|decay_factor|final_factor|effective|quarter_turns|"
+    r"crop_at_object|colour_jitter": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
-    r"base_size|finest_scale|rescales|anchors_per_positive": POSITIVE,
+    r"base_size|finest_scale|rescales|anchors_per_positive|scale_jitter": POSITIVE,
     "": NOT_NEGATIVE,
 }
+NAMES = {"training.pretrained_parts": PARTS}  # lists of names, and what they are chosen from
 SECTIONS = frozenset({"dataset", "detector", "optimizer", "training", "evaluation", "prediction"})
 LENGTHS = {  # of lists that have one, by pattern of the key; the first that matches applies
-    r"shape_stds|positive_fractions": 2,
+    r"shape_stds|positive_fractions|scale_jitter": 2,
     r"quality_weights": 3,
     r"assigners\.rfla\.most": 2,
     r"oriented_rpn\.stds": 6,
@@ -71,7 +77,18 @@ def check_values(config: ConfigDict) -> None:
             "another config, such as configs/sodad.py for horizontal or configs/sodaa.py for oriented boxes."
         )
     check_numbers(config)
+    check_names(config)
     check_windows(config.dataset)
+    check_augmentation(config.dataset)
+    check_schedule(config)
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raise `UserError` for a list with a name that is none of those to choose from."""
+    for key, choices in NAMES.items():
+        section, name = key.split(".")
+        if unknown := [each for each in config[section][name] if each not in choices]:
+            raise UserError(f"{key} has {unknown[0]!r}: choose from {', '.join(sorted(choices))}.")
 
 
 def check_sections(config: ConfigDict) -> None:
@@ -101,12 +118,12 @@ def check_types(config: ConfigDict) -> None:
 def check_relations(config: ConfigDict) -> None:
     """Raise `UserError` for lists that are too short, and for numbers that contradict others of their section."""
     values: dict[str, Any] = flatten(config.to_dict())
-    # A missing receptive field would silently be that of another level; the learning rate need not decay.
-    shortest = {"receptive_fields": config.detector.neck.levels, "decay_images": 0}
+    # A missing receptive field would silently be that of another level.
+    shortest = {"receptive_fields": config.detector.neck.levels, "aspect_ratios": 1, "shifts": 1, "rescales": 1}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
-        if isinstance(value, tuple | list) and len(value) < shortest.get(name, 1):
-            raise UserError(f"{key} is {value!r}: give at least {shortest.get(name, 1)} numbers.")
+        if isinstance(value, tuple | list) and len(value) < shortest.get(name, 0):
+            raise UserError(f"{key} is {value!r}: give at least {shortest[name]} numbers.")
         if not isinstance(value, int | float):
             continue
         larger, multiple = (values.get(f"{section}.{pairs.get(name)}") for pairs in (ORDERED, DIVISORS))
@@ -144,6 +161,8 @@ def check_numbers(config: ConfigDict) -> None:
     head = ROI_HEADS.get(config.detector.get("roi_head", {}).get("name"))
     lengths = LENGTHS | {r"roi_head\.stds": head and head.numbers}
     for key, value in flatten(config.to_dict()).items():
+        if key in NAMES:
+            continue
         listed = isinstance(value, tuple | list)
         length = next((length for pattern, length in lengths.items() if re.search(pattern, key)), None)
         if length and not (listed and len(value) == length):
@@ -159,6 +178,18 @@ def check_numbers(config: ConfigDict) -> None:
             if not number and (listed or (numeric and each is not None)):
                 raise UserError(f"{name} is {each!r}: make it a number.")
     check_relations(config)
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Raise `UserError` for an unknown schedule of the learning rate, or one that a training has no room for."""
+    settings, images = config.optimizer, config.training.images
+    if settings.schedule not in SCHEDULES:
+        raise UserError(f"optimizer.schedule is {settings.schedule!r}: choose {' or '.join(SCHEDULES)}.")
+    if settings.schedule == "cosine" and settings.warmup_images >= images:
+        raise UserError(
+            f"The warm-up ({settings.warmup_images} images) leaves nothing of training.images, {images}, to the "
+            "cosine: lower optimizer.warmup_images."
+        )
 
 
 def check_windows(settings: ConfigDict) -> None:
@@ -177,6 +208,14 @@ def check_windows(settings: ConfigDict) -> None:
             f"dataset.window_overlap is {overlap}: make it less than dataset.stored_size, which is "
             f"{settings.stored_size}."
         )
+
+
+def check_augmentation(settings: ConfigDict) -> None:
+    """Raise `UserError` if the crop or the range of scales in which training sees pictures is not one."""
+    check_size(settings, "train_size")
+    low, high = settings.scale_jitter
+    if low > high:
+        raise UserError(f"dataset.scale_jitter is {settings.scale_jitter}: give the lower factor first.")
 
 
 def check_batches(config: ConfigDict, devices: int) -> None:

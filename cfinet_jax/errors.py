@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-# Errors without class or number: for missing permissions (gcsfs), and for a folder or link in the place of a file.
+# How the messages of errors without a number begin: no permission (gcsfs); a folder or link where a file is expected.
 NO_NUMBER = ("Forbidden", "Cannot overwrite", "Cannot call rmtree")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -77,7 +77,7 @@ def exit_status(command: Callable[[], None], name: str = "cfinet_jax: ") -> int:
 
 
 def known(error: Exception) -> str | None:
-    """Return what to do about a failure of the system that can happen anywhere, or None for any other failure."""
+    """Return advice for a failure of the environment (disk, device, closed pipe); None for any other."""
     reason = str(error)
     cause = error.__cause__ or error
     if isinstance(error, BrokenPipeError):

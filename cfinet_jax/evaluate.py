@@ -158,8 +158,8 @@ def check_replaceable(workdir: epath.Path, now: dict[str, Any]) -> None:
     if any(before[key] != now[key] for key in before):
         held, new = (", ".join(f"{key} {each[key]}" for key in before) for each in (before, now))
         raise UserError(
-            f"{workdir} holds results of other data ({held}; now {new}): move its metrics.json elsewhere to have "
-            "the other results replaced."
+            f"{workdir} holds results of other data ({held}; now {new}): move its metrics.json elsewhere; the "
+            "remaining results are then overwritten."
         )
 
 

@@ -42,6 +42,7 @@ MODES = {
     "compile": Mode("studies.compile", "show the cost of a step", ("topology", "classes"), without=("workdir",)),
     "profile": Mode("studies.profile", "show where the time of a step goes"),
 }
+EXAMPLES = {"config": "--config=scenes", "workdir": "--workdir=runs/scenes"}
 OPTIONAL = ("topology", "devices")  # flags of a mode that may be left out although they have no default
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -71,7 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     mode = MODES[MODE.value]
     for name in ("config", "workdir"):
         if flags.FLAGS[name].value is None and name not in mode.without:
-            raise UserError(f"--{name} is missing: give both, such as --config=scenes --workdir=runs/scenes.")
+            raise UserError(f"--{name} is missing: --mode={MODE.value} needs it, such as {EXAMPLES[name]}.")
     given = own_flags(MODE.value)
     if mode.several:
         processes.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)

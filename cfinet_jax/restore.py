@@ -4,11 +4,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -19,7 +19,8 @@ from cfinet_jax.input.sizes import OPEN, input_shape, preparation, with_sizes
 from cfinet_jax.models.detector import Detector, build_detector
 from cfinet_jax.ops import preprocess
 from cfinet_jax.runtime import mesh
-from cfinet_jax.runtime.settings import check_same_classes, flatten, recorded
+from cfinet_jax.runtime.paths import user_path
+from cfinet_jax.runtime.settings import check_same_classes, flatten, has_learnt, recorded
 from cfinet_jax.structures import Batch, Detections, Proposals
 from cfinet_jax.train_step import TrainState
 
@@ -92,10 +93,11 @@ def trained_variables(
     if restored is not None:
         check_same_model(workdir, config)
         check_same_classes(workdir, classes)
-        print(f"Checkpoint {int(restored[0].step):,} of {workdir}.", flush=True)
-        return {"params": restored[0].params, "batch_stats": restored[0].batch_stats}
+        averaged = "" if restored[0].average is None else ", the average of its parameters"
+        print(f"Checkpoint {int(restored[0].step):,} of {workdir}{averaged}.", flush=True)
+        return restored[0].evaluated
     if config.training.pretrained:
-        loaded = load_published(config, {"params": template.params, "batch_stats": template.batch_stats}, classes)
+        loaded = load_published(config, template.variables, classes)
         if not loaded.at_random:
             return loaded.variables
     raise UserError(
@@ -127,25 +129,64 @@ def of_model(settings: dict) -> dict[str, Any]:
 
 def state_shapes(config: ConfigDict, detector: Detector, over: mesh.Mesh) -> TrainState:
     """Return the shapes of a run's state, replicated on every device."""
-    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
+    sgd = optimizer.make_optimizer(config, ())
     shape, most = input_shape(config.dataset), config.dataset.max_objects
-    create = partial(train_step.create_state, detector=detector, optimizer=sgd, shape=shape, max_objects=most)
+
+    def create(key: jax.Array) -> TrainState:
+        state = train_step.create_state(key, detector, sgd, shape, most)
+        return train_step.with_average(state, config.training.average_decay is not None)
+
     return mesh.shapes(jax.eval_shape(create, jax.random.key(0)), over, mesh.EVERYWHERE)
 
 
 def load_published(config: ConfigDict, variables: dict[str, Any], classes: Sequence[str]) -> pretrained.Loaded:
-    """Put the weights that the config names into the variables, and print which were used."""
-    loaded = pretrained.load(
-        config.training.pretrained,
-        variables,
-        stride_style=config.detector.backbone.stride_style,
-        classes=classes,
-        mean=config.dataset.mean,
-        std=config.dataset.std,
-        partial=config.training.pretrained_partial,
-    )
+    """Put the weights that the config names into the variables, and print which were used.
+
+    They are those of a file or of a run, of which everything is taken that fits.
+    """
+    source, settings = config.training.pretrained, config.training
+    choices = {
+        "stride_style": config.detector.backbone.stride_style,
+        "classes": classes,
+        "mean": config.dataset.mean,
+        "std": config.dataset.std,
+        "parts": settings.pretrained_parts,
+    }
+    if "://" not in source.removeprefix("gs://") and (folder := user_path(source)).is_dir():
+        loaded = pretrained.fill(weights_of_run(folder, classes), source, variables, partial=True, **choices)
+    else:
+        loaded = pretrained.load(source, variables, partial=settings.pretrained_partial, **choices)
     print(loaded.account, flush=True)
     return loaded
+
+
+def weights_of_run(workdir: epath.Path, classes: Sequence[str]) -> pretrained.Published:
+    """Return the weights of a trained run, without what only its classes fit if `classes` are others.
+
+    Raises:
+      UserError: there is no checkpoint in the workdir, or it cannot be restored.
+    """
+    if not has_learnt(workdir):  # looked for before it is opened, since it may be the folder of this very run
+        raise UserError(
+            f"{workdir} is a folder without a checkpoint: give the workdir of a trained run, or a file of weights."
+        )
+    trained, config = open_trained(workdir)
+    arrays = {name: np.asarray(leaf) for name, leaf in pretrained.named(trained.variables).items()}
+    of_classes = {"classify"} | ({"regress"} if trained.detector.roi_head.shapes > 1 else set())
+    left_out = (
+        {}
+        if trained.classes == tuple(classes)
+        else {name: "rows of other classes" for name in arrays if of_classes & set(name.split("/"))}
+    )
+    return pretrained.Published(
+        {name: array for name, array in arrays.items() if name not in left_out},
+        left_out,
+        "cfinet_jax",
+        config.detector.backbone.stride_style,
+        None,
+        config.dataset.mean,
+        config.dataset.std,
+    )
 
 
 def detection(detector: Detector, settings: ConfigDict) -> Detect:

@@ -21,6 +21,9 @@ from jaxtyping import Array, Bool, Float, Int, Num
 T = TypeVar("T")
 
 BOX_NUMBERS = {"horizontal": 4, "oriented": 5}  # coordinates of a box, by `dataset.boxes`
+# Objects cut by the border of a window or of a crop: SODA-D's rule for upright boxes, SODA-A's for oriented ones.
+CUT_OFF = 0.40  # an upright box with at most this share of its area inside is ignored there
+WHOLE = 0.70  # an oriented box with less than this share inside does not count as an object there
 
 
 @dataclass_transform(frozen_default=True)
@@ -62,7 +65,9 @@ class Batch:
     """Images with their ground truth, as shipped by the host or as prepared by `ops.preprocess`.
 
     Shipped: uint8 images, padded at the right and bottom by repeating the border; everything in stored pixels.
-    Prepared: float32 images, resized, flipped, normalised, zero in the padding; everything in network pixels.
+    Prepared: float32 images, resized, flipped, normalised, zero in the padding; everything in network pixels. While
+    training that may be a crop of the picture, turned and at another scale (`ops.augmentation`): `scales` stays that of
+    the picture, since what counts for Eq. 1 and the similarities is the size that the network sees.
     """
 
     images: Num[Array, "batch height width 3"]
@@ -124,6 +129,7 @@ class ExemplarMemory:
     features: Float[Array, "classes slots size size channels"]
     cursor: Int[Array, "classes"]  # the next slot to write
     size: Int[Array, "classes"]  # slots in use
+    high_quality: Float[Array, ""] | None = None  # threshold, where it follows a quantile of the qualities
 
 
 @pytree

@@ -26,6 +26,24 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     memory: ExemplarMemory | None  # None without imitation
+    average: Any = None  # of the parameters, over steps; None without `training.average_decay`
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Return what a step trains, and the constants that go with it."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """Return the variables to detect with: those of the average, if there is one."""
+        return {"params": self.params if self.average is None else self.average, "batch_stats": self.batch_stats}
+
+
+def with_average(state: TrainState, averaged: bool) -> TrainState:
+    """Return the state with an average, which begins as a copy of the parameters if it is new, or without one."""
+    if averaged and state.average is not None:
+        return state
+    return dataclasses.replace(state, average=jax.tree.map(jnp.copy, state.params) if averaged else None)
 
 
 def empty_batch(count: int, shape: tuple[int, int], max_objects: int, oriented: bool = False) -> Batch:
@@ -69,8 +87,8 @@ def train_step(
     detector: Detector,
     optimizer: optax.GradientTransformation,
     prepare: Callable[[Batch, Array], Batch],
-    flip: float,
     micro_batches: int,
+    average_decay: float | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Take one step on this device's part of a batch, inside a `shard_map` over `data`.
 
@@ -83,44 +101,59 @@ def train_step(
       key: The run's random key; the step number is folded in.
       detector: The model.
       optimizer: Turns gradients into updates.
-      prepare: The function (batch as shipped, flips) -> prepared batch.
-      flip: Probability that an image is mirrored.
+      prepare: The function (batch as shipped, key) -> prepared batch; it folds the place of each image into the key.
       micro_batches: Parts in which the batch is computed, to save memory.
+      average_decay: Share of the state's average that is left after another image; None if it has none.
 
     Returns:
       The state after the step, and metrics of the global batch.
     """
-    flip_key, priority_key = jax.random.split(jax.random.fold_in(key, state.step))
+    view_key, priority_key = jax.random.split(jax.random.fold_in(key, state.step))
 
-    def forward(params: Any, batch: Batch) -> tuple[dict, dict, Exemplars | None]:
+    def forward(learnt: dict[str, Any], batch: Batch) -> tuple[dict, dict, Exemplars | None]:
         with jax.named_scope("preprocess"):
-            flips = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(flip_key, index), flip))(batch.index)
-            batch = prepare(batch, flips)
+            batch = prepare(batch, view_key)
         height, width = batch.images.shape[1:3]
         objects = batch.ground_truth.labels.shape[1]
         priorities = detector.draw_priorities(priority_key, batch.index, (height, width), objects)
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = learnt | {"batch_stats": state.batch_stats}
         outputs: Any = detector.apply(variables, batch, state.memory, priorities, method="losses")
         losses, statistics, exemplars = outputs
         statistics["objects_dropped"] = Term(batch.dropped.astype(jnp.float32), jnp.ones(batch.dropped.shape))
         return add_images(losses), add_images(statistics), exemplars
 
-    gradients, losses, statistics, exemplars = accumulate(forward, state.params, batch, micro_batches)
+    probes = {} if detector.imitation is None else {"probes": {"roi_head": jnp.zeros(()), "imitation": jnp.zeros(())}}
+    learnt = {"params": state.params} | probes
+    gradients, losses, statistics, exemplars = accumulate(forward, learnt, batch, micro_batches)
     gradients, losses, statistics = jax.lax.psum((gradients, losses, statistics), AXIS)
+    probes, gradients = gradients.get("probes", {}), gradients["params"]
     metrics = summarise(gradients, losses, statistics)
+    # Norms of the gradients that each part sends into the RoI features.
+    metrics |= {f"features_gradient/{part}": jnp.sqrt(squares) for part, squares in probes.items()}
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updated = dataclasses.replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-    if detector.imitation is not None and state.memory is not None and exemplars is not None:
-        classes, most = detector.roi_head.classes, detector.imitation.max_class_exemplars
-        with jax.named_scope("memory"):
-            offered = exchange(exemplars, batch.index, classes, most)
-            memory = exemplar_memory.push(state.memory, offered)
-        updated = dataclasses.replace(updated, memory=memory)
-        metrics |= memory_metrics(memory, offered)
+        updated = move_average(updated, batch.index.shape[0] * jax.lax.axis_size(AXIS), average_decay)
+    updated, of_memory = remember(updated, exemplars, batch.index, statistics, detector)
+    metrics |= of_memory
     with jax.named_scope("optimizer"):
         state = jax.tree.map(lambda new, old: jnp.where(metrics["finite"], new, old), updated, state)
     return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def move_average(state: TrainState, images: int, decay: float | None) -> TrainState:
+    """Return the state with its average moved towards the parameters, as a step of so many images does; None: as it is.
+
+    Another image leaves `decay` of the average, and a step that to the power of its images, so that the average reaches
+    as far back whatever the batch size. After n images it is (1 + n) / (10 + n) if less, lest the start be remembered.
+    """
+    if decay is None:
+        return state
+    seen = state.step.astype(jnp.float32) * images
+    kept = jnp.minimum(decay, (1 + seen) / (10 + seen)) ** images
+    # Written so that what has never moved stays exactly what it is.
+    average = jax.tree.map(lambda old, new: old + (1 - kept) * (new - old), state.average, state.params)
+    return dataclasses.replace(state, average=average)
 
 
 def summarise(gradients: Any, losses: dict[str, Term], statistics: dict[str, Term]) -> dict[str, Array]:
@@ -184,6 +217,23 @@ def mean(term: Term) -> Array:
     return term.total / jnp.where(term.count > 0, term.count, 1.0)
 
 
+def remember(
+    state: TrainState, exemplars: Exemplars | None, index: Array, statistics: dict[str, Term], detector: Detector
+) -> tuple[TrainState, dict[str, Array]]:
+    """Return the state with the best exemplars of all devices in its memory, if it has one, and metrics of the memory.
+
+    `index` is the place of this device's images in the global batch, `statistics` are those of all devices.
+    """
+    if detector.imitation is None or state.memory is None or exemplars is None:
+        return state, {}
+    classes, most = detector.roi_head.classes, detector.imitation.max_class_exemplars
+    with jax.named_scope("memory"):
+        offered = exchange(exemplars, index, classes, most)
+        memory = exemplar_memory.push(state.memory, offered)
+        memory = detector.imitation.follow_quality(memory, statistics["imitation/high_quality"])
+    return dataclasses.replace(state, memory=memory), memory_metrics(memory, offered)
+
+
 def exchange(exemplars: Exemplars, index: Array, classes: int, most: int) -> Exemplars:
     """Gather the `most` best exemplars of each class from all devices, in the order of the global batch.
 
@@ -209,10 +259,17 @@ def place(x: Array, index: Array) -> Array:
 
 
 def memory_metrics(memory: ExemplarMemory, offered: Exemplars) -> dict[str, Array]:
-    """Return the filled share of the memory, the share that this step replaced, and the MiB exchanged for it."""
-    places = memory.features.shape[0] * memory.features.shape[1]
-    return {
-        "memory/fill": memory.size.sum() / places,
+    """Return the state of the memory after a step.
+
+    The filled share of its slots and of the emptiest class's, the share of the exemplars that this step wrote (one over
+    its mean is the number of steps after which all have been renewed), the MiB exchanged, and the threshold of high
+    quality if it follows a quantile.
+    """
+    classes, slots = memory.features.shape[:2]
+    threshold = {} if memory.high_quality is None else {"memory/high_quality": memory.high_quality}
+    return threshold | {
+        "memory/fill": memory.size.sum() / (classes * slots),
+        "memory/emptiest_class": memory.size.min() / slots,
         "memory/turnover": offered.valid.sum() / jnp.maximum(memory.size.sum(), 1),
         "memory/exchange_mib": jnp.float32(offered.features.nbytes / 2**20),
     }

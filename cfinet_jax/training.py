@@ -17,7 +17,7 @@ from cfinet_jax import checkpoint, evaluate
 from cfinet_jax.build import Run, create_run, discover, first_state
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.batches import train_batches, windows_of
-from cfinet_jax.input.sizes import preparation
+from cfinet_jax.input.sizes import training_preparation
 from cfinet_jax.metrics.score_table import table
 from cfinet_jax.models.detector import Detector
 from cfinet_jax.runtime import mesh, processes
@@ -28,7 +28,7 @@ from cfinet_jax.runtime.paths import user_path
 from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.runtime.settings import write_settings
 from cfinet_jax.structures import Batch
-from cfinet_jax.train_step import TrainState, train_step
+from cfinet_jax.train_step import TrainState, train_step, with_average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,8 @@ def prepare(config: ConfigDict, workdir: epath.Path, opened: contextlib.ExitStac
     # The newest checkpoint, if there is one.
     checkpoints = opened.enter_context(checkpoint.open_checkpoints(workdir, config.training.keep_checkpoints))
     restored = checkpoint.restore(checkpoints, run.state, batches.set_state)
-    state = first_state(config, run) if restored is None else restored[0]
+    averaged = config.training.average_decay is not None
+    state = first_state(config, run) if restored is None else with_average(restored[0], averaged)
     log = opened.enter_context(contextlib.closing(RunLog(workdir, int(state.step))))
     images = f"{len(run.training):,} training and {len(run.evaluation):,} evaluation images"
     cut = "" if config.dataset.window_overlap is None else f"{len(windows.owners):,} windows to train on; "
@@ -165,9 +166,9 @@ def make_step(config: ConfigDict, detector: Detector, optimizer: optax.GradientT
         train_step,
         detector=detector,
         optimizer=optimizer,
-        prepare=preparation(config.dataset),
-        flip=config.dataset.flip,
+        prepare=training_preparation(config.dataset),
         micro_batches=config.training.micro_batches,
+        average_decay=config.training.average_decay,
     )
     specs = (mesh.EVERYWHERE, mesh.BY_IMAGE, mesh.EVERYWHERE)
     return mesh.parallel(step, over, specs, mesh.EVERYWHERE, donate=(0,))
@@ -184,8 +185,9 @@ def compile_step(step: Any, *arguments: Any) -> Callable[..., Any]:
 
 def evaluate_state(job: Job, state: TrainState) -> evaluate.Scored:
     """Score a state on the evaluation split and log the metrics."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    results, proposals = evaluate.detect_split(job.detect, variables, job.run.evaluation, job.config, job.run.mesh)
+    results, proposals = evaluate.detect_split(
+        job.detect, state.evaluated, job.run.evaluation, job.config, job.run.mesh
+    )
     scored = evaluate.score_split(results, proposals, job.run.evaluation, job.config.evaluation.protocol)
     metrics, step = scored.metrics, int(state.step)
     images = step * job.config.dataset.batch_size

@@ -6,6 +6,7 @@ Command:   python -m cfinet_jax.main --mode=ablate --config=configs/sodad.py --w
            --devices=0,1,2,3 trains a run on each of four devices instead of one run on all
 Studies:   table1 ... table9, figure1, figure4: those of the paper; table5 is controlled, table5_as_published is not
            choices      the six choices in which paper and released code differ, one at a time
+           imitation    what may keep imitation from helping, one cause at a time
            assigners    RPN under other rules of assignment
 Data:      those of --config: any experiment with the sections of configs/sodad.py, such as configs/coco.py:small;
            table3 wants oriented boxes, as configs/sodaa.py and configs/oriented.py:small have them
@@ -94,6 +95,7 @@ def get_studies(config: ConfigDict) -> dict[str, Study]:
         "figure1": figure1(),
         "figure4": figure4(config),
         "choices": choices(config),
+        "imitation": imitation(config),
         "assigners": assigners(),
     }
     return {
@@ -273,6 +275,35 @@ def choices(config: ConfigDict) -> Study:
     return Study(
         "The released code's choices, one at a time", (Row("paper", {}), *rows, Row("all six", RELEASED), smaller)
     )
+
+
+def imitation(config: ConfigDict) -> Study:
+    """What may keep imitation from helping: against CRPN without it, the forms that are published and single causes."""
+    slots = config.detector.imitation.slots
+    causes: dict[str, dict[str, Any]] = {
+        "weights of the code": {"quality_weights": RELEASED["detector.imitation.quality_weights"]},
+        "a mean over objects": {"contrast": "means"},
+        "L2, no push": {"contrast": "l2"},
+        "large objects teach": {"quality": "size"},
+        "L2 from large objects": {"contrast": "l2", "quality": "size"},
+        "high quality from 0.4": {"high_quality": 0.4},
+        "high quality: the best fifth": {"high_quality_quantile": 0.8},
+        "exemplars from 2 predictions": {"min_predictions": 2},
+        "exemplars from 2 predictions and 0.4": {"min_predictions": 2, "high_quality": 0.4},
+        "after a quarter of the memory": {"min_exemplars": slots // 4},
+        "features untouched": {"features_gradient": False},
+        "a fifth of the weight": {"weight": 0.1},
+        "a quarter of the memory": {"slots": slots // 4},
+        "temperature 0.1": {"temperature": 0.1},
+        "jitter within IoU 0.5": {"shifts": (0.1, 0.3)},  # a shift by half a side leaves an IoU of a third
+    }
+    released = {key: value for key, value in RELEASED.items() if key.startswith("detector.imitation.")}
+    single = (
+        Row(name, {f"detector.imitation.{key}": each for key, each in keys.items()}) for name, keys in causes.items()
+    )
+    rows = (Row("no imitation", WITHOUT_IMITATION), Row("paper", {}), Row("released", released), *single)
+    note = "All rows have CRPN. Those below `released` have the paper's imitation, except for what they say."
+    return Study("Feature imitation: causes, one at a time", rows, note)
 
 
 def assigners() -> Study:

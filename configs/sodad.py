@@ -89,7 +89,14 @@ def get_config(variant: str = "") -> ConfigDict:
             "max_objects": 256,
             "batch_size": 4,
             "eval_batch_size": 4,
-            "flip": 0.5,
+            "flip": 0.5,  # probability of a mirror image, left to right
+            # How else training sees a picture: all off. Evaluation and prediction always see the whole of it.
+            "vertical_flip": 0.0,  # probability of a mirror image, top to bottom: for pictures taken from above
+            "quarter_turns": 0.0,  # probability of a turn by 90, 180 or 270 degrees; 0.75 makes all four ways alike
+            "train_size": placeholder(tuple),  # height, width of the crop that is seen; None: the whole input
+            "scale_jitter": (1.0, 1.0),  # range of a factor of the picture's scale, log-uniform; cropped or padded
+            "crop_at_object": 0.5,  # probability that a crop holds an object; else it is anywhere in the picture
+            "colour_jitter": 0.0,  # saturation, contrast, brightness are multiplied by up to 1 +- this
             "mean": (123.675, 116.28, 103.53),
             "std": (58.395, 57.12, 57.375),
             "read_threads": 4,
@@ -278,10 +285,13 @@ def get_config(variant: str = "") -> ConfigDict:
                 "initial_std": 0.01,  # of encoder and projection weights; thinner layers need more
                 "temperature": 0.6,
                 "weight": 0.5,
+                "features_gradient": True,  # False: imitation teaches its own layers alone, not what it is fed with
                 "high_quality": 0.65,
+                "high_quality_quantile": placeholder(float),  # of recent qualities; then high_quality is but the start
                 "low_quality": 0.25,
                 "min_score": 0.05,
-                "min_predictions": 8,
+                "min_predictions": 8,  # a high quality that rests on fewer makes no exemplar
+                "min_exemplars": 0,  # of its class in the memory, before an object learns
                 "samples": 128,
                 "positive_fractions": (0.5, 0.25),  # for objects of low and of middling quality
                 "shifts": (0.3, 0.5),
@@ -301,8 +311,10 @@ def get_config(variant: str = "") -> ConfigDict:
             "weight_decay": 1e-4,
             "warmup_images": 500 * 4,
             "warmup_factor": 0.001,
-            "decay_images": (8 * 58_023, 11 * 58_023),
-            "decay_factor": 0.1,
+            "schedule": "steps",  # after the warm-up: "steps" or "cosine", half a wave that ends at training.images
+            "decay_images": (8 * 58_023, 11 * 58_023),  # of "steps"
+            "decay_factor": 0.1,  # of "steps", at each of them
+            "final_factor": 0.01,  # of "cosine": the last rate, as a share of the first
             "clip_norm": placeholder(float),
             "rate_multipliers": {"imitation/encode": 0.05, "imitation/project": 0.05},
         }
@@ -312,8 +324,12 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "images": 12 * 58_023,
             "micro_batches": 1,
-            "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector
-            "pretrained_partial": False,  # load only the arrays that fit, and list the others
+            "pretrained": placeholder(str),  # path or URL of a backbone or a whole detector, or the workdir of a run
+            "pretrained_parts": (),  # such as ("backbone", "neck"): take only these; (): all
+            "pretrained_partial": False,  # of a file, too, load only the arrays that fit, and list the others
+            "average_decay": placeholder(
+                float
+            ),  # share of the moving average of parameters left after an image; None: off
             "on_nonfinite": "stop",
             "log_every_images": 200,
             "checkpoint_every_images": 8_000,
@@ -343,7 +359,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def choose(variants: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    """The changed entries of a variant; raises `UserError` where there is none of that name."""
+    """Return the changed entries of a variant. Raises `UserError` if there is no such variant."""
     if name not in variants:
         raise UserError(f"There is no variant {name!r}: choose one of {', '.join(filter(None, variants))}, or none.")
     return variants[name]

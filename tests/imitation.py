@@ -1,12 +1,15 @@
 """An imitation head, and predictions whose every number is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cfinet_jax.models.feature_imitation import FeatureImitation, Grades
 from cfinet_jax.models.roi_head import Predictions
-from cfinet_jax.structures import RoiSamples
+from cfinet_jax.ops.exemplar_memory import empty_memory
+from cfinet_jax.structures import Priorities, RoiSamples
 from tests import tiny
 
 SETTINGS = {key: value for key, value in tiny.settings().imitation.to_dict().items() if key != "enabled"}
@@ -47,5 +50,26 @@ def scene(rng: np.random.Generator, qualities: tuple[float, ...] = (0.9, 0.8, 0.
     return jax.tree.map(jnp.asarray, (predictions, samples, batch))
 
 
-def grade(module: FeatureImitation, *inputs) -> Grades:
-    return jax.tree.map(np.asarray, jax.jit(lambda *a: module.apply({}, *a, STDS, method="grade"))(*inputs))
+def grade(module: FeatureImitation, *inputs, high_quality: float | None = None) -> Grades:
+    threshold = None if high_quality is None else jnp.float32(high_quality)
+    memory = dataclasses.replace(empty_memory(CLASSES, SLOTS, SIZE, CHANNELS), high_quality=threshold)
+    return jax.tree.map(np.asarray, jax.jit(lambda *a: module.apply({}, *a, memory, STDS, method="grade"))(*inputs))
+
+
+def parameters(rng: np.random.Generator):
+    """Return parameters with nothing at its default, large enough for embeddings to differ."""
+    module, regions = imitation(), jnp.zeros((1, SIZE, SIZE, CHANNELS))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), regions, method=lambda m, x: m.embed(m.compress(x))))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes)
+
+
+def everything(rng: np.random.Generator, remembered: int):
+    """Return compressed regions, jittered boxes and a memory with three exemplars in every class, priorities."""
+    compressed = jnp.asarray(rng.normal(size=(IMAGES, REGIONS, CHANNELS)), jnp.float32)
+    jittered = jnp.asarray(rng.normal(size=(IMAGES, 2, 10, SIZE, SIZE, CHANNELS)), jnp.float32)
+    memory = empty_memory(CLASSES, SLOTS, SIZE, CHANNELS)
+    memory = dataclasses.replace(tiny.full_memory(memory), size=jnp.full(CLASSES, 3))
+    chances = rng.random((IMAGES, 6, SLOTS)), rng.random((IMAGES, 6, REGIONS + remembered))
+    nothing = jnp.zeros((IMAGES, 1))
+    priorities = Priorities(nothing, nothing, *(jnp.asarray(x, jnp.float32) for x in chances))
+    return compressed, jittered, memory, priorities

@@ -24,24 +24,20 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).resolve().parents[1]
+READERS = ("coco_annotations", "coco_boxes", "coco_files", "coco_layout", "dota", "label_files", "visdrone", "yolo")
 MODULES = [
-    *(
-        f"cfinet_jax/{name}.py"
-        for name in ("boxes/*", "ops/*", "models/**/*", "metrics/*", "input/*", "preparation/*", "runtime/*")
-    ),
-    "cfinet_jax/config_checks.py",
+    f"cfinet_jax/{name}.py"
+    for name in (
+        *("boxes/*", "ops/*", "models/**/*", "metrics/*", "input/annotations", "input/batches", "input/windows"),
+        *(f"preparation/{reader}" for reader in READERS),
+    )
 ]
 MIRRORS = {  # where the name does not say it
     **dict.fromkeys(("preparation/coco_annotations", "preparation/coco_boxes"), "preparation/test_coco"),
-    **dict.fromkeys(("preparation/own_builder", "preparation/record_files"), "preparation/test_builders"),
-    **dict.fromkeys(("preparation/soda_account", "preparation/sodad_windows"), "preparation/test_sodad"),
-    "preparation/checked_pictures": "preparation/test_journal preparation/test_coco",
     "preparation/coco_layout": "preparation/test_coco_layout preparation/test_places",
-    "preparation/coco_values": "preparation/test_coco_values preparation/test_coco",
     "preparation/dota": "preparation/test_sodaa", "preparation/visdrone": "preparation/test_published",
     "preparation/label_files": "preparation/test_coco preparation/test_yolo",
     "input/windows": "input/test_windows input/test_annotations",  # cut polygons are tested with the objects
-    **dict.fromkeys(("input/origin", "input/sizes"), "input/test_dataset"),
     "models/detector": "models/test_oriented_detectors models/test_detector",
     "models/feature_adaption": "models/test_guided_anchor_rpn",
     "models/proposals/base": "models/test_coarse_to_fine_rpn",

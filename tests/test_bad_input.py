@@ -105,7 +105,7 @@ def state():
     """The initial state of a run of `tests.tiny`."""
     config = tiny.tiny_config()
     detector = build_detector(config.detector, len(CLASSES))
-    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
+    sgd = optimizer.make_optimizer(config, ())
     return train_step.create_state(jax.random.key(0), detector, sgd, tiny.SHAPE, tiny.OBJECTS)
 
 

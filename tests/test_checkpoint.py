@@ -17,12 +17,14 @@ from etils import epath
 from cfinet_jax import checkpoint
 from cfinet_jax.errors import Unwritable, UserError
 from cfinet_jax.structures import ExemplarMemory
-from cfinet_jax.train_step import TrainState
+from cfinet_jax.train_step import TrainState, with_average
 
 POSITION = {"next": 12, "window": [1, 2]}
 
 
-def make_state(step: int = 7, width: int = 3, parts: int = 1, remembers: bool = True) -> TrainState:
+def make_state(
+    step: int = 7, width: int = 3, parts: int = 1, remembers: bool = True, averages: bool = False
+) -> TrainState:
     """A small state in which no two arrays are alike."""
     keys = iter(jax.random.split(jax.random.key(step), 20))
     params = {f"part{index}": {"kernel": jax.random.normal(next(keys), (width, 2))} for index in range(parts)}
@@ -31,7 +33,8 @@ def make_state(step: int = 7, width: int = 3, parts: int = 1, remembers: bool = 
     features = jax.random.normal(next(keys), (2, 3, 7, 7, 4))
     memory = ExemplarMemory(features, jnp.array([1, 2]), jnp.array([3, 2])) if remembers else None
     statistics = {"bn": {"mean": jax.random.normal(next(keys), (5,))}}
-    return TrainState(jnp.array(step), params, statistics, momentum, memory)
+    average = jax.tree.map(lambda x: x + 1, params) if averages else None
+    return TrainState(jnp.array(step), params, statistics, momentum, memory, average)
 
 
 def test_state_and_position_are_restored(tmp_path):
@@ -45,6 +48,22 @@ def test_state_and_position_are_restored(tmp_path):
     for leaf, expected in zip(jax.tree.leaves(restored[0]), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(leaf, expected)
         assert leaf.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_an_average_is_restored_if_there_is_one_and_begins_or_ends_where_a_run_resumes(saved, wanted, tmp_path):
+    state, template = make_state(averages=saved), make_state(step=1, averages=wanted)
+    with checkpoint.open_checkpoints(epath.Path(tmp_path)) as checkpoints:
+        checkpoint.save(checkpoints, state, POSITION)
+        assert ("average" in checkpoints.item_metadata(7).state.tree) == saved
+        restored = checkpoint.restore(checkpoints, template)
+    assert restored is not None
+    jax.tree.map(np.testing.assert_array_equal, restored[0], state)
+    resumed = with_average(restored[0], wanted)
+    expected = (state.average if saved else state.params) if wanted else None
+    jax.tree.map(np.testing.assert_array_equal, resumed.average, expected)
+    jax.tree.map(np.testing.assert_array_equal, resumed.evaluated["params"], expected or state.params)
 
 
 def test_a_checkpoint_is_complete_before_the_next_step_donates_its_buffers(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax.build import discover_sizes
-from cfinet_jax.config_checks import RANGES, SECTIONS, check_numbers
+from cfinet_jax.config_checks import RANGES, SECTIONS, check_numbers, check_values
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import with_sizes
 from cfinet_jax.restore import open_trained
@@ -27,6 +27,12 @@ REFUSED = {
     ("dataset.eval_batch_size", -1): "make it at least 1",
     ("dataset.window_overlap", -3): "dataset.window_overlap is -3: make it at least 0",
     ("dataset.flip", NAN): "dataset.flip is nan",
+    ("dataset.vertical_flip", 1.5): "dataset.vertical_flip is 1.5: make it a number from 0 to 1",
+    ("dataset.quarter_turns", -0.1): "dataset.quarter_turns is -0.1: make it a number from 0 to 1",
+    ("dataset.crop_at_object", 2.0): "dataset.crop_at_object is 2.0: make it a number from 0 to 1",
+    ("dataset.colour_jitter", 1.1): "dataset.colour_jitter is 1.1: make it a number from 0 to 1",
+    ("dataset.scale_jitter", (0.0, 1.0)): "dataset.scale_jitter.0 is 0.0: make it more than 0",
+    ("dataset.scale_jitter", 2.0): "dataset.scale_jitter is 2.0: give 2 numbers",
     ("optimizer.learning_rate", NAN): "optimizer.learning_rate is nan: make it more than 0",
     ("optimizer.learning_rate", INF): "optimizer.learning_rate is inf",
     ("optimizer.momentum", -0.9): "optimizer.momentum is -0.9",
@@ -39,6 +45,7 @@ REFUSED = {
     ("detector.roi_head.positive_fraction", 1.2): "from 0 to 1",
     ("detector.imitation.temperature", 0.0): "more than 0",
     ("detector.proposal_network.coarse_to_fine.proposals.test.candidates", 0): "at least 1",
+    ("training.average_decay", 1.0): "training.average_decay is 1.0: make it at least 0 and less than 1",
     ("seed", -1): "seed is -1: make it at least 0",
     ("dataset.grey_range", ("a", "b")): "dataset.grey_range.0 is 'a': make it a number",
     ("dataset.eval_batch_size", "8"): "dataset.eval_batch_size is '8': make it a number",
@@ -102,6 +109,13 @@ def test_a_list_may_stay_empty_where_nothing_is_needed():
     check_numbers(config)
 
 
+def test_a_part_that_no_detector_has_is_refused():
+    config = tiny.tiny_config()
+    config.training.pretrained_parts = ("backbone", "head")
+    with pytest.raises(UserError, match="training.pretrained_parts has 'head': choose from backbone, imitation, neck"):
+        check_values(config)
+
+
 @pytest.mark.parametrize("section", sorted(SECTIONS))
 def test_a_missing_section_is_named(section):
     config = tiny.tiny_config()
@@ -117,6 +131,22 @@ def test_every_config_passes(name):
     for variant in module.VARIANTS:
         check_numbers(with_sizes(module.get_config(variant), stored_size=(512, 640), max_objects=64))
     assert list(RANGES)[-1] == ""  # so that there is one for every key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scale_jitter", (2.0, 0.5), "dataset.scale_jitter is (2.0, 0.5): give the lower factor first"),
+        ("train_size", (320,), 'dataset.train_size is (320,): give height and width, --config.dataset.train_size="('),
+        ("train_size", (320, 0), "dataset.train_size is (320, 0)"),
+    ],
+)
+def test_a_crop_or_a_range_of_scales_that_is_none_is_refused(key, value, message, tmp_path):
+    config = tiny.tiny_config()
+    config.dataset[key] = value
+    with pytest.raises(UserError) as error:
+        discover_sizes(config, epath.Path(tmp_path))
+    assert message in str(error.value)
 
 
 def test_smaller_windows_than_in_training_are_refused(tmp_path):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from cfinet_jax import optimizer, train_step
 from cfinet_jax.config_checks import check_batches, check_values
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.sizes import input_shape, with_sizes
+from cfinet_jax.input.sizes import augmentation_of, input_shape, with_sizes
 from cfinet_jax.models.detector import build_detector
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.fpn import FPN
@@ -133,8 +133,9 @@ def test_every_config_can_be_built(module, variant):
     assert config.is_locked
     check_values(config)
     check_batches(config, 1)
+    assert augmentation_of(config.dataset) is None
     detector = build_detector(config.detector, 9)
-    sgd = optimizer.make_optimizer(config.optimizer, config.dataset.batch_size, ())
+    sgd = optimizer.make_optimizer(config, ())
     shape, objects = input_shape(config.dataset), config.dataset.max_objects
     state = jax.eval_shape(lambda: train_step.create_state(jax.random.key(0), detector, sgd, shape, objects))
     assert {"backbone", "neck", "proposal_network", "roi_head"} <= state.params.keys()
@@ -199,7 +200,7 @@ def test_a_pod_trains_on_as_many_images_at_a_higher_rate(batch, chips):
     config.dataset.batch_size = batch
     check_batches(config, chips)
     assert config.detector == paper.detector and config.training.images == paper.training.images
-    rate = optimizer.learning_rate(config.optimizer, batch)
+    rate = optimizer.learning_rate(config)
     assert rate(32_000 // batch) == pytest.approx(0.01 * batch / 4)
     assert rate(0) == pytest.approx(0.01 * batch / 4 * 0.001, rel=1e-4)
 

@@ -29,7 +29,9 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
-LONGER = (f"--config.training.images={8 * STEPS}", "--config.evaluation.every_images=1000000")
+AUGMENTED = tuple(f"--config.{key}={value}" for key, value in tiny.AUGMENTED.items())
+LONGER = (f"--config.training.images={8 * STEPS}", "--config.evaluation.every_images=1000000", *AUGMENTED)
+LONGER += ("--config.training.average_decay=0.9",)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,8 @@ def test_a_signal_stops_after_the_step_being_taken_which_is_saved(tiny_scenes, t
 @pytest.mark.slow
 def test_a_run_killed_while_it_saves_keeps_its_checkpoints(tiny_scenes, template, whole, tmp_path):
     program = "from cfinet_jax import main; main.main()"
-    command = [sys.executable, "-c", program, *tiny.arguments(tiny_scenes, tmp_path), "--config.training.images=80000"]
+    longer = (*AUGMENTED, "--config.training.images=80000")
+    command = [sys.executable, "-c", program, *tiny.arguments(tiny_scenes, tmp_path), *longer]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     folder, ended = tmp_path / "checkpoints", time.monotonic() + 400
     while process.poll() is None and time.monotonic() < ended:

@@ -7,17 +7,19 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from cfinet_jax.config_checks import check_values
+from cfinet_jax.errors import UserError
 from cfinet_jax.optimizer import learning_rate, make_optimizer
 from configs import sodad
 
 STEPS = 5
 
 
-def settings(**changes) -> ConfigDict:
-    """Return the section `optimizer` of the paper's config, changed."""
-    config = sodad.get_config().optimizer
-    with config.unlocked():
-        config.update(changes)
+def settings(batch_size: int = 4, **changes) -> ConfigDict:
+    """Return the paper's config with another batch size and changes to the section `optimizer`."""
+    config = sodad.get_config()
+    config.dataset.batch_size = batch_size
+    config.optimizer.update(changes)
     return config
 
 
@@ -36,9 +38,9 @@ def gradients(step: int) -> dict:
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), tree())
 
 
-def updated(config: ConfigDict, frozen: tuple[str, ...] = (), batch_size: int = 4) -> dict:
+def updated(config: ConfigDict, frozen: tuple[str, ...] = ()) -> dict:
     """Return the parameters after `STEPS` steps."""
-    sgd, params = make_optimizer(config, batch_size, frozen), jax.tree.map(jnp.asarray, tree())
+    sgd, params = make_optimizer(config, frozen), jax.tree.map(jnp.asarray, tree())
     state = sgd.init(params)
     for step in range(STEPS):
         updates, state = sgd.update(gradients(step), state, params)
@@ -69,14 +71,46 @@ def plain_rate(iteration: float, batch_size: int) -> float:
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_the_rate_warms_up_and_drops_by_images(batch_size):
     images = np.array([0, 64, 1024, 1984, 2048, 6400, 8 * 58_023 - 64, 8 * 58_023 + 64, 11 * 58_023 + 64, 12 * 58_023])
-    rate = learning_rate(sodad.get_config().optimizer, batch_size)
+    rate = learning_rate(settings(batch_size))
     for iteration in images // batch_size:
         np.testing.assert_allclose(rate(iteration), plain_rate(iteration, batch_size), rtol=1e-4)
 
 
 def test_the_rate_drops_exactly_at_its_image():
-    rate = learning_rate(settings(decay_images=(40,), warmup_factor=1.0), 4)
+    rate = learning_rate(settings(decay_images=(40,), warmup_factor=1.0))
     np.testing.assert_allclose([rate(9), rate(10)], [0.01, 0.001], rtol=1e-6)
+
+
+def plain_cosine(images: float, base: float, warmup: int, total: int) -> float:
+    """Compute the rate after so many images: up a line from 0.001, then down half a cosine to a hundredth."""
+    if images < warmup:
+        return base * (0.001 + 0.999 * images / warmup)
+    share = min((images - warmup) / (total - warmup), 1.0)
+    return base * (0.01 + 0.99 * (1 + np.cos(np.pi * share)) / 2)
+
+
+@pytest.mark.parametrize("warmup", [0, 96])
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_the_cosine_falls_by_images_to_its_last_factor(batch_size, warmup):
+    config = settings(batch_size, schedule="cosine", warmup_images=warmup)
+    config.training.images = 960
+    rate, base = learning_rate(config), 0.01 * batch_size / 4
+    for step in range(0, 1100 // batch_size):  # beyond the end, too
+        np.testing.assert_allclose(rate(step), plain_cosine(step * batch_size, base, warmup, 960), rtol=1e-4)
+    np.testing.assert_allclose(rate(960 // batch_size), base / 100, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule": "linear"}, "optimizer.schedule is 'linear': choose steps or cosine."),
+        ({"schedule": "cosine", "warmup_images": 12 * 58_023}, "warm-up .*lower optimizer.warmup_images"),
+        ({"schedule": "cosine", "final_factor": 1.5}, "optimizer.final_factor is 1.5: make it a number from 0 to 1."),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        check_values(settings(**changes))
 
 
 def test_momentum_and_decay_are_those_of_pytorch():

@@ -5,9 +5,10 @@ import json
 import pytest
 from etils import epath
 
+from cfinet_jax.config_checks import check_values
 from cfinet_jax.errors import UserError
-from cfinet_jax.restore import check_same_model, with_tuples
-from cfinet_jax.runtime.settings import write_settings
+from cfinet_jax.restore import check_same_model, recorded_config, with_tuples
+from cfinet_jax.runtime.settings import ADDED, recorded, write_settings
 from tests import tiny
 
 
@@ -42,13 +43,17 @@ def test_settings_of_inference_may_change(workdir):
     check_same_model(workdir, config)
 
 
-def test_a_workdir_of_earlier_names_of_keys_is_read(workdir):
+def test_a_workdir_of_earlier_names_of_keys_or_without_newer_ones_is_read(workdir):
     path = workdir / "settings.json"
     facts = json.loads(path.read_text())
     section = facts["config"]["detector"]["proposal_network"]["coarse_to_fine"]
     section["assign"], section["assign_modes"] = section.pop("coarse_threshold"), section.pop("coarse_thresholds")
+    tiny.forget(facts["config"], ADDED)
     path.write_text(json.dumps(facts))
     check_same_model(workdir, tiny.tiny_config())
+    config = recorded_config(recorded(workdir))
+    assert config.to_dict() == tiny.tiny_config().to_dict()
+    check_values(config)
     write_settings(tiny.tiny_config(), workdir, ["car"], [1])
     with pytest.raises(UserError, match="coarse_threshold = 'paper', but this config has 'fixed'"):
         changed = tiny.tiny_config()

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
+import operator
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import Any
 from unittest import mock
 
@@ -69,6 +72,23 @@ def tiny_config(variant: str = "") -> ConfigDict:
     config.training.update(images=16, log_every_images=8, checkpoint_every_images=8)
     config.evaluation.update(every_images=16, overlays=1)
     return config.lock()
+
+
+AUGMENTED = {
+    "dataset.vertical_flip": 0.5,
+    "dataset.quarter_turns": 0.75,
+    "dataset.train_size": SHAPE,
+    "dataset.scale_jitter": (0.8, 1.5),
+    "dataset.colour_jitter": 0.3,
+}
+
+
+def augmented() -> ConfigDict:
+    """Return the section `dataset` for pictures of `SHAPE` of which training sees views drawn in every way."""
+    config = tiny_config()
+    config.dataset.update(image_size=None, stored_size=SHAPE)
+    config.update_from_flattened_dict(AUGMENTED)
+    return config.dataset
 
 
 get_config = tiny_config  # as `cfinet_jax.main` asks for it
@@ -144,3 +164,10 @@ def full_memory(memory: ExemplarMemory, seed: int = 0) -> ExemplarMemory:
     """Return the memory with random exemplars in every slot."""
     features = jax.random.normal(jax.random.key(seed), memory.features.shape)
     return ExemplarMemory(features, memory.cursor, jnp.full_like(memory.size, memory.features.shape[1]))
+
+
+def forget(settings: Any, keys: Iterable[str]) -> None:
+    """Delete dotted keys from nested settings, in place."""
+    for key in keys:
+        *sections, name = key.split(".")
+        del functools.reduce(operator.getitem, sections, settings)[name]

@@ -30,6 +30,16 @@ def flip(boxes: Float[Array, "*n 4"], width: Float[Array, ""]) -> Float[Array, "
     return jnp.stack([width - x2, y1, width - x1, y2], -1)
 
 
+def transpose(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Exchange x and y, as in a picture mirrored along its diagonal."""
+    return boxes[..., jnp.array([1, 0, 3, 2])]
+
+
+def shift(boxes: Float[Array, "*n 4"], offset: Float[Array, "2"]) -> Float[Array, "*n 4"]:
+    """Move boxes by `offset` (x, y)."""
+    return boxes + jnp.concatenate([offset, offset])
+
+
 def stretch(boxes: Float[Array, "*n 4"], factors: tuple[float, float]) -> Float[Array, "*n 4"]:
     """Multiply width and height by `factors`, about the centre."""
     centre, size = centre_size(boxes)

@@ -53,6 +53,18 @@ def flip(boxes: Float[Array, "*n 5"], width: Float[Array, ""]) -> Float[Array, "
     return normalise(xp.stack([width - x, y, w, h, -angle], -1))
 
 
+def transpose(boxes: Float[Array, "*n 5"]) -> Float[Array, "*n 5"]:
+    """Exchange x and y, as in a picture mirrored along its diagonal."""
+    xp = boxes.__array_namespace__()
+    x, y, w, h, angle = _columns(boxes)
+    return normalise(xp.stack([y, x, w, h, QUARTER - angle], -1))
+
+
+def shift(boxes: Float[Array, "*n 5"], offset: Float[Array, "2"]) -> Float[Array, "*n 5"]:
+    """Move boxes by `offset` (x, y)."""
+    return boxes.__array_namespace__().concatenate([boxes[..., :2] + offset, boxes[..., 2:]], -1)
+
+
 def resize(boxes: Float[Array, "*n 5"], scale: Float[Array, "*#n"] | float) -> Float[Array, "*n 5"]:
     """Multiply lengths by `scale`; angles stay."""
     xp = boxes.__array_namespace__()

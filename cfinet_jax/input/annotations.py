@@ -10,8 +10,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from cfinet_jax.input.windows import (
-    CUT_OFF,
-    WHOLE,
     boxes_in_window,
     fill,
     fill_polygons,
@@ -19,6 +17,7 @@ from cfinet_jax.input.windows import (
     training_windows,
     windows_with_objects,
 )
+from cfinet_jax.structures import CUT_OFF, WHOLE
 
 
 class Objects(NamedTuple):

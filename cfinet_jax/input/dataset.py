@@ -119,7 +119,7 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, greys: Range | None) ->
         classes=tuple(builder.info.metadata["classes"]),
         category_ids=tuple(builder.info.metadata["category_ids"]),
         account=account,
-        boxes=builder.info.metadata.get("boxes", "horizontal"),  # data prepared by earlier versions lack the key
+        boxes=builder.info.metadata.get("boxes", "horizontal"),  # the scenes, and older data, do not record it
         grey_range=greys,
     )
 

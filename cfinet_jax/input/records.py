@@ -105,7 +105,7 @@ def open_folder(folder: epath.Path) -> tfds.core.DatasetBuilder:
         raise damaged(folder / "metadata.json", f"boxes are {boxes!r}")
     try:
         length_and_time(folder / "dataset_info.json")
-        return Reader(folder, boxes or "horizontal")  # data prepared earlier do not say it
+        return Reader(folder, boxes or "horizontal")  # the scenes, and older data, do not record it
     except (OSError, *DAMAGED) as error:
         raise damaged(folder / "dataset_info.json", error) from error
 

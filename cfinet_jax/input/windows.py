@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from cfinet_jax.structures import WHOLE
+
 MARGIN = 5  # pixels beyond the last annotation of a picture that training windows may still cover
-CUT_OFF = 0.40  # a box with at most this share of its area in a window is ignored there
-WHOLE = 0.70  # a polygon with less than this share of its area in a window is dropped there
 
 
 def window_origins(

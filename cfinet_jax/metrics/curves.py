@@ -93,7 +93,8 @@ def detections_of(ground_truth: dict, detections: list[dict] | Columns, protocol
     boxes, scores = (np.asarray(values, np.float64) for values in (found.boxes, found.scores))
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):  # comparisons with NaN would count it as a hit
         raise UserError(
-            "a detection has a box or score that is not finite: the training diverged, lower the learning rate"
+            "a detection has a box or score that is not finite: correct it (if the detector was trained here, the "
+            "training diverged: lower the learning rate)"
         )
     if protocol.boxes == "oriented":
         boxes = _oriented(boxes, "detections")

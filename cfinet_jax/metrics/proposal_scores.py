@@ -72,11 +72,6 @@ def summarise(tally: Tally, protocol: Protocol) -> dict[str, float | None]:
     return result
 
 
-def score_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) -> dict[str, float | None]:
-    """Return the scores of `summarise` for proposals."""
-    return summarise(tally_proposals(ground_truth, proposals, protocol), protocol)
-
-
 def endings(protocol: Protocol) -> dict[str, str]:
     """Return the suffix of the scores of every range of sizes; the headline range comes first."""
     return {protocol.headline: "", **{size: f"_{size}" for size in protocol.sizes}}

@@ -21,9 +21,8 @@ class Protocol:
     ranges: Mapping[str, tuple[float, float]]  # area in pixels of the stored image, both ends inclusive
     limits: tuple[int, ...]  # detections per image and class, ascending
     precision_limit: int  # the limit of every AP; the AR of a size has the last limit
-    regions_are_crowds: (
-        bool  # an ignored box absorbs any number of detections by their share inside it; if False, one by IoU
-    )
+    # An ignored box absorbs any number of detections by their share inside it; if False, one by IoU.
+    regions_are_crowds: bool
     sizes_are_crowds: bool = False  # an object outside the range absorbs as many
     region_flags: tuple[str, ...] = ("ignore", "iscrowd")  # flags of an annotation that make it an ignored box
     overlaps: tuple[float, ...] = OVERLAPS  # lowest IoU of a hit

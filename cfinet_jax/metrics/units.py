@@ -60,6 +60,7 @@ def tell_areas(path: epath.PathLike, entries: Sequence[Mapping[str, Any]]) -> No
     odd = (areas > (sides + 1).prod(1) * ROUNDED) | ((areas < 1) & (sides >= 1).all(1))
     if len(areas) >= MIN_BOXES and np.mean(odd) > 0.5:
         print(
-            f"{path}: {odd.sum()} of {len(areas)} areas do not fit their boxes, {areas[odd][0]:g} for {sides[odd][0]} "
-            "pixels: the scores by size depend on them, so correct or remove them."
+            f"{path}: {odd.sum()} of {len(areas)} areas do not fit their boxes, {areas[odd][0]:g} for "
+            f"{sides[odd][0, 0]:g} x {sides[odd][0, 1]:g} pixels: the scores by size depend on them, so correct or "
+            "remove them."
         )

@@ -21,7 +21,7 @@ from cfinet_jax.models.proposals.base import ProposalNetwork
 from cfinet_jax.models.resnet import ResNet
 from cfinet_jax.models.roi_head import RoiHead
 from cfinet_jax.models.rotated_roi_head import OrientedRoiHead, RotatedRoiHead
-from cfinet_jax.ops import exemplar_memory
+from cfinet_jax.ops import exemplar_memory, gradient_probe
 from cfinet_jax.ops.imitation import QUALITIES
 from cfinet_jax.structures import Batch, Detections, ExemplarMemory, Exemplars, Priorities, Proposals, Term
 
@@ -60,14 +60,15 @@ class Detector(nn.Module):
         proposals = self.proposal_network.choose(outputs, batch.sizes, batch.scales, "train")
         # Stage two: what is it, and where exactly?
         samples = self.roi_head.sample(proposals, batch.ground_truth, priorities.rois)
-        regions, compressed = self.regions(pyramid, samples.boxes)
-        predictions = self.roi_head(regions)
+        pooled, regions = self.regions(pyramid, samples.boxes)
+        predictions = self.roi_head(self.probed("roi_head", regions))
         second = self.roi_head.losses(predictions, samples, batch)
         terms = [name_parts("proposals", first), name_parts("roi", second)]
         # Feature imitation: make hard objects look like good ones.
         exemplars = None
-        if self.imitation is not None and compressed is not None and memory is not None:
-            grades = self.imitation.grade(predictions, samples, batch, self.roi_head.stds)
+        if self.imitation is not None and memory is not None:
+            compressed = self.imitation.compress_learners(self.probed("imitation", pooled))
+            grades = self.imitation.grade(predictions, samples, batch, memory, self.roi_head.stds)
             jittered = self.roi_head.pool(jax.lax.stop_gradient(pyramid), self.imitation.jittered_boxes(grades, batch))
             jittered = jittered.reshape(*grades.chosen.shape, self.imitation.jitters, *jittered.shape[2:])
             third = self.imitation.losses(compressed, jittered, grades, samples, batch.ground_truth, memory, priorities)
@@ -81,7 +82,7 @@ class Detector(nn.Module):
         pyramid = self.pyramid(batch.images)
         outputs = self.proposal_network(pyramid, batch.sizes)
         proposals = self.proposal_network.choose(outputs, batch.sizes, batch.scales, "test")
-        regions, _ = self.regions(pyramid, proposals.boxes, detecting=True)
+        _, regions = self.regions(pyramid, proposals.boxes)
         found = self.roi_head.detect(self.roi_head(regions), proposals, batch.sizes)
         return found, dataclasses.replace(proposals, boxes=kinds.enclose(proposals.boxes))
 
@@ -89,23 +90,28 @@ class Detector(nn.Module):
         """Return the feature maps, fine to coarse, in the precision of the network."""
         return self.neck(self.backbone(images.astype(PRECISIONS[self.precision])))
 
-    def regions(self, pyramid: tuple[Array, ...], boxes: Array, detecting: bool = False) -> tuple[Array, Array | None]:
-        """Return the RoI features that the head sees, and their compressed vectors if imitation needs them."""
-        regions = self.roi_head.pool(pyramid, boxes)
-        if self.imitation is None or (detecting and not self.imitation.reweight):
-            return regions, None
-        compressed = self.imitation.compress(regions)
-        if self.imitation.reweight:
-            regions = self.imitation.emphasise(regions, compressed)
-        return regions, compressed
+    def regions(self, pyramid: tuple[Array, ...], boxes: Array) -> tuple[Array, Array]:
+        """Return the RoI features as they are pooled, and as the head sees them."""
+        pooled = self.roi_head.pool(pyramid, boxes)
+        if self.imitation is None or not self.imitation.reweight:
+            return pooled, pooled
+        return pooled, self.imitation.emphasise(pooled, self.imitation.compress(pooled))
+
+    def probed(self, part: str, features: Array) -> Array:
+        """Measure the gradient that a part sends into its input, if the collection `probes` has one for it."""
+        probe = self.get_variable("probes", part)
+        return features if probe is None else gradient_probe.measure(features, probe)
 
     def empty_memory(self) -> ExemplarMemory | None:
         """Return a memory without exemplars; None without imitation."""
         if self.imitation is None:
             return None
-        return exemplar_memory.empty_memory(
+        memory = exemplar_memory.empty_memory(
             self.roi_head.classes, self.imitation.slots, self.roi_head.pool_size, self.neck.channels
         )
+        if self.imitation.high_quality_quantile is None:
+            return memory
+        return dataclasses.replace(memory, high_quality=jnp.float32(self.imitation.high_quality))
 
     def draw_priorities(
         self, key: Array, index: Int[Array, " batch"], shape: tuple[int, int], max_objects: int

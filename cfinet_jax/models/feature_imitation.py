@@ -1,5 +1,6 @@
 """Feature imitation (section 3.2): hard objects learn to look like exemplars of their class."""
 
+import dataclasses
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -10,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from cfinet_jax.boxes import kinds
 from cfinet_jax.models.layers import dense, he_normal
 from cfinet_jax.models.roi_head import Predictions
-from cfinet_jax.ops import exemplar_memory, imitation, losses
+from cfinet_jax.ops import embeddings, exemplar_memory, imitation, losses
 from cfinet_jax.structures import Batch, ExemplarMemory, Exemplars, GroundTruth, Priorities, RoiSamples, Term
 
+QUANTILE_RATE = 0.02  # how far the threshold of high quality moves in a step in which all objects lie above it
 COMPRESSIONS = 3  # 3x3 convolutions without padding: 7x7 -> 5x5 -> 3x3 -> 1x1
 
 
@@ -51,17 +53,20 @@ class FeatureImitation(nn.Module):
     negatives: Literal["paper", "image"]
     quality_weights: tuple[float, float, float]
     reweight: bool
-    contrast: Literal["eq6", "means"]
+    contrast: Literal["eq6", "means", "l2"]
     groups: int
     encoder: int
     embedding: int
     initial_std: float
     temperature: float
     weight: float
+    features_gradient: bool
     high_quality: float
+    high_quality_quantile: float | None
     low_quality: float
     min_score: float
     min_predictions: int
+    min_exemplars: int
     samples: int
     positive_fractions: tuple[float, float]
     shifts: tuple[float, ...]
@@ -93,6 +98,10 @@ class FeatureImitation(nn.Module):
             x = convolution(x)
         return x.reshape(*regions.shape[:-3], -1)
 
+    def compress_learners(self, regions: Float[Array, "*n size size channels"]) -> Float[Array, "*n channels"]:
+        """Compress the sampled regions, which imitation teaches down to their features if `features_gradient`."""
+        return self.compress(regions if self.features_gradient else jax.lax.stop_gradient(regions))
+
     def compress_memory(self, features: Float[Array, "classes slots size size channels"]) -> Array:
         """Compress every slot, class by class (all at once is slower): `[classes * slots, channels]`."""
 
@@ -118,28 +127,37 @@ class FeatureImitation(nn.Module):
             jnp.square(x).sum(-1, keepdims=True) + 1e-12
         )  # keeps the gradient of a zero vector finite
 
-    def grade(self, predictions: Predictions, samples: RoiSamples, batch: Batch, stds: tuple[float, ...]) -> Grades:
+    def grade(
+        self,
+        predictions: Predictions,
+        samples: RoiSamples,
+        batch: Batch,
+        memory: ExemplarMemory,
+        stds: tuple[float, ...],
+    ) -> Grades:
         """Grade every object and choose the exemplars, without gradients.
 
         Args:
           predictions: For the sampled regions.
           samples: The regions.
           batch: The images with their objects.
+          memory: Exemplars of earlier steps, and the threshold of high quality if it is a quantile.
           stds: Divisors of the box deltas.
         """
         predictions = jax.lax.stop_gradient(predictions)
+        threshold = self.high_quality if memory.high_quality is None else memory.high_quality
 
-        def of_image(predictions: Predictions, samples: RoiSamples, truth: GroundTruth) -> Grades:
+        def of_image(predictions: Predictions, samples: RoiSamples, truth: GroundTruth, scale: Array) -> Grades:
             objects = truth.labels.shape[0]
             label = jnp.minimum(samples.labels, predictions.deltas.shape[1] - 1)
             deltas = jnp.take_along_axis(predictions.deltas, label[:, None, None], 1)[:, 0]
             boxes = kinds.decode(samples.boxes, deltas, stds), truth.targets[samples.matched]
             quality = imitation.QUALITIES[self.quality](
-                jax.nn.softmax(predictions.logits), samples, boxes, objects, self.min_score
+                jax.nn.softmax(predictions.logits), samples, boxes, objects, self.min_score, scale
             )
             is_self = (samples.source == jnp.arange(objects)[:, None]) & samples.is_object & samples.valid
             present = is_self.any(1)
-            high = quality.value >= self.high_quality
+            high = quality.value >= threshold
             quality_class = high.astype(jnp.int32) + (quality.value >= self.low_quality)
             grade = present & high & (quality.count >= self.min_predictions)
             best, chosen = jax.lax.top_k(jnp.where(grade, quality.value, -1.0), min(self.max_exemplars, objects))
@@ -155,7 +173,7 @@ class FeatureImitation(nn.Module):
                 (grade.sum() - offered.sum()).astype(jnp.int32),
             )
 
-        return jax.vmap(of_image)(predictions, samples, batch.ground_truth)
+        return jax.vmap(of_image)(predictions, samples, batch.ground_truth, batch.scales)
 
     def jittered_boxes(self, grades: Grades, batch: Batch) -> Float[Array, "batch boxes 4"]:
         """Return the jittered boxes of every image's exemplars, one exemplar after another."""
@@ -170,6 +188,14 @@ class FeatureImitation(nn.Module):
         labels, quality = (jnp.take_along_axis(x, grades.chosen, 1) for x in (truth.labels, grades.quality))
         return jax.lax.stop_gradient(Exemplars(features.astype(jnp.float32), labels, quality, grades.offered))
 
+    def follow_quality(self, memory: ExemplarMemory, high: Term) -> ExemplarMemory:
+        """Move the threshold towards the quantile: up if more objects of a step are `high` than wanted, else down."""
+        if self.high_quality_quantile is None or memory.high_quality is None:
+            return memory
+        excess = high.total - (1 - self.high_quality_quantile) * high.count
+        moved = memory.high_quality + QUANTILE_RATE * excess / jnp.maximum(high.count, 1)
+        return dataclasses.replace(memory, high_quality=jnp.clip(moved, self.low_quality, 1.0))
+
     def losses(
         self,
         compressed: Float[Array, "batch samples channels"],
@@ -180,7 +206,7 @@ class FeatureImitation(nn.Module):
         memory: ExemplarMemory,
         priorities: Priorities,
     ) -> tuple[dict, dict]:
-        """Return the contrastive loss (Eq. 6) and statistics as terms per image `[batch]`.
+        """Return the contrastive loss (Eq. 6, or what `contrast` says) and statistics as terms per image `[batch]`.
 
         Args:
           compressed: Vectors of the sampled regions.
@@ -192,6 +218,7 @@ class FeatureImitation(nn.Module):
           priorities: Random numbers that decide the draws.
         """
         filled = exemplar_memory.filled(memory)
+        known = memory.size >= self.min_exemplars if self.min_exemplars else None
         remembered = self.embed(jax.lax.stop_gradient(self.compress_memory(memory.features.astype(compressed.dtype))))
         regions = self.embed(compressed)
         own = self.embed(jax.lax.stop_gradient(self.compress(jittered)))
@@ -211,19 +238,24 @@ class FeatureImitation(nn.Module):
                 jitters=own.shape[1],
             )
             candidates = jnp.concatenate([regions, remembered, own.reshape(-1, own.shape[-1])])
-            similarities = regions[grades.slot] @ candidates.T / self.temperature
-            positive, negative = arrange(contrast, regions.shape[0])
-            present = grades.present[:, None]
-            total, count = losses.contrastive(similarities, positive & present, negative & present)
-            return self.normalise(total, count, grades)
+            taught = grades.present if known is None else grades.present & known[truth.labels]
+            positive, negative = (x & taught[:, None] for x in arrange(contrast, regions.shape[0]))
+            cosines = regions[grades.slot] @ candidates.T
+            if self.contrast == "l2":
+                total, count = losses.attract(cosines, positive)
+            else:
+                total, count = losses.contrastive(cosines / self.temperature, positive, negative)
+            seen = comparisons(cosines, positive, negative, grades.present) | spread(regions, samples.valid)
+            return self.normalise(total, count, grades), seen
 
-        terms = jax.vmap(of_image)(regions, own, grades, samples, truth, priorities.positives, priorities.negatives)
-        return {"contrast": terms}, statistics(grades, truth)
+        of_images = jax.vmap(of_image)
+        terms, seen = of_images(regions, own, grades, samples, truth, priorities.positives, priorities.negatives)
+        return {"contrast": terms}, statistics(grades, truth) | seen
 
     def normalise(self, total: Array, count: Array, grades: Grades) -> Term:
         """Turn the sums of logarithms of one image's objects, and their counts of positives, into a loss term."""
         weights = jnp.asarray(self.quality_weights)[grades.quality_class]
-        if self.contrast == "eq6":  # all positives of the batch share one divisor
+        if self.contrast != "means":  # all positives of the batch share one divisor
             return Term(self.weight * (weights * total).sum(), count.sum())
         of_object = weights * total / jnp.maximum(count, 1)
         objects = jnp.maximum(grades.present.sum(), 1)
@@ -238,6 +270,30 @@ def arrange(contrast: imitation.Contrast, regions: int) -> tuple[Array, Array]:
     positive = jnp.concatenate([nothing, contrast.exemplars, jitters], 1)
     padding = positive.shape[1] - contrast.negatives.shape[1]
     return positive, jnp.pad(contrast.negatives, ((0, 0), (0, padding)))
+
+
+def comparisons(cosines: Array, positive: Array, negative: Array, present: Array) -> dict[str, Term]:
+    """Return the share of sampled objects that have positives, and the mean cosine of these objects with both kinds.
+
+    The alignment of Wang & Isola (2020) is 2 - 2 times the cosine with the positives.
+    """
+
+    def of(mask: Array) -> Term:
+        return Term(jnp.where(mask, cosines, 0.0).sum(), mask.sum().astype(jnp.float32))
+
+    taught = positive.any(1)
+    return {
+        "taught": Term(taught.sum().astype(jnp.float32), present.sum().astype(jnp.float32)),
+        "positive_cosine": of(positive),
+        "negative_cosine": of(negative & taught[:, None]),
+    }
+
+
+def spread(vectors: Array, valid: Array) -> dict[str, Term]:
+    """Return how spread the embeddings of one image's regions are."""
+    any_pair = (valid.sum() > 1).astype(jnp.float32)
+    measures = {"effective_rank": embeddings.effective_rank, "uniformity": embeddings.uniformity}
+    return {name: Term(any_pair * measure(vectors, valid), any_pair) for name, measure in measures.items()}
 
 
 def statistics(grades: Grades, truth: GroundTruth) -> dict[str, Term]:

@@ -82,9 +82,8 @@ class ResNet(nn.Module):
     def __call__(self, images: Float[Array, "batch height width 3"]) -> tuple[Array, ...]:
         x = conv(self.width, 7, stride=2, name="conv1")(images)
         x = nn.relu(FrozenBatchNorm(name="bn1")(x))
-        x = nn.max_pool(
-            jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2)
-        )  # zeros are harmless: nothing is negative after ReLU
+        # Zeros are harmless: nothing is negative after ReLU.
+        x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         x = self.freeze(x, 0)
         block, counts = DEPTHS[self.depth]
         maps = []

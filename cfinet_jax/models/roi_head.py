@@ -104,7 +104,7 @@ class RoiHead(nn.Module):
 
     def pool_image(self, pyramid: tuple[Array, ...], boxes: Float[Array, "regions 4"]) -> Array:
         """Return the RoI features of one image."""
-        levels = roi_align.levels_of(boxes, self.finest_scale, len(pyramid))
+        levels = roi_align.pyramid_levels(horizontal.area(boxes), self.finest_scale, len(pyramid))
         return roi_align.roi_align(
             pyramid, boxes, levels, strides_of(len(pyramid)), size=self.pool_size, max_grid=self.max_grid
         )

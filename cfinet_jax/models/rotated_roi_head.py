@@ -55,7 +55,7 @@ class OrientedRoiHead(RotatedRoiHead):
 
     def pool_image(self, pyramid: tuple[Array, ...], boxes: Float[Array, "regions 5"]) -> Array:
         """Return the RoI features of one image, along the axes of each region."""
-        levels = roi_align.levels_of_areas(oriented.area(boxes), self.finest_scale, len(pyramid))
+        levels = roi_align.pyramid_levels(oriented.area(boxes), self.finest_scale, len(pyramid))
         return rotated_roi_align.rotated_roi_align(
             pyramid, boxes, levels, strides_of(len(pyramid)), size=self.pool_size, grid=self.max_grid
         )

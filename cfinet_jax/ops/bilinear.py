@@ -27,7 +27,7 @@ def corners(points: Float[Array, "n 2"], shape: Int[Array, "*n 2"]) -> tuple[Int
 
 def read(table: Float[Array, "cells channels"], rows: Int[Array, "n 4"], weights: Float[Array, "n 4"]) -> Array:
     """Return weighted sums of four rows of a table, `[n, channels]`."""
-    # Four gathers of whole rows: XLA fuses each with its product, while one gather of [n, 4, channels] would not fit.
+    # Four gathers of whole rows: XLA fuses each with its product, but would store one gather of [n, 4, channels].
     return functools.reduce(jnp.add, [weights[:, k, None] * table[rows[:, k]] for k in range(4)])
 
 

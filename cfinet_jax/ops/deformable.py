@@ -33,7 +33,7 @@ def deformable_conv(
     """Read the map at nine points per cell and apply the kernel, without bias; the map is zero outside.
 
     One tap at a time, and read again in the backward pass: all nine at once need four times the memory, and automatic
-    differentiation would keep them all. Hence the gradient of our own.
+    differentiation would keep them all. Hence the custom gradient.
 
     Args:
       features: The map.

@@ -5,6 +5,8 @@ The way of an exemplar: `models/feature_imitation.py` grades the objects of a st
 step on `ops/imitation.py:choose_contrast` draws them as positives of their class.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -55,8 +57,9 @@ def push(memory: ExemplarMemory, exemplars: Exemplars) -> ExemplarMemory:
     last_round = rank >= offered[exemplars.labels] - slots  # earlier ones would be overwritten at once
     slot = (memory.cursor[exemplars.labels] + rank) % slots
     label = jnp.where(exemplars.valid & last_round, exemplars.labels, classes)  # out of range: dropped
-    return ExemplarMemory(
-        memory.features.at[label, slot].set(exemplars.features.astype(jnp.float32), mode="drop"),
-        ((memory.cursor + offered) % slots).astype(jnp.int32),
-        jnp.minimum(memory.size + offered, slots).astype(jnp.int32),
+    return dataclasses.replace(
+        memory,
+        features=memory.features.at[label, slot].set(exemplars.features.astype(jnp.float32), mode="drop"),
+        cursor=((memory.cursor + offered) % slots).astype(jnp.int32),
+        size=jnp.minimum(memory.size + offered, slots).astype(jnp.int32),
     )

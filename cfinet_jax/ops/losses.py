@@ -64,3 +64,13 @@ def contrastive(
     denominator = jax.nn.logsumexp(similarities, axis=1, where=chosen, keepdims=True)
     terms = jnp.where(positive, denominator - similarities, 0.0)
     return terms.sum(1), positive.sum(1).astype(jnp.float32)
+
+
+def attract(
+    cosines: Float[Array, "objects samples"], positive: Bool[Array, "objects samples"]
+) -> tuple[Float[Array, " objects"], Float[Array, " objects"]]:
+    """Return the squared distances of each object's unit vector to its positives: the sum and their number.
+
+    The pull of Eq. 6 without its push, as in earlier work on small objects (section 2 of the paper).
+    """
+    return jnp.where(positive, 2 - 2 * cosines, 0.0).sum(1), positive.sum(1).astype(jnp.float32)

@@ -5,14 +5,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from cfinet_jax.boxes import kinds
 from cfinet_jax.structures import Batch
 
+# Pictures are scaled alike in training and in evaluation.
+resized = partial(jax.image.scale_and_translate, spatial_dims=(0, 1), method="linear", antialias=False)
+
 
 def prepare_image(
-    image: UInt8[Array, "rows columns 3"],
+    image: Num[Array, "rows columns 3"],
     size: Float[Array, "2"],
     scale: Float[Array, ""],
     flip: Bool[Array, ""],
@@ -38,15 +41,18 @@ def prepare_image(
     if not resize:
         pixels = jnp.pad(pixels, [(0, shape[0] - image.shape[0]), (0, shape[1] - image.shape[1]), (0, 0)])
     else:
-        pixels = jax.image.scale_and_translate(
-            pixels, (*shape, 3), (0, 1), jnp.stack([scale, scale]), jnp.zeros(2), "linear", antialias=False
-        )
+        pixels = resized(pixels, (*shape, 3), scale=jnp.stack([scale, scale]), translation=jnp.zeros(2))
     height, width = jnp.round(size * scale)
     columns = jnp.arange(shape[1])
-    mirrored = jnp.clip(width.astype(jnp.int32) - 1 - columns, 0)
-    pixels = jnp.take(pixels, jnp.where(flip, mirrored, columns), axis=1)
+    pixels = jnp.take(pixels, mirrored(columns, width, flip), axis=1)
     inside = (jnp.arange(shape[0]) < height)[:, None, None] & (columns < width)[None, :, None]
     return jnp.where(inside, (pixels - jnp.asarray(mean)) / jnp.asarray(std), 0.0)
+
+
+def mirrored(places: Int[Array, " n"], extent: Float[Array, ""], flip: Bool[Array, ""]) -> Int[Array, " n"]:
+    """Return the rows or columns to read at `places` of a picture that has `extent` of them, in reverse if `flip`."""
+    reverse = jnp.clip(extent.astype(jnp.int32) - 1 - places, 0)
+    return jnp.where(flip, reverse, places)
 
 
 def prepare_boxes(

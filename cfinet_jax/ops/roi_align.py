@@ -7,17 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cfinet_jax.boxes import horizontal
 from cfinet_jax.ops import bilinear
 
 
-def levels_of(boxes: Float[Array, "regions 4"], finest_scale: float, levels: int) -> Int[Array, " regions"]:
-    """Return the pyramid level of each box: floor(log2(side / finest_scale)), clipped to 0..levels-1."""
-    return levels_of_areas(horizontal.area(boxes), finest_scale, levels)
-
-
-def levels_of_areas(areas: Float[Array, " regions"], finest_scale: float, levels: int) -> Int[Array, " regions"]:
-    """Return `levels_of` boxes of any kind, given their areas in square pixels."""
+def pyramid_levels(areas: Float[Array, " regions"], finest_scale: float, levels: int) -> Int[Array, " regions"]:
+    """Return the level for boxes of these areas, in square pixels: floor(log2(side / finest_scale)), in 0..levels-1."""
     side = jnp.sqrt(jnp.maximum(areas, 0.0))
     return jnp.clip(jnp.floor(jnp.log2(side / finest_scale + 1e-6)), 0, levels - 1).astype(jnp.int32)
 
@@ -137,7 +131,7 @@ def sum_of_reads(
 
 
 def forward(table: Array, rows: Array, weights: Array) -> tuple[Array, tuple]:
-    """Forward pass: keep where the samples lie, and, as the length of an empty array, the number of cells."""
+    """Forward pass: save the sample positions; the length of an empty array carries the number of cells."""
     return sum_of_reads(table, rows, weights), (jnp.zeros((len(table), 0)), rows, weights)
 
 

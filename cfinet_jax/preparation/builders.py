@@ -61,9 +61,9 @@ def make_builder(request: Request) -> tfds.core.DatasetBuilder:
     """
     kind = request.kind
     if request.windows and kind != "sodad":
-        raise UserError("--windows belongs to sodad: leave it out")
+        raise UserError("--windows applies to sodad only: leave it out")
     if request.boxes == "oriented" and kind not in OWN:
-        raise UserError("--boxes=oriented belongs to COCO files: leave it out")
+        raise UserError("--boxes=oriented applies to COCO files only: leave it out")
     if kind == "scenes":
         if request.source or request.annotations or request.name not in (None, "scenes"):
             raise UserError("the scenes are generated: leave out --source, --annotations and --name")

@@ -60,7 +60,7 @@ class Places:
     @functools.cached_property
     def by_name(self) -> dict[str, list[epath.Path]]:
         """Every file below the first folder by its name; folders that links lead to again are skipped."""
-        files, seen = defaultdict(list), set()
+        by_name, seen = defaultdict(list), set()
         for folder, folders, names in os.walk(self.roots[0], followlinks=True):
             if (real := os.path.realpath(folder)) in seen:
                 folders.clear()
@@ -68,8 +68,8 @@ class Places:
             seen.add(real)
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
-                files[spelling(name)[0]].append(epath.Path(folder) / name)
-        return files
+                by_name[spelling(name)[0]].append(epath.Path(folder) / name)
+        return by_name
 
 
 def spelling(path: epath.PathLike) -> list[str]:

@@ -19,11 +19,12 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from cfinet_jax.errors import UserError
-from cfinet_jax.input.windows import CUT_OFF, boxes_in_window, cut_window, fill, training_windows
+from cfinet_jax.input.windows import boxes_in_window, cut_window, fill, training_windows
 from cfinet_jax.preparation.checked_pictures import Task
 from cfinet_jax.preparation.coco_annotations import ANY_CLASS, Split, account_of, record
 from cfinet_jax.preparation.journal import Journal, state_of
 from cfinet_jax.runtime.files import writing
+from cfinet_jax.structures import CUT_OFF
 
 WINDOW, OVERLAP = (800, 800), (150, 150)  # height, width in pixels
 JPEG_QUALITY = 95

@@ -18,8 +18,15 @@ from cfinet_jax.pretrained.names import MEAN, STD, Published, translate
 from cfinet_jax.pretrained.weight_files import read
 from cfinet_jax.runtime.files import replacing
 
-BACKBONE = re.compile(r"(params|batch_stats)/backbone/")
 LAST = {BasicBlock: "conv2", Bottleneck: "conv3"}  # last convolution of a block
+
+
+def in_parts(parts: Collection[str]) -> re.Pattern:
+    """Return the pattern of the names of these parts of a detector; without parts it matches every name."""
+    return re.compile(rf"(params|batch_stats)/({'|'.join(parts)})/" if parts else "")
+
+
+BACKBONE = in_parts(["backbone"])
 
 
 class Loaded(NamedTuple):
@@ -30,7 +37,13 @@ class Loaded(NamedTuple):
     account: str  # what was taken from the file, in lines to print
 
 
-def load(
+def load(source: str, variables: Mapping[str, Any], **choices: Any) -> Loaded:
+    """Fill the variables of a detector with the weights of a file or URL; the choices are those of `fill`."""
+    return fill(translate(read(source), source), source, variables, **choices)
+
+
+def fill(
+    published: Published,
     source: str,
     variables: Mapping[str, Any],
     *,
@@ -38,27 +51,31 @@ def load(
     classes: Sequence[str],
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
+    parts: Collection[str] = (),
     partial: bool = False,
 ) -> Loaded:
-    """Fill the variables of a detector with the weights of a file or URL.
+    """Fill the variables of a detector with weights.
 
     Args:
-      source: path or URL. A file with only a backbone fills the backbone; any other must fill the whole model.
+      published: the weights. Those of only a backbone fill the backbone; any others must fill the whole model.
+      source: path or URL that they are from, for messages.
       variables: params and batch_stats, arrays or shapes.
       stride_style: of the model's backbone, "pytorch" or "caffe".
       classes: names of the model's classes.
       mean: subtracted from the model's pictures, R G B.
       std: what they are divided by.
+      parts: parts of the detector to fill, such as "backbone"; none: all.
       partial: whether to take the arrays that fit and leave the rest as it is.
 
     Raises:
-      UserError: the file cannot be read, has another stride style or normalisation, or does not fit.
+      UserError: the weights have another stride style or normalisation, or do not fit.
     """
-    published = translate(read(source), source)
     check_conventions(published, source, stride_style, mean, std)
+    chosen = in_parts(parts)
+    published = published._replace(arrays={k: v for k, v in published.arrays.items() if chosen.match(k)})
     backbone_only = all(map(BACKBONE.match, published.arrays))
     every = named(variables)
-    leaves = {name: leaf for name, leaf in every.items() if not backbone_only or BACKBONE.match(name)}
+    leaves = {k: leaf for k, leaf in every.items() if (BACKBONE if backbone_only else chosen).match(k)}
     fitting = {
         name: jnp.asarray(array, leaves[name].dtype)
         for name, array in published.arrays.items()

@@ -21,19 +21,37 @@ CURVE_POINTS = 80  # most points of a curve; a longer log is averaged over as ma
 WIDTH = 6.6  # inches; panels lie one below the other, so that they are legible on a phone
 LONGEST_NAME = 20  # letters of a class name
 INK, GREY = "#222222", "#bbbbbb"
-COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # of Okabe and Ito, which the colour-blind can tell apart
+# Colours of Okabe and Ito, which the colour-blind can tell apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES = ("-", "--")
 MOST_CLASSES = len(COLOURS) * len(DASHES)  # classes in one plot
 KIND_COLOURS = ("#009e73", GREY, "#56b4e9", "#e69f00", "#cc79a7", "#d55e00")  # of `metrics.error_types.KINDS`
 SHARES = {"quality": "mean quality", "high_quality": "share of high quality", "low_quality": "share of low quality"}
-MEMORY = {"fill": "share of slots filled", "turnover": "share replaced in a step"}
+IMITATION = {  # panels: what they show, their limits, and key -> label
+    "instance quality": ((0, 1.02), {f"imitation/{key}": label for key, label in SHARES.items()}),
+    "exemplar memory": (
+        (0, 1.02),
+        {
+            "memory/fill": "share of slots filled",
+            "memory/emptiest_class": "of the emptiest class",
+            "memory/turnover": "share replaced in a step",
+            "imitation/taught": "objects with positives",
+            "memory/high_quality": "threshold of high quality",
+        },
+    ),
+    "cosine of an object with": (
+        (-1, 1.02),
+        {"imitation/positive_cosine": "its positives", "imitation/negative_cosine": "its negatives"},
+    ),
+    "spread of the embeddings": (
+        (None, None),
+        {"imitation/effective_rank": "effective rank", "imitation/uniformity": "uniformity"},
+    ),
+    "gradient into the RoI features": (
+        (0, None),
+        {"features_gradient/roi_head": "of the head", "features_gradient/imitation": "of imitation"},
+    ),
+}
 
 
 def read_log(path: epath.Path) -> tuple[list[dict], list[dict]]:
@@ -75,15 +93,15 @@ def draw_learning(train: list[dict], evaluations: list[dict], path: epath.Path) 
 
 
 def draw_imitation(train: list[dict], path: epath.Path) -> None:
-    """Draw the quality of the objects and the state of the exemplar memory over the images seen."""
-    figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
-    quality, memory = figure.subplots(2, 1, sharex=True)
-    _plot(quality, train, {f"imitation/{key}": label for key, label in SHARES.items()})
-    quality.set(ylabel="instance quality", ylim=(0, 1.02))
-    _plot(memory, train, {f"memory/{key}": label for key, label in MEMORY.items()})
-    memory.set(ylabel="exemplar memory", ylim=(0, 1.02))
-    _finish(quality)
-    _finish(memory, "images seen")
+    """Draw whom imitation teaches, from what and with what effect, over the images seen, as far as it is logged."""
+    logged = {key for record in train for key in record}
+    shown = {name: panel for name, panel in IMITATION.items() if not logged.isdisjoint(panel[1])}
+    figure = Figure(figsize=(WIDTH, 2.7 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, (limits, keys)) in zip(panels, shown.items(), strict=True):
+        _plot(axes, train, keys)
+        axes.set(ylabel=name, ylim=limits)
+        _finish(axes, "images seen" if axes is panels[-1] else "")
     save(figure, path)
 
 

@@ -76,7 +76,7 @@ def precision(workdir: epath.Path, metrics: dict) -> str:
         text += "\n![precision over recall](precision_recall.png)\n"
     for reason, names in reasons.items():
         if names:
-            text += f"\nLeft out, {reason}: {', '.join(map(escape, names))}.\n"
+            text += f"\nLeft out ({reason}): {', '.join(map(escape, names))}.\n"
     return text
 
 
@@ -106,15 +106,35 @@ def training(workdir: epath.Path, log: epath.Path, protocol: Protocol) -> str:
     text = "![losses and AP over the images seen](learning_curve.png)\n"
     if any("imitation/quality" in record for record in train):
         draw_imitation(train, workdir / "imitation.png")
-        text += (
-            "\nFeature imitation grades every object from 0 to 1 by how well it is detected. Exemplars of high quality "
-            "fill the memory, and objects of low quality learn most from them.\n"
-            "\n![instance quality and exemplar memory over the images seen](imitation.png)\n"
-        )
+        text += f"\n{imitation(train)}\n\n![quality, memory, embeddings and gradients of imitation](imitation.png)\n"
     if any(f"proposals/AR{SHOWN}" in record for record in evaluations):
         draw_proposals(evaluations, protocol, workdir / "proposals.png")
         text += "\n![proposals by size over the images seen](proposals.png)\n"
     return text
+
+
+def imitation(train: list[dict]) -> str:
+    """Return what feature imitation is, and what the log says about its reach."""
+    text = (
+        "Feature imitation grades every object from 0 to 1 by how well it is detected. Exemplars of high quality fill "
+        "the memory, and objects of low quality learn most from them."
+    )
+    taught = [record["images"] for record in train if record.get("imitation/taught")]
+    if not taught:
+        return text
+    late = [record for record in train if record["images"] >= taught[0]]
+
+    def total(key: str) -> float:
+        return sum(record.get(key, 0.0) for record in late)
+
+    share = total("features_gradient/imitation") / max(total("features_gradient/roi_head"), 1e-9)
+    text += (
+        f" Of the logged steps, {100 * len(taught) / len(train):.0f} % had an object with positives, the first after "
+        f"{taught[0]:,} images. From then on the gradient that imitation sends into the RoI features has been "
+        f"{100 * share:.0f} % of the head's"
+    )
+    renewed = total("memory/turnover") / len(late)
+    return text + (f", and the exemplars have been renewed every {1 / renewed:,.0f} steps." if renewed else ".")
 
 
 def errors(workdir: epath.Path, counts: Counts, classes: tuple[str, ...], min_score: float) -> str:

@@ -1,5 +1,6 @@
 """`settings.json` of a workdir: the config, classes and versions of its run, compared before it is used again."""
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -19,6 +20,22 @@ from cfinet_jax.runtime.paths import in_bucket, matching
 from cfinet_jax.runtime.progress import print_once
 
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+# Keys that runs of earlier versions did not record, with the values that say what they did.
+ADDED = {
+    "dataset.vertical_flip": 0.0,
+    "dataset.quarter_turns": 0.0,
+    "dataset.train_size": None,
+    "dataset.scale_jitter": [1.0, 1.0],
+    "dataset.crop_at_object": 0.5,
+    "dataset.colour_jitter": 0.0,
+    "detector.imitation.features_gradient": True,
+    "detector.imitation.high_quality_quantile": None,
+    "detector.imitation.min_exemplars": 0,
+    "optimizer.schedule": "steps",
+    "optimizer.final_factor": 0.01,
+    "training.average_decay": None,
+    "training.pretrained_parts": [],
+}
 
 
 def write_settings(
@@ -58,7 +75,7 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
         facts = parse(read_text(workdir / "settings.json"))
         if facts.get("seal", seal(facts)) != seal(facts):  # runs of earlier versions have none
             print_once(f"{workdir / 'settings.json'} was edited after the run wrote it: using it as it is now.")
-        rename_keys(facts["config"])
+        update_keys(facts["config"])
         classes, numbers = facts["classes"], facts["category_ids"]
         named = isinstance(classes, list) and {type(name) for name in classes} == {str}
         numbered = [type(number) for number in numbers] == [int] * len(classes)
@@ -74,12 +91,16 @@ def seal(facts: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def rename_keys(settings: dict[str, Any]) -> None:
-    """Rename, in place, the keys that runs of earlier versions recorded under other names."""
+def update_keys(settings: dict[str, Any]) -> None:
+    """Rename, in place, the keys that earlier versions recorded under other names, and add those that they lack."""
     section = settings["detector"]["proposal_network"].get("coarse_to_fine", {})
     for old, new in (("assign", "coarse_threshold"), ("assign_modes", "coarse_thresholds")):
         if old in section:
             section[new] = section.pop(old)
+    for key, value in ADDED.items():
+        *sections, name = key.split(".")
+        section = functools.reduce(dict.__getitem__, sections, settings)
+        section.setdefault(name, value)
 
 
 def recorded(workdir: epath.Path) -> dict[str, Any]:

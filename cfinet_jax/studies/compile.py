@@ -84,11 +84,10 @@ def lower(config: ConfigDict, classes: int, over: Any) -> dict[str, Any]:
     """Lower both steps over a mesh, from shapes alone; return them by name."""
     detector, sgd = build(config, classes)
     state, batch, key = step_shapes(config, detector, over)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     training, prediction = make_step(config, detector, sgd, over), make_detect(detector, config.dataset, over)
     return {
         "training": training.lower(state, batch, key),
-        "prediction": prediction.lower(variables, shipped_shapes(config.dataset, "eval_batch_size", over)),
+        "prediction": prediction.lower(state.evaluated, shipped_shapes(config.dataset, "eval_batch_size", over)),
     }
 
 

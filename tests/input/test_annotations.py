@@ -19,10 +19,11 @@ from cfinet_jax.evaluate import detect_split, score_split, write_results
 from cfinet_jax.input.annotations import Objects, fill_a_pixel, nothing, objects_in_window, objects_of
 from cfinet_jax.input.batches import train_batches, views, windows_of
 from cfinet_jax.input.dataset import Prepared, open_dataset
-from cfinet_jax.input.windows import WHOLE, fill_polygons, share_in_window, windows_with_objects
+from cfinet_jax.input.windows import fill_polygons, share_in_window, windows_with_objects
 from cfinet_jax.preparation.own_builder import Builder
 from cfinet_jax.preparation.sodaa import read_sodaa
 from cfinet_jax.runtime import mesh
+from cfinet_jax.structures import WHOLE
 from cfinet_jax.studies.analyse.contents import read_contents
 from configs import sodaa as sodaa_config
 from configs import sodad

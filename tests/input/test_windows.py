@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfinet_jax.input.windows import (
-    CUT_OFF,
     boxes_in_window,
     column_by_column,
     cut_window,
@@ -17,6 +16,7 @@ from cfinet_jax.input.windows import (
     training_windows,
     window_origins,
 )
+from cfinet_jax.structures import CUT_OFF
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WINDOW, OVERLAP = (800, 800), (150, 150)

@@ -169,3 +169,7 @@ def test_every_detection_has_one_kind_and_the_order_of_images_does_not_matter(ca
     by_image = [sorted(entries, key=lambda e: order.index(e["image_id"])) for entries in (annotations, detections)]
     rows = [images.index(image_id) for image_id in order]
     np.testing.assert_array_equal(count(*by_image, tuple(order)), counts[rows])
+
+
+def test_explanations_name_the_shares_that_decide():
+    assert "more than 50 % of it" in KINDS["absorbed"] and "IoU of 0.1 to 0.5" in KINDS["localisation"]

@@ -42,8 +42,9 @@ def test_windows_of_sodad_and_a_refused_overlap():
     origins = window_origins((3000, 4000), (800, 800), (150, 150))
     assert np.unique(origins[:, 0]).tolist() == [0, 650, 1300, 1950, 2200]
     assert np.unique(origins[:, 1]).tolist() == [0, 650, 1300, 1950, 2600, 3200]
-    with pytest.raises(ValueError, match="cannot overlap"):
-        window_origins((100, 100), (20, 20), (20, 0))
+    for overlap in ((20, 0), (0, -1), (-1, 0)):
+        with pytest.raises(ValueError, match="cannot overlap"):
+            window_origins((100, 100), (20, 20), overlap)
 
 
 @given(layouts())

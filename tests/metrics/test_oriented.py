@@ -216,3 +216,13 @@ def test_files_of_dota(tmp_path):
         "P0007 0.500000 40.00 35.00 60.00 35.00 60.00 45.00 40.00 45.00\n"
     )
     assert (folder / "Task1_large-vehicle.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pairs_that_meet_are_found_once_and_no_box_meets_itself(seed):
+    rng = np.random.default_rng(seed)
+    boxes = np.c_[rng.uniform(0, 60, (30, 2)), rng.uniform(2, 30, (30, 2)), rng.uniform(-1.5, 1.5, 30)]
+    found = [np.sort(pair).tolist() for some in overlaps.pairs_among(boxes) for pair in zip(*some[:2], strict=True)]
+    shared = overlaps.intersection(*(boxes[index] for index in np.triu_indices(30, 1)))
+    meeting = np.argwhere(shared > 0)[:, 0]
+    assert sorted(found) == np.stack(np.triu_indices(30, 1), 1)[meeting].tolist()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 
 from cfinet_jax.metrics import proposal_scores
-from cfinet_jax.metrics.proposal_scores import OBJECT, endings, score_proposals
-from cfinet_jax.metrics.protocols import OVERLAPS, PROTOCOLS
+from cfinet_jax.metrics.proposal_scores import OBJECT, endings, summarise, tally_proposals
+from cfinet_jax.metrics.protocols import OVERLAPS, PROTOCOLS, Protocol
 from cfinet_jax.metrics.results import Columns, columns
 from tests import coco_reference, plain
 from tests.metrics.test_curves import AS_COCO, untied_cases
@@ -23,6 +23,11 @@ def few():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposal_scores, "LIMITS", FEW)
         yield
+
+
+def score_proposals(ground_truth: dict, proposals: Columns, protocol: Protocol) -> dict[str, float | None]:
+    """Return the scores of `summarise` for proposals."""
+    return summarise(tally_proposals(ground_truth, proposals, protocol), protocol)
 
 
 def of_any_class(detections: list[dict]) -> Columns:

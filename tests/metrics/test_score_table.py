@@ -2,7 +2,7 @@
 
 import pytest
 
-from cfinet_jax.metrics.proposal_scores import OBJECT, score_proposals
+from cfinet_jax.metrics.proposal_scores import OBJECT, summarise, tally_proposals
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import columns
 from cfinet_jax.metrics.score import score
@@ -18,9 +18,10 @@ def scored(protocol: str) -> dict:
     categories = [{"id": key, "name": name} for key, name in CLASSES.items()]
     ground_truth = {"images": [{"id": 1}], "annotations": annotations, "categories": categories}
     detections = [{"image_id": 1, "category_id": 3, "bbox": box, "score": 0.5} for c, box in places if c == 3]
-    metrics = score(ground_truth, detections, PROTOCOLS[protocol])
+    rules = PROTOCOLS[protocol]
+    metrics = score(ground_truth, detections, rules)
     proposals = columns([entry | {"category_id": OBJECT} for entry in 2 * detections])
-    return metrics | {"proposals": score_proposals(ground_truth, proposals, PROTOCOLS[protocol])}
+    return metrics | {"proposals": summarise(tally_proposals(ground_truth, proposals, rules), rules)}
 
 
 def test_table_of_soda():

@@ -10,8 +10,7 @@ import pytest
 from cfinet_jax.models.feature_imitation import Compress, FeatureImitation, Grades
 from cfinet_jax.ops import losses
 from cfinet_jax.ops.exemplar_memory import empty_memory, push
-from cfinet_jax.structures import Priorities
-from tests import plain, tiny
+from tests import plain
 from tests.imitation import (
     CHANNELS,
     CLASSES,
@@ -21,18 +20,17 @@ from tests.imitation import (
     SETTINGS,
     SIZE,
     SLOTS,
+    everything,
     grade,
     imitation,
+    parameters,
     scene,
 )
 
 
 @pytest.fixture
 def variables(rng):
-    """Parameters with nothing at its default, large enough for embeddings to differ."""
-    module, regions = imitation(), jnp.zeros((1, SIZE, SIZE, CHANNELS))
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), regions, method=lambda m, x: m.embed(m.compress(x))))
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.4, x.shape), jnp.float32), shapes)
+    return parameters(rng)
 
 
 # Modules
@@ -119,18 +117,6 @@ def test_contrastive_loss_and_its_gradients_agree_with_the_reference(golden):
 
 
 # Losses, as Algorithm 1 states them
-
-
-def everything(rng: np.random.Generator, remembered: int):
-    """Compressed regions, jittered boxes and a memory with three exemplars in every class."""
-    compressed = jnp.asarray(rng.normal(size=(IMAGES, REGIONS, CHANNELS)), jnp.float32)
-    jittered = jnp.asarray(rng.normal(size=(IMAGES, 2, 10, SIZE, SIZE, CHANNELS)), jnp.float32)
-    memory = empty_memory(CLASSES, SLOTS, SIZE, CHANNELS)
-    memory = dataclasses.replace(tiny.full_memory(memory), size=jnp.full(CLASSES, 3))
-    chances = rng.random((IMAGES, 6, SLOTS)), rng.random((IMAGES, 6, REGIONS + remembered))
-    nothing = jnp.zeros((IMAGES, 1))
-    priorities = Priorities(nothing, nothing, *(jnp.asarray(x, jnp.float32) for x in chances))
-    return compressed, jittered, memory, priorities
 
 
 def best(chances: np.ndarray, candidates: list[int], quota: int) -> list[int]:

@@ -9,7 +9,8 @@ import pytest
 
 from cfinet_jax.models.feature_imitation import FeatureImitation
 from cfinet_jax.models.roi_head import Predictions
-from cfinet_jax.structures import RoiSamples
+from cfinet_jax.ops.exemplar_memory import empty_memory
+from cfinet_jax.structures import RoiSamples, Term
 from tests import plain, tiny
 from tests.imitation import RELEASED, STDS, grade, imitation, scene
 
@@ -40,7 +41,8 @@ def golden_image(data: dict, case: str, most: int = 150):
 def test_grades_agree_with_the_reference(golden):
     data = golden("fi_quality")
     module = FeatureImitation(**RELEASED | {"max_exemplars": 16})
-    grade = jax.jit(lambda *a: module.apply({}, *a, STDS, method="grade"))
+    memory = empty_memory(9, 1, 7, 1)
+    grade = jax.jit(lambda *a: module.apply({}, *a, memory, STDS, method="grade"))
     assert data["params"].tolist() == pytest.approx(
         [module.min_score, module.high_quality, module.low_quality, module.min_predictions]
     )
@@ -88,11 +90,37 @@ def test_quality_classes_begin_at_their_thresholds(rng):
     assert grade(at, *inputs).quality_class[0].tolist() == [2, 2, 1, 1, 0, 0]
 
 
+def test_a_threshold_in_the_memory_takes_the_place_of_the_fixed_one(rng):
+    inputs = scene(rng, (0.9, 0.7, 0.5, 0.4, 0.3, 0.0))
+    module = FeatureImitation(**RELEASED)
+    quality = grade(module, *inputs).quality[0].tolist()
+    assert grade(module, *inputs, high_quality=quality[2]).quality_class[0].tolist() == [2, 2, 2, 1, 1, 0]
+    assert grade(module, *inputs, high_quality=0.95).quality_class[0].tolist() == [1, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.8])
+def test_the_threshold_follows_the_quantile_of_the_qualities(rng, quantile):
+    """Of a young detector and of a good one; within the range of the middling qualities."""
+    module = imitation(high_quality_quantile=quantile)
+    memory = dataclasses.replace(empty_memory(1, 1, 1, 1), high_quality=jnp.float32(module.high_quality))
+    follow = jax.jit(lambda memory, high: module.apply({}, memory, high, method="follow_quality"))
+    assert follow(memory, Term(jnp.zeros(()), jnp.zeros(()))).high_quality == memory.high_quality  # no objects
+    for low, best in ((0.3, 0.6), (0.5, 1.0)):
+        for _ in range(600):
+            high = (rng.uniform(low, best, 20) >= float(memory.high_quality)).sum()
+            memory = follow(memory, Term(jnp.float32(high), jnp.float32(20)))
+        assert memory.high_quality == pytest.approx(low + quantile * (best - low), abs=0.06)
+    for _ in range(200):
+        memory = follow(memory, Term(jnp.zeros(()), jnp.float32(20)))
+    assert memory.high_quality == module.low_quality
+
+
 def test_grades_have_no_gradient(rng):
     predictions, samples, batch = scene(rng)
 
     def quality(predictions):
-        return imitation().apply({}, predictions, samples, batch, STDS, method="grade").quality.sum()
+        memory = empty_memory(9, 1, 7, 1)
+        return imitation().apply({}, predictions, samples, batch, memory, STDS, method="grade").quality.sum()
 
     gradient = jax.jit(jax.grad(quality))(predictions)
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradient))

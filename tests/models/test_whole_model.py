@@ -38,10 +38,10 @@ def observer(name: str):
         pyramid, outputs = seen["neck"]["__call__"][0], network["__call__"][0]
 
         def others(model):
-            weighted, compressed = model.regions(pyramid, fixed, detecting=True)
+            pooled, weighted = model.regions(pyramid, fixed)
             return {
-                "pooled": model.roi_head.pool(pyramid, fixed),
-                "compressed": compressed,
+                "pooled": pooled,
+                "compressed": model.imitation.compress(pooled),
                 "weighted": weighted,
                 "of_fixed": model.roi_head(weighted),
                 "train_proposals": model.proposal_network.choose(outputs, batch.sizes, batch.scales, "train"),

@@ -102,15 +102,16 @@ def batch_and_memory(case: dict[str, np.ndarray]) -> tuple[Batch, ExemplarMemory
     return batch, dataclasses.replace(memory, cursor=memory.size)
 
 
-def prepare(batch: Batch, flips) -> Batch:
+def prepare(batch: Batch, key) -> Batch:
     return dataclasses.replace(batch, images=official.normalise(batch.images))
 
 
 def make_sgd() -> optax.GradientTransformation:
-    settings = get_config("released").optimizer
-    assert (settings.momentum, settings.weight_decay) == (0.9, DECAY)
-    settings.update(learning_rate=RATE, reference_batch=2, warmup_images=0, decay_images=())
-    return optimizer.make_optimizer(settings, 2, tuple(f"backbone/{part}" for part in frozen_parts(1)))
+    config = get_config("released")
+    config.dataset.batch_size = 2
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, DECAY)
+    config.optimizer.update(learning_rate=RATE, reference_batch=2, warmup_images=0, decay_images=())
+    return optimizer.make_optimizer(config, tuple(f"backbone/{part}" for part in frozen_parts(1)))
 
 
 @functools.cache
@@ -138,7 +139,7 @@ def compile_step(function):
 @functools.cache
 def step_of(kind: str):
     """`train_step` of a network."""
-    fixed = {"detector": network(kind), "optimizer": make_sgd(), "prepare": prepare, "flip": 0.0, "micro_batches": 1}
+    fixed = {"detector": network(kind), "optimizer": make_sgd(), "prepare": prepare, "micro_batches": 1}
     return compile_step(functools.partial(train_step, **fixed))
 
 

@@ -46,7 +46,7 @@ def test_quality_equals_equations_3_and_4(seed, rule):
     samples = some_samples(rng)
     probabilities = rng.dirichlet([0.3] * (CLASSES + 1), SAMPLES).astype(np.float32)
     predicted, true = plain.some_boxes(rng, SAMPLES, 30.0), plain.some_boxes(rng, SAMPLES, 30.0)
-    ours = quality_of[rule](probabilities, samples, (predicted, true))
+    ours = quality_of[rule](probabilities, samples, (predicted, true), 1.0)
     totals, counts = np.zeros(OBJECTS), np.zeros(OBJECTS)
     for k in range(8):
         label, index = int(samples.labels[k]), int(samples.matched[k])
@@ -63,9 +63,25 @@ def test_quality_equals_equations_3_and_4(seed, rule):
 
 
 quality_of = {
-    rule: jax.jit(lambda p, s, b, f=function: f(p, s, b, OBJECTS, 0.05))
+    rule: jax.jit(lambda p, s, b, scale, f=function: f(p, s, b, OBJECTS, 0.05, scale))
     for rule, function in imitation.QUALITIES.items()
 }
+
+
+@given(seeds, st.sampled_from([0.5, 1.0, 1.5]))
+def test_quality_by_size_knows_nothing_but_the_object(seed, scale):
+    """Whatever is predicted; in stored pixels; every sampled object counts."""
+    rng = np.random.default_rng(seed)
+    samples = some_samples(rng)
+    boxes = plain.some_boxes(rng, OBJECTS, 100.0, 80.0)
+    predicted = plain.some_boxes(rng, SAMPLES)
+    ours = quality_of["size"](rng.random((SAMPLES, CLASSES + 1)), samples, (predicted, boxes[samples.matched]), scale)
+    for index, (x1, y1, x2, y2) in enumerate(boxes):
+        sampled = (samples.is_object & samples.valid & (samples.matched == index)).any()
+        side = np.sqrt((x2 - x1) * (y2 - y1)) / scale
+        expected = min(1.0, side * 0.65 / 32) if sampled else 0.0
+        np.testing.assert_allclose(ours.value[index], expected, rtol=1e-4, atol=1e-6)
+        assert (ours.count[index] >= SAMPLES) == (expected > 0)
 
 
 REGIONS, MOST = 256, 150  # of the golden cases, so that all have one shape
@@ -93,7 +109,7 @@ def golden_samples(data: dict, case: str) -> RoiSamples:
 
 @jax.jit
 def golden_quality(probabilities: jax.Array, samples: RoiSamples, boxes: tuple) -> imitation.Quality:
-    return imitation.quality_released(probabilities, samples, boxes, MOST, 0.05)
+    return imitation.quality_released(probabilities, samples, boxes, MOST, 0.05, jnp.ones(()))
 
 
 def test_quality_agrees_with_the_reference(golden):

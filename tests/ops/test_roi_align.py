@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfinet_jax.ops.roi_align import levels_of, roi_align
+from cfinet_jax.boxes import horizontal
+from cfinet_jax.ops.roi_align import pyramid_levels, roi_align
 from tests import plain
 
 
@@ -57,13 +58,15 @@ def test_boxes_get_no_gradient(rng):
 
 def test_levels_grow_by_the_octave_of_the_side():
     boxes = jnp.array([[0.0, 0.0, side, side] for side in (0, 10, 55, 56, 111, 112, 223, 224, 447, 448, 3000)])
-    assert levels_of(boxes, 56.0, 4).tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert pyramid_levels(horizontal.area(boxes), 56.0, 4).tolist() == [0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_levels_agree_with_the_reference(golden):
     data = golden("roi_levels")
     boxes = jnp.asarray(data["rois"][:, 1:])
-    np.testing.assert_array_equal(levels_of(boxes, float(data["finest_scale"]), 4), data["levels"])
+    np.testing.assert_array_equal(
+        pyramid_levels(horizontal.area(boxes), float(data["finest_scale"]), 4), data["levels"]
+    )
 
 
 def compare_with_the_reference(
@@ -71,7 +74,7 @@ def compare_with_the_reference(
     gy: np.ndarray,
 ) -> None:  # fmt: skip
     """Pools the rois of every image from its maps `[channels, rows, columns]`, and pulls `gy` back."""
-    levels = levels_of(jnp.asarray(rois[:, 1:]), 56.0, len(strides))
+    levels = pyramid_levels(horizontal.area(jnp.asarray(rois[:, 1:])), 56.0, len(strides))
     of_level = np.array(strides)[np.asarray(levels)]
     max_grid = int(np.ceil((rois[:, 3:] - rois[:, 1:3]).max(1) / of_level / 7).max())  # what the widest box needs
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfinet_jax.boxes import oriented
-from cfinet_jax.ops.roi_align import levels_of, levels_of_areas, roi_align
+from cfinet_jax.boxes import horizontal, oriented
+from cfinet_jax.ops.roi_align import pyramid_levels, roi_align
 from cfinet_jax.ops.rotated_roi_align import rotated_roi_align
 from tests import plain
 from tests.oriented import some_boxes
@@ -70,5 +70,5 @@ def test_levels_go_by_the_area_of_the_box(rng):
     sides = np.float32([10, 56, 111, 112, 500])
     square = np.stack([0 * sides, 0 * sides, sides, sides], 1)
     turned = np.stack([sides, sides, 2 * sides, sides / 2, 0 * sides + 0.4], 1)
-    expected = levels_of(jnp.asarray(square), 56.0, 4)
-    np.testing.assert_array_equal(levels_of_areas(oriented.area(jnp.asarray(turned)), 56.0, 4), expected)
+    expected = pyramid_levels(horizontal.area(jnp.asarray(square)), 56.0, 4)
+    np.testing.assert_array_equal(pyramid_levels(oriented.area(jnp.asarray(turned)), 56.0, 4), expected)

@@ -206,6 +206,7 @@ def test_prepared_data_keep_paths_ids_and_the_account(folder):
         annotation(1, 1, [1, 2, 3.5, 4], 7, area=11),
         annotation(2, 1, [99, 2, 3, 4]),
         annotation(9, 2, [0, 0, 9, 9], 5),
+        annotation(10, 2, [1, 1, 2, 3], 3, area=0),  # not the area of this box
     ]
     content = {"images": [image(1, "a.png"), image(2, "b.jpg")], "annotations": entries, "categories": CATEGORIES}
     prepared.write(folder / "train.json", content)
@@ -218,7 +219,7 @@ def test_prepared_data_keep_paths_ids_and_the_account(folder):
     regions = {"id": 8, "name": "ignore"}  # of every class
     assert truth["categories"] == [{"id": 3, "name": "plane"}, {"id": 7, "name": "ship"}, regions]
     entries = {(a["image_id"], a["category_id"]): a for a in truth["annotations"]}
-    assert entries.keys() == {(1, 7), (2, 8)}
+    assert entries.keys() == {(1, 7), (2, 8), (2, 3)} and entries[2, 3]["area"] == 6
     assert entries[1, 7]["bbox"] == [1, 2, 3.5, 4] and entries[1, 7]["area"] == 11 and not entries[1, 7]["ignore"]
     assert entries[2, 8]["iscrowd"] == entries[2, 8]["ignore"] == 1
 

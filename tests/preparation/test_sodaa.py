@@ -273,4 +273,4 @@ def test_own_data_may_be_in_dotas_layout(dota, capsys):
 @pytest.mark.parametrize("name", ["sodad", "yolo", "visdrone"])
 def test_other_layouts_have_no_oriented_boxes(tmp_path, name, capsys):
     assert call(tmp_path, "--boxes=oriented", name=name) == 2
-    assert "--boxes=oriented belongs to COCO files" in capsys.readouterr().err
+    assert "--boxes=oriented applies to COCO files only" in capsys.readouterr().err

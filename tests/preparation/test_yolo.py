@@ -92,11 +92,17 @@ def test_indices_may_have_gaps_and_names_stay_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "polygon", ["0 0.25 0.5 0.5 0.25 0.75 0.75", "0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75", "0 0.5 0.5 0.5 0.5"]
+    ("polygon", "box"),
+    [
+        ("0 0.25 0.5 0.5 0.25 0.75 0.75", (20, 10, 60, 30)),
+        ("0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75", (20, 10, 60, 30)),
+        ("0 0.5 0.5 0.5 0.5", (20, 10, 60, 30)),
+        ("0 0.25 0.5 0.5 0.125 0.75 1", (20, 5, 60, 40)),  # its x and y differ
+    ],
 )
-def test_a_polygon_becomes_the_box_around_it(tmp_path, polygon):
+def test_a_polygon_becomes_the_box_around_it(tmp_path, polygon, box):
     train = read(make(tmp_path, labels={"train/a": polygon}))["train"]
-    np.testing.assert_allclose(train.records[0]["objects"]["bbox"], [(20, 10, 60, 30)])
+    np.testing.assert_allclose(train.records[0]["objects"]["bbox"], [box])
 
 
 def test_shares_are_of_the_upright_picture(tmp_path):

@@ -65,6 +65,13 @@ def test_the_curve_of_imitation_shows_quality_and_memory(tmp_path, drawn):
     assert [line[1, 1] for line in memory.values()] == [0.3, 0.0]
 
 
+def test_the_curve_of_imitation_has_a_panel_for_all_that_is_logged(tmp_path, drawn):
+    keys = [key for _, panel in plots.IMITATION.values() for key in panel]
+    train = [train_record(s, **{key: s / 10 for key in keys}) for s in (1, 2)]
+    plots.draw_imitation(train, epath.Path(tmp_path) / "curve.png")
+    assert [len(axes.lines) for axes in drawn[0].axes] == [len(panel) for _, panel in plots.IMITATION.values()]
+
+
 def test_the_curve_of_proposals_shows_every_size(tmp_path, drawn):
     protocol, names = PROTOCOLS["coco"], ("AR300", "per_object")
     records = [

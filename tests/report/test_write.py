@@ -13,7 +13,7 @@ from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.results import columns
 from cfinet_jax.metrics.score import score
 from cfinet_jax.report.plots import MOST_CLASSES
-from cfinet_jax.report.write import errors, precision, write_report
+from cfinet_jax.report.write import errors, imitation, precision, write_report
 from tests import html_page, tiny
 from tests.report.split import CLASSES, some_detections, some_split
 
@@ -68,6 +68,18 @@ def test_without_a_log_only_the_curves_are_missing(tmp_path, log, message):
     assert message in "\n".join(page.texts["p"]) and not (tmp_path / "learning_curve.png").exists()
     assert "settings.json is missing or damaged" in "\n".join(page.texts["p"])
     assert page.texts["h2"][-1] == "Settings" and len(page.texts["img"]) == 5
+
+
+def test_the_text_on_imitation_says_how_far_it_reaches():
+    def record(step: int, **values: float) -> dict:
+        return {"images": 8 * step, "imitation/taught": 0.0} | values
+
+    of = {"features_gradient/roi_head": 0.4, "features_gradient/imitation": 0.1, "memory/turnover": 0.05}
+    train = [record(1, **of), record(2, **of), record(3, **of | {"imitation/taught": 0.5}), record(4, **of)]
+    text = imitation(train)
+    assert "25 % had an object with positives, the first after 24 images" in text
+    assert "25 % of the head's, and the exemplars have been renewed every 20 steps." in text
+    assert "positives" not in imitation(train[:2])
 
 
 def test_without_imitation_its_curve_is_missing(tmp_path):

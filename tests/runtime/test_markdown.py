@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfinet_jax.runtime.markdown import escape
+from cfinet_jax.runtime.markdown import escape, with_head
 from tests import html_page
 
 
@@ -29,3 +29,9 @@ def test_names_become_neither_links_nor_scripts(text):
 
 def test_words_with_underscores_stay_readable():
     assert escape("traffic_light") == "traffic_light" and escape("_a_ b") == "\\_a\\_ b"
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_a_table_has_names_on_the_left_and_numbers_on_the_right(columns):
+    head = ["name", "AP", "AP50", "AP75"][:columns]
+    assert with_head(head, []).splitlines()[1] == "| " + " | ".join(["---", "--:", "--:", "--:"][:columns]) + " |"

@@ -97,8 +97,8 @@ def compare(values: Float[np.ndarray, "seeds"], resampled: Float[np.ndarray, "se
     """Return the mean difference of two rows from the same seeds, with its interval over seeds and images.
 
     The variance of the mean over seeds is known no better than a few values tell, so it counts with Student's quantile;
-    the variance over images is that of the resamples. However the two share the noise, the sum is exceeded as rarely
-    as each alone, since the tail of a squared normal variable is convex in its limit.
+    the variance over images is that of the resamples. However the noise splits between seeds and images, the combined
+    interval misses no more often than either alone would (the tail of a squared normal variable is convex).
 
     Args:
       values: differences on all images.

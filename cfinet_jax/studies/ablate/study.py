@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from cfinet_jax.errors import UserError
 from cfinet_jax.named_configs import configs_folder
 from cfinet_jax.runtime.paths import user_path
-from cfinet_jax.runtime.settings import flatten
+from cfinet_jax.runtime.settings import ADDED, flatten
 
 STUDIES = "configs/ablations.py"  # has the studies that are named without a file
 
@@ -62,10 +62,10 @@ def load_study(name: str, config: ConfigDict) -> Study:
     path, _, name = name.rpartition(":")
     path = user_path(path) if path else configs_folder() / "ablations.py"
     if not path.exists():
-        raise UserError(f"--study: there is no file {path}: give FILE.py:NAME, or a name from {STUDIES}.")
+        raise UserError(f"--study names {path}, which does not exist: give FILE.py:NAME, or a name from {STUDIES}.")
     spec = importlib.util.spec_from_file_location("studies", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"--study: {path} does not end in .py: give FILE.py:NAME.")
+        raise UserError(f"--study names {path}, which does not end in .py: give FILE.py:NAME.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -73,7 +73,7 @@ def load_study(name: str, config: ConfigDict) -> Study:
     except Exception as error:  # of the user's own Python
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
-            f"--study: {path} has no function get_studies(config) that works ({reason}): write one as in {STUDIES}."
+            f"get_studies(config) of {path} is missing or failed ({reason}): write one as in {STUDIES}."
         ) from error
     if name not in studies:
         raise UserError(f"--study: {path} has no study {name!r}: choose one of {', '.join(studies)}.")
@@ -119,4 +119,7 @@ def config_of(row: Row, config: ConfigDict) -> ConfigDict:
 def digest(config: ConfigDict) -> str:
     """Return a name for an experiment, by the settings that have an effect, so that equal rows are trained once."""
     settings = {key: value for key, value in flatten(json.loads(config.to_json())).items() if key not in OF_NO_EFFECT}
+    for key, off in ADDED.items():  # so that studies of earlier versions are found again
+        if settings.get(key) == off:
+            del settings[key]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -113,6 +113,7 @@ def curves(rows: Rows, proposed: dict[str, str], stem: epath.Path) -> str:
     if imitating:
         keys = {f"imitation/{key}": label for key, label in SHARES.items()}
         keys |= {"memory/fill": "share of slots filled", "loss/imitation/contrast": "contrastive loss"}
+        keys |= {"imitation/taught": "objects with positives", "features_gradient/imitation": "gradient into features"}
         study_plots.draw_curves(imitating, keys, "", 1, epath.Path(f"{stem}_imitation.png"))
         text += f"![instance quality and memory]({stem.name}_imitation.png)\n"
     return text and f"Means over the seeds of every row.\n\n{text}"

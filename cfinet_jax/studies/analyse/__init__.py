@@ -46,10 +46,8 @@ def analyse(config: ConfigDict, workdir: epath.Path) -> None:
     data_tables.draw(training, overlaps[scale], workdir / "analysis.png")
     print(text, flush=True)
 
-    needed, available = (
-        memory_needed(config, len(classes)),
-        memory_available(),
-    )  # last, since it compiles the training step
+    # Last, since it compiles the training step.
+    needed, available = memory_needed(config, len(classes)), memory_available()
     means = {each: float(values.mean()) for each, values in overlaps.items()}
     lines = advise(config, training, contents.values(), classes, means, without_anchor, sum(needed.values()), available)
     rest = f"{data_tables.memory_table(needed, available)}\nAdvice:\n\n" + "".join(f"- {line}\n" for line in lines)
@@ -92,7 +90,7 @@ def memory_needed(config: ConfigDict, classes: int) -> dict[str, int]:
     state, batch, key = step_shapes(config, detector, over)
     compiled = compile_step(make_step(config, detector, optimizer, over), state, batch, key)
     return {
-        "parameters": size_in_bytes((state.params, state.batch_stats)),
+        "parameters": size_in_bytes((state.variables, state.average)),
         "optimizer state": size_in_bytes(state.opt_state),
         "exemplar memory": size_in_bytes(state.memory),
         "images and boxes of a step": size_in_bytes(batch) // over.size,

@@ -99,7 +99,7 @@ def objects(config: ConfigDict, training: Contents, classes: Sequence[str]) -> I
     counts = np.bincount(training.labels, minlength=len(classes))
     rare = [f"{each} ({count})" for each, count in zip(classes, counts, strict=True) if count < MIN_BOXES]
     if rare:
-        yield f"Classes with fewer than {MIN_BOXES} objects are hardly learnt: annotate more of {', '.join(rare)}"
+        yield f"Classes with fewer than {MIN_BOXES} objects will hardly be learnt: annotate more of {', '.join(rare)}"
     boxes = training.network_boxes
     thin = np.mean(np.min(boxes[:, 2:] - boxes[:, :2], axis=1) < THIN)
     if thin > MANY:

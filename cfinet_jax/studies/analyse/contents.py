@@ -69,7 +69,7 @@ def overlaps_with_anchors(contents: Contents, config: ConfigDict, scale: float) 
 def unmatched(contents: Contents, config: ConfigDict, overlaps: np.ndarray) -> dict[str, float]:
     """Return the share of objects for which the coarse stage has no anchor, by rule; empty without a coarse stage.
 
-    `overlaps` are IoU `[objects]` with the best anchor. An object without an anchor teaches the coarse stage nothing.
+    `overlaps` are IoU `[objects]` with the best anchor. An object without an anchor adds nothing to the coarse loss.
     The size of an oriented object is that of the upright box around it, whatever `size_of` says.
     """
     stage = config.detector.proposal_network[config.detector.proposal_network.name]

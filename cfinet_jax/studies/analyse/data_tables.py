@@ -61,7 +61,7 @@ def scale_table(overlaps: Mapping[float, np.ndarray]) -> str:
 def rule_table(unmatched: Mapping[str, float]) -> str:
     """Return a table with a row per rule of the coarse stage."""
     rows = ([name, f"{share:.1%}"] for name, share in unmatched.items())
-    return with_head(["rule of the coarse stage (`assign`)", "objects without an anchor"], rows)
+    return with_head(["rule of the coarse stage (`coarse_threshold`)", "objects without an anchor"], rows)
 
 
 def memory_table(needed: Mapping[str, int], available: int) -> str:

@@ -31,11 +31,8 @@ from cfinet_jax.structures import GroundTruth
 
 CANVAS, MARGIN = 192, 64  # network pixels: side of a square image, and least distance of objects from its border
 SIDES, PLACES = (6, 8, 10, 12, 16, 20, 24, 32), 64  # stored pixels of the objects in the table; random places of each
-DRAWN, CENTRE, REACH = (
-    10,
-    (97.3, 94.6),
-    24,
-)  # the object that is drawn: side, in stored pixels; centre and surroundings, in network pixels
+# The object that is drawn: side in stored pixels; centre and surroundings in network pixels.
+DRAWN, CENTRE, REACH = 10, (97.3, 94.6), 24
 SHIFTED, SHIFTS = (4, 8, 16, 32), np.linspace(0, 32, 129)  # stored pixels: sides of objects, and shifts of boxes
 PANELS = 3  # per row
 SHOWN = {"iou": "IoU", "nwd": "NWD", "dotd": "DotD"}

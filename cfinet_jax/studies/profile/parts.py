@@ -3,6 +3,8 @@
 import re
 from typing import NamedTuple
 
+from cfinet_jax.studies import collectives
+
 # A name belongs to the first part whose pattern it matches; methods of a flax module have names, too.
 PARTS = {
     "preprocessing": r"\bpreprocess\b",
@@ -26,7 +28,7 @@ ROWS = (
     *("preprocessing", "backbone", "FPN", "proposals", "adaptive convolution", "NMS", "targets", "RoIAlign", "heads"),
     *("feature imitation", "losses", "optimiser", "memory", COLLECTIVES, "rest", OTHER),
 )
-KINDS = re.compile(r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-(permute|broadcast)")
+KINDS = re.compile(collectives.KINDS)
 COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\((.*)$")
 OP_NAME = re.compile(r'op_name="(jit\([^"]*)"')  # on a parameter, op_name is the name of an argument instead

@@ -7,7 +7,7 @@ from cfinet_jax.build import build
 from cfinet_jax.errors import UserError
 from cfinet_jax.evaluate import make_detect
 from cfinet_jax.runtime import mesh
-from cfinet_jax.runtime.settings import flatten, identity
+from cfinet_jax.runtime.settings import ADDED, flatten, identity
 from cfinet_jax.studies.ablate.study import OF_NO_EFFECT, Row, check_rows, config_of, digest, load_study
 from cfinet_jax.studies.compile import shipped_shapes, step_shapes
 from cfinet_jax.training import make_step
@@ -43,6 +43,15 @@ def test_steps_and_detections_of_the_paper_s_experiments_trace(config):
 
 def test_all_tables_are_there():
     assert {*(f"table{number}" for number in range(1, 10)), "figure1", "figure4"} <= STUDIES.keys()
+
+
+def test_runs_of_earlier_versions_are_found_while_what_came_since_is_off():
+    before = tiny.tiny_config()
+    with before.unlocked():
+        tiny.forget(before, ADDED)
+    on = tiny.tiny_config()
+    on.training.average_decay = 0.9
+    assert digest(before) == digest(BASE) != digest(on)
 
 
 def test_rows_of_several_tables_are_trained_once():
@@ -175,15 +184,15 @@ def get_studies(config):
     ("name", "message"),
     [
         ("table55", "has no study 'table55'"),
-        ("nowhere.py:x", "there is no file .*nowhere.py"),
+        ("nowhere.py:x", "nowhere.py, which does not exist"),
         ("studies.txt:x", "studies.txt does not end in .py"),
-        ("nothing.py:x", "nothing.py has no function get_studies.config. that works"),
+        ("nothing.py:x", "get_studies.config. of .*nothing.py is missing or failed"),
         ("torn.py:x", "SyntaxError"),
         ("endless.py:x", "RecursionError"),
         ("deep.py:x", "RecursionError|MemoryError|SyntaxError"),
         ("unknown.py:x", "ModuleNotFoundError: No module named 'absent_module'"),
         ("other.py:x", "TypeError"),
-        ("none.py:x", "none.py has no function get_studies"),
+        ("none.py:x", "get_studies.config. of .*none.py is missing or failed"),
         ("rows.py:twins", "twins has two rows 'a': rename"),
         ("rows.py:same", "The rows 'a' and 'b' of same are the same experiment"),
         ("rows.py:seeded", "The row 'b' of seeded sets seed: leave it out"),
