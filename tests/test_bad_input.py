@@ -32,7 +32,7 @@ COMMANDS = {
     "--config=nowhere.py --config.seed=1": "nowhere.py",
     f"--config={tiny.__file__}:relased": "'relased'|choose one of released",
     "--config=TMP/exit.py": "--config cannot be run (SystemExit: 3)",
-    "--config=TMP/dict.py": "--config must return a ConfigDict, not dict",
+    "--config=TMP/dict.py": "--config has no key dataset",
     "--config.detectr.x=1": "'detectr'|\"detector\"",
     "--config.detector.backbone.widht=3": "'widht'|\"width\"",
     "--config.detector.backbone.width=wide": "--config.detector.backbone.width=wide",
@@ -150,6 +150,11 @@ def test_a_missing_flag_is_named(mode, missing, folder):
     given = {"config": f"--config={tiny.__file__}", "workdir": f"--workdir={folder}"}
     del given[missing]
     check_refusal(tiny.call_main(f"--mode={mode}", *given.values()), f"--{missing} is missing")
+
+
+def test_a_config_of_another_type_is_refused(folder):
+    ended = tiny.call_main(f"--config={folder}/dict.py", f"--workdir={folder}/run")
+    check_refusal(ended, "--config must return a ConfigDict, not dict")
 
 
 @pytest.mark.parametrize("key", ["detector.roi_head.hidden", "detector.neck.levels"])
