@@ -118,8 +118,9 @@ def check_types(config: ConfigDict) -> None:
 def check_relations(config: ConfigDict) -> None:
     """Raise `UserError` for lists that are too short, and for numbers that contradict others of their section."""
     values: dict[str, Any] = flatten(config.to_dict())
-    # A missing receptive field would silently be that of another level.
-    shortest = {"receptive_fields": config.detector.neck.levels, "aspect_ratios": 1, "shifts": 1, "rescales": 1}
+    # A missing receptive field would silently be that of another level; no neck has more than 5 levels.
+    levels = min(config.detector.neck.levels, 5)
+    shortest = {"receptive_fields": levels, "aspect_ratios": 1, "shifts": 1, "rescales": 1}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         if isinstance(value, tuple | list) and len(value) < shortest.get(name, 0):
