@@ -34,9 +34,9 @@ NO_DAMAGE = (UserError, ImportError, MemoryError, jax.errors.JaxRuntimeError)
 
 
 def check_workdir(workdir: epath.Path) -> None:
-    """Raise `UserError` for a path with `[`, `*` or `?`: Orbax treats it as a pattern and would find no checkpoints."""
-    if not in_bucket(workdir) and glob.has_magic(str(workdir.resolve())):
-        raise UserError(f"{workdir.resolve()} contains one of [ * ?: choose another --workdir, without them.")
+    r"""Raise `UserError` for a path with `[`, `*`, `?` or `\`: Orbax would look for its checkpoints elsewhere."""
+    if not in_bucket(workdir) and (glob.has_magic(path := str(workdir.resolve())) or "\\" in path):
+        raise UserError(f"{path} contains one of [ * ? \\: choose another --workdir, without them.")
     resolved(workdir)
 
 

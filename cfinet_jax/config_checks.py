@@ -1,8 +1,11 @@
 """Checks of a config before anything is computed from it, so that a mistake is one line now, not a failure later."""
 
+import functools
 import math
 import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -11,6 +14,7 @@ from cfinet_jax.errors import UserError
 from cfinet_jax.input.sizes import check_size, input_shape
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.models.detector import PARTS, ROI_HEADS
+from cfinet_jax.named_configs import get_config
 from cfinet_jax.optimizer import RULES, SCHEDULES
 from cfinet_jax.runtime.settings import flatten
 from cfinet_jax.structures import BOX_NUMBERS
@@ -23,7 +27,10 @@ COUNT = 1, LARGEST, "at least 1"
 SHARE = 0, 1, "a number from 0 to 1"
 BELOW_ONE = 0, math.nextafter(1, 0), "at least 0 and less than 1"
 RANGES = {  # by pattern of the key; the first that matches applies
-    r"frozen_stages|coarse_thresholds|coarse_thresholds|dataset\.mean": ANY,
+    r"assigners\..*most": COUNT,
+    r"frozen_stages": (-1, 4, "a number from -1 to 4"),
+    r"^seed": (0, 2**32 - 1, "at least 0 and less than 2^32"),
+    r"coarse_thresholds|dataset\.mean": ANY,
     r"batch_size|micro_batches|(training\.|every_)images|keep_checkpoints|mixed_pictures|max_|read_threads": COUNT,
     r"(channels|samples|candidates|width|hidden|groups|slots|encoder|embedding|pool_size|dilation)": COUNT,
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
@@ -39,14 +46,23 @@ SECTIONS = frozenset({"dataset", "detector", "optimizer", "training", "evaluatio
 LENGTHS = {  # of lists that have one, by pattern of the key; the first that matches applies
     r"shape_stds|positive_fractions|scale_jitter": 2,
     r"quality_weights": 3,
+    r"assigners\.rfla\.most": 2,
     r"oriented_rpn\.stds": 6,
     r"proposal_network\..*stds": 4,
 }
+
+KINDS = {bool: "True or False", int: "a number without fraction", float: "a number", str: "a text", tuple: "a list"}
+OPEN = r"dataset\.(stored_size|max_objects|image_size|window_overlap)|min_positive_overlap"  # may be None in any config
+ORDERED = {"negative_overlap": "positive_overlap", "low_quality": "high_quality", "low": "cap"}  # must not exceed
+DIVISORS = {"groups": "encoder", "offset_groups": "channels"}  # of another key of the section
+ON_NONFINITE = ("stop", "skip")
 
 
 def check_values(config: ConfigDict) -> None:
     """Raise `UserError` for values that are out of range or contradict each other."""
     check_sections(config)
+    if config.training.on_nonfinite not in ON_NONFINITE:
+        raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
     boxes, protocol, head = config.dataset.boxes, config.evaluation.protocol, config.detector.roi_head.name
     if boxes not in BOX_NUMBERS:
         raise UserError(f"dataset.boxes is {boxes!r}: choose horizontal or oriented.")
@@ -69,8 +85,59 @@ def check_values(config: ConfigDict) -> None:
 
 def check_sections(config: ConfigDict) -> None:
     """Raise `UserError` for a config that lacks a section."""
-    if missing := SECTIONS.difference(config):
+    if missing := [name for name in SECTIONS if not isinstance(config.get(name), ConfigDict)]:
         raise UserError(f"The config lacks {', '.join(sorted(missing))}: set them, as configs/sodad.py does.")
+
+
+def check_types(config: ConfigDict) -> None:
+    """Raise `UserError` for the first value of another type than the key has in our configs.
+
+    ml_collections checks them where a config is changed, but not where one is read from `settings.json`.
+    """
+    declared = declared_types()
+    for key, value in flatten(config.to_dict()).items():
+        if key not in declared:
+            if any(other.startswith(f"{key}.") for other in declared):
+                raise UserError(f"{key} is {value!r}: make it a section, as in configs/sodad.py.")
+            continue
+        kind, optional = declared[key]
+        wanted = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
+        fits = isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
+        if not fits and not (value is None and (optional or re.search(OPEN, key))):
+            raise UserError(f"{key} is {value!r}: make it {KINDS[kind]}.")
+
+
+def check_relations(config: ConfigDict) -> None:
+    """Raise `UserError` for lists that are too short, and for numbers that contradict others of their section."""
+    values: dict[str, Any] = flatten(config.to_dict())
+    # A missing receptive field would silently be that of another level; no neck has more than 5 levels.
+    levels = min(config.detector.neck.levels, 5)
+    shortest = {"receptive_fields": levels, "aspect_ratios": 1, "shifts": 1, "rescales": 1}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        if isinstance(value, tuple | list) and len(value) < shortest.get(name, 0):
+            raise UserError(f"{key} is {value!r}: give at least {shortest[name]} numbers.")
+        if not isinstance(value, int | float):
+            continue
+        larger, multiple = (values.get(f"{section}.{pairs.get(name)}") for pairs in (ORDERED, DIVISORS))
+        if larger is not None and value > larger:
+            raise UserError(f"{key} is {value}: make it at most {section}.{ORDERED[name]}, which is {larger}.")
+        if multiple is not None and value > 0 and multiple % value:
+            raise UserError(f"{key} is {value}: make it a divisor of {section}.{DIVISORS[name]}, which is {multiple}.")
+
+
+@functools.cache
+def declared_types() -> dict[str, tuple[type, bool]]:
+    """Return the type of every key that our configs have, and whether it may be None."""
+
+    def of(section: ConfigDict, prefix: str) -> Iterator[tuple[str, tuple[type, bool]]]:
+        for key, value in section.items():
+            if isinstance(value, ConfigDict):
+                yield from of(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", (section.get_type(key), value is None)
+
+    return dict(of(get_config("sodaa"), "")) | dict(of(get_config("sodad"), ""))
 
 
 def check_numbers(config: ConfigDict) -> None:
@@ -79,6 +146,7 @@ def check_numbers(config: ConfigDict) -> None:
     Lists hold only numbers, and as many as are used; so does every key that `RANGES` names.
     """
     check_sections(config)
+    check_types(config)
     check_names(config)
     for key in ("mean", "std"):
         value = config.dataset[key]
@@ -103,6 +171,7 @@ def check_numbers(config: ConfigDict) -> None:
                 raise UserError(f"{name} is {each}: make it {wanted}.")
             if not number and (listed or (numeric and each is not None)):
                 raise UserError(f"{name} is {each!r}: make it a number.")
+    check_relations(config)
 
 
 def check_names(config: ConfigDict) -> None:

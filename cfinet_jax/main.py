@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from cfinet_jax.errors import UserError, exit_status
 from cfinet_jax.named_configs import locate
@@ -106,6 +106,8 @@ def parse(arguments: Sequence[str]) -> list[str]:
         given = [prefix + locate(each.removeprefix(prefix)) if each.startswith(prefix) else each for each in arguments]
         rest = flags.FLAGS(given)
         getattr(CONFIG.value, "seed", None)  # absl reports a missing file only when the config is used
+        if not isinstance(CONFIG.value, ConfigDict | None):
+            raise TypeError(f"--config must return a ConfigDict, not {type(CONFIG.value).__name__}")
         return rest
     except OSError as error:
         raise UserError(f"--config cannot be read: {reason(error)}") from error
@@ -113,7 +115,7 @@ def parse(arguments: Sequence[str]) -> list[str]:
         raise UserError(f"--config has no key {reason(error)}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(reason(error)) from error
-    except Exception as error:  # raised by the code of the config
+    except (Exception, SystemExit) as error:  # raised by the code of the config
         raise UserError(f"--config cannot be run ({type(error).__name__}: {reason(error)}): correct it.") from error
 
 

@@ -28,7 +28,15 @@ RESULTS = ("detections.json", "images.json", "counts.csv")
 
 
 def input_files(images: epath.Path, output: epath.Path) -> dict[str, epath.Path]:
-    """Return the pictures to detect in by their names in `images`, without the overlays of an earlier run."""
+    """Return the pictures to detect in by their names in `images`, without the overlays of an earlier run.
+
+    Raises:
+      UserError: there is no picture, or `output` cannot be written or holds a run, whose detections would be replaced.
+    """
+    if (output / "settings.json").exists():
+        raise UserError(
+            f"{output} is the workdir of a run, which has files of the same names: choose another --output."
+        )
     found, overlays = find_pictures(images), output / "overlays"
     with writing(output, "--output"):
         overlays.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,6 @@ from cfinet_jax.runtime.settings import write_settings
 from cfinet_jax.structures import Batch
 from cfinet_jax.train_step import TrainState, train_step, with_average
 
-ON_NONFINITE = ("stop", "skip")
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -69,9 +67,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict:
 
 def prepare(config: ConfigDict, workdir: epath.Path, opened: contextlib.ExitStack) -> tuple[Job, TrainState]:
     """Open data, workdir, checkpoints and log, and restore or create the state; `opened` closes all of it."""
-    if config.training.on_nonfinite not in ON_NONFINITE:
-        raise UserError(f"training.on_nonfinite is {config.training.on_nonfinite!r}: choose one of {ON_NONFINITE}.")
-
     # Data, detector and a random state.
     config = discover(config, workdir)
     run = create_run(config)

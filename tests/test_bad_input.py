@@ -31,6 +31,8 @@ COMMANDS = {
     "--config=nowhere.py": "--config|nowhere.py",
     "--config=nowhere.py --config.seed=1": "nowhere.py",
     f"--config={tiny.__file__}:relased": "'relased'|choose one of released",
+    "--config=TMP/exit.py": "--config cannot be run (SystemExit: 3)",
+    "--config=TMP/dict.py": "--config has no key dataset",
     "--config.detectr.x=1": "'detectr'|\"detector\"",
     "--config.detector.backbone.widht=3": "'widht'|\"width\"",
     "--config.detector.backbone.width=wide": "--config.detector.backbone.width=wide",
@@ -59,7 +61,7 @@ COMMANDS = {
     "--config.detector.proposal_network.coarse_to_fine.coarse_threshold=mine": "'mine'|choose one of",
     "--config.detector.imitation.quality=best": "choose one of paper, released",
     "--config.detector.imitation.negatives=all": "choose one of paper, image",
-    "--config.detector.imitation.contrast=l2": "choose one of eq6, means",
+    "--config.detector.imitation.contrast=l3": "choose one of eq6, means, l2",
     "--config.evaluation.protocol=voc": "choose one of ai_tod, coco, soda_d, tiny_person",
     "--config.training.on_nonfinite=wait": "'wait'|'stop', 'skip'",
     f"--config.training.pretrained=TMP/no.npz {CAFFE}": "TMP/no.npz",
@@ -117,6 +119,8 @@ def quick(monkeypatch, state) -> None:
 def folder(tmp_path) -> Path:
     """A folder with something to lose."""
     (tmp_path / "precious.txt").write_text("do not touch")
+    (tmp_path / "exit.py").write_text("raise SystemExit(3)")
+    (tmp_path / "dict.py").write_text("def get_config(): return {}")
     np.savez(tmp_path / "other.npz", **{"conv1/kernel": np.zeros((7, 7, 3, 8)), "layer3.5/conv1/kernel": np.zeros(3)})
     return tmp_path
 
@@ -146,6 +150,11 @@ def test_a_missing_flag_is_named(mode, missing, folder):
     given = {"config": f"--config={tiny.__file__}", "workdir": f"--workdir={folder}"}
     del given[missing]
     check_refusal(tiny.call_main(f"--mode={mode}", *given.values()), f"--{missing} is missing")
+
+
+def test_a_config_of_another_type_is_refused(folder):
+    ended = tiny.call_main(f"--config={folder}/dict.py", f"--workdir={folder}/run")
+    check_refusal(ended, "--config must return a ConfigDict, not dict")
 
 
 @pytest.mark.parametrize("key", ["detector.roi_head.hidden", "detector.neck.levels"])

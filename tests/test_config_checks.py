@@ -32,7 +32,7 @@ REFUSED = {
     ("dataset.crop_at_object", 2.0): "dataset.crop_at_object is 2.0: make it a number from 0 to 1",
     ("dataset.colour_jitter", 1.1): "dataset.colour_jitter is 1.1: make it a number from 0 to 1",
     ("dataset.scale_jitter", (0.0, 1.0)): "dataset.scale_jitter.0 is 0.0: make it more than 0",
-    ("dataset.scale_jitter", 2.0): "dataset.scale_jitter is 2.0: give 2 numbers",
+    ("dataset.scale_jitter", 2.0): "dataset.scale_jitter is 2.0: make it a list",
     ("optimizer.learning_rate", NAN): "optimizer.learning_rate is nan: make it more than 0",
     ("optimizer.learning_rate", INF): "optimizer.learning_rate is inf",
     ("optimizer.momentum", -0.9): "optimizer.momentum is -0.9",
@@ -59,6 +59,30 @@ REFUSED = {
     ("detector.proposal_network.guided_anchor.shape_stds", (1.5,)): "give 2 numbers",
     ("detector.proposal_network.coarse_to_fine.dilation", 0): "at least 1",
     ("detector.proposal_network.coarse_to_fine.anchors_per_positive", 0.0): "more than 0",
+    # Of another type than in our configs, as in a settings.json edited by hand.
+    ("detector.roi_head.class_weight", "1"): "detector.roi_head.class_weight is '1': make it a number",
+    ("detector.proposal_network.coarse_to_fine.anchor_scale", (2.0,)): "make it a number",
+    ("detector.proposal_network.coarse_to_fine.dilation", 1.5): "make it a number without fraction",
+    ("detector.roi_head.finest_scale", None): "detector.roi_head.finest_scale is None: make it a number",
+    ("detector.imitation.reweight", "false"): "detector.imitation.reweight is 'false': make it True or False",
+    ("evaluation.proposals", None): "evaluation.proposals is None: make it True or False",
+    ("detector.precision", 16): "detector.precision is 16: make it a text",
+    ("dataset.train_split", 3): "dataset.train_split is 3: make it a text",
+    ("dataset.image_size", 64): "dataset.image_size is 64: make it a list",
+    ("optimizer.decay_images", 5): "optimizer.decay_images is 5: make it a list",
+    ("optimizer.rate_multipliers", (1, 2)): "optimizer.rate_multipliers is (1, 2): make it a section",
+    ("detector.neck", 3): "detector.neck is 3: make it a section",
+    ("optimizer", ()): "The config lacks optimizer",
+    # Lists that are too short, and numbers that contradict others.
+    ("detector.assigners.rfla.receptive_fields", (35.0,)): "receptive_fields is (35.0,): give at least 4 numbers",
+    ("detector.assigners.rfla.most", (3, 1, 1)): "give 2 numbers",
+    ("detector.assigners.rka.most", 0): "detector.assigners.rka.most is 0: make it at least 1",
+    ("detector.proposal_network.rpn.aspect_ratios", ()): "give at least 1 numbers",
+    ("detector.imitation.high_quality", 0.1): "low_quality is 0.25: make it at most detector.imitation.high_quality",
+    ("detector.proposal_network.rpn.negative_overlap", 0.9): "make it at most detector.proposal_network.rpn.positive_",
+    ("detector.imitation.groups", 3): "detector.imitation.groups is 3: make it a divisor of detector.imitation.encoder",
+    ("detector.backbone.frozen_stages", 9): "detector.backbone.frozen_stages is 9: make it a number from -1 to 4",
+    ("seed", 2**32): "less than 2^32",
 }
 
 
@@ -71,12 +95,18 @@ def test_no_mode_computes_with_a_number_out_of_range(key, value, tmp_path):
     changed = config
     for each in sections:
         changed = changed[each]
-    with changed.ignore_type():
+    with changed.unlocked(), changed.ignore_type():
         changed[name] = value
     for door in (lambda: discover_sizes(config, epath.Path(tmp_path)), lambda: open_trained(tmp_path, config)):
         with pytest.raises(UserError) as error:
             door()
         assert REFUSED[key, value] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_list_may_stay_empty_where_nothing_is_needed():
+    config = tiny.tiny_config()
+    config.optimizer.decay_images = ()
+    check_numbers(config)
 
 
 def test_a_part_that_no_detector_has_is_refused():

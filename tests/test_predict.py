@@ -287,6 +287,14 @@ def test_overlays_of_earlier_predictions_are_no_pictures_unless_they_are_named(f
         assert prediction_files.input_files(named, other).keys() == {"0.png"}
 
 
+def test_the_workdir_of_a_run_is_no_output(trained, four):
+    """Its detections.json is that of an evaluation."""
+    before = (trained[0] / "detections.json").read_bytes()
+    status, _, errors = call(trained, four, trained[0])
+    assert status == 2 and "is the workdir of a run" in errors and len(errors.splitlines()) == 1
+    assert (trained[0] / "detections.json").read_bytes() == before
+
+
 def test_names_that_are_long_alike_or_not_utf8_have_overlays_of_their_own(trained, large, tmp_path):
     deep = Path("d" * 100, "e" * 100)
     names = ["n" * 251 + ".png", str(deep / ("f" * 76 + ".png")), "a_b.png", "a/b.png", "\u00e4" * 120 + ".png"]

@@ -111,6 +111,9 @@ def _open(builder: tfds.core.DatasetBuilder, split: str, greys: Range | None) ->
     records, account = Records(builder, split), read_account(folder, split)
     if len(records) != account.get("images_kept", len(records)):
         raise damaged(folder / "account.json", f"'{split}' has {len(records)} records")
+    ends = [records[place]["file_name"].decode() for place in (0, len(records) - 1)]
+    if account.get("ends", ends) != ends:
+        raise damaged(folder, f"the records of '{split}' are not those that account.json describes")
     return Prepared(
         source=records,
         classes=tuple(builder.info.metadata["classes"]),

@@ -1,6 +1,7 @@
 """Origin of a prepared data set: its folder and annotation files are recorded, and compared when it is opened."""
 
 import contextlib
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.pictures import identity
-from cfinet_jax.runtime.files import length_and_time
+from cfinet_jax.runtime.files import length_and_time, write_times
 from cfinet_jax.runtime.paths import absolute
 
 LABELS = (".txt", ".json")  # endings of label files
@@ -21,6 +22,12 @@ UNNAMED = {"source": "something else", "annotations": "the files found by their 
 def split_entries(annotations: str | None) -> list[str]:
     """Split `SPLIT=JSON[,IMAGES] ...` into entries, whose paths may have spaces."""
     return [entry for entry in re.split(r"\s+(?=\w+=)", (annotations or "").strip()) if entry]
+
+
+@functools.cache
+def content_hash(file: epath.Path, *_: int) -> str:
+    """Return the SHA-256 of a file. A start opens its data set several times, but reads an unchanged file once."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def state(files: Iterable[str]) -> list[int | str]:
@@ -33,7 +40,7 @@ def state(files: Iterable[str]) -> list[int | str]:
                 stats.append(length_and_time(file))
             except OSError:  # missing, or a folder or a pipe
                 continue
-            named = f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+            named = f"{file.name}\n{content_hash(file, *write_times(file))}\n"
             digest.update(named.encode(errors="surrogateescape"))  # a name need not be UTF-8
     newest, length = max((time for _, time in stats), default=0), sum(length for length, _ in stats)
     return [len(stats), newest, length, digest.hexdigest()]
@@ -72,7 +79,7 @@ def check_origin(metadata: Mapping[str, Any], settings: ConfigDict, folder: epat
                 f"{folder} was prepared from {before or UNNAMED[key]}, not from {value or UNNAMED[key]}: "
                 "delete this folder to prepare it again, or choose another --config.dataset.name"
             )
-    if "files" in metadata and not unchanged(metadata["files"], metadata["state"]):
+    if "files" in metadata and not unchanged(metadata["files"], metadata.get("state", [])):
         raise UserError(
             f"{folder} was prepared from an earlier state of {source}: delete this folder to prepare it again"
         )

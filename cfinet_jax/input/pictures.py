@@ -1,7 +1,6 @@
 """Find picture files, tell their sizes, and decode their pixels."""
 
 import contextlib
-import functools
 import io
 import os
 import warnings
@@ -17,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cfinet_jax.errors import UserError
 from cfinet_jax.runtime.files import length_and_time, read_bytes
 from cfinet_jax.runtime.paths import in_bucket
+from cfinet_jax.runtime.progress import print_once
 
 # Formats that OpenCV reads; of an animation or a file of several pages only the first picture.
 READ = """apng avif bmp dib gif hdr j2c j2k jfif jp2 jpe jpeg jpg jpx mpo pam pbm pfm pgm pic png pnm ppm pxm ras sr tif
@@ -33,7 +33,6 @@ UNKNOWN = 1e30  # values of this size or more stand for missing ones, such as GD
 Range = tuple[float, float]  # the values that become 0 and 255
 # Formats whose header, as Pillow reads it, gives the size that OpenCV decodes. OpenCV ignores an AVIF's orientation.
 AGREED = ("BMP", "DIB", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
-print_once = functools.cache(functools.partial(print, flush=True))
 
 
 def find_pictures(path: epath.Path) -> list[epath.Path]:
@@ -111,7 +110,7 @@ def upright_size(file: epath.Path) -> tuple[int, int] | None:
             width, height = picture.size
             if picture.format in AGREED:
                 # Pillow has already applied the orientation to the size of a TIFF, and of no other format.
-                turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+                turned = picture.format != "TIFF" and orientation(picture) in ON_THEIR_SIDE
                 return (width, height) if turned else (height, width)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
         pass  # Pillow refuses huge pictures and does not know every format
@@ -125,9 +124,17 @@ def orientation_of(encoded: bytes) -> int:
     """Return the EXIF orientation of an image file, 1 if it has none."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as picture:
-            return int(picture.getexif().get(ORIENTATION, 1))
+            return orientation(picture)
     except Exception:  # Pillow raises many kinds; OpenCV does not turn a picture with damaged EXIF data
         return 1
+
+
+def orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation of a picture, 1 if it has none. Pillow also knows XMP's, which OpenCV ignores."""
+    exif = picture.getexif() if picture.format == "TIFF" else Image.Exif()
+    if picture.format != "TIFF":
+        exif.load(picture.info.get("exif", b""))
+    return int(exif.get(ORIENTATION, 1))
 
 
 def decode_image(encoded: bytes, name: str, grey_range: Range | None = None) -> np.ndarray:

@@ -5,6 +5,7 @@ deviation from what `data/prepare.py` writes ends in a one-line error.
 """
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core import read_only_builder
 
 from cfinet_jax.errors import UserError
+from cfinet_jax.runtime import json_values
 from cfinet_jax.runtime.files import length_and_time, read_text, reading
 
 OBJECTS: dict[str, type] = {  # columns with one row per object, and their types
@@ -37,8 +39,9 @@ FLOATS = {key for key, kind in COLUMNS["oriented"].items() if kind is np.float32
 NUMBERS = {"bbox": (4,), "rbox": (5,), "poly": (8,)}  # shape of a row that is not a single number
 ANY = ""  # stands for every key of a JSON object
 METADATA = {"classes": [str], "category_ids": [int], "boxes": str, "source": str, "annotations": str, "files": [str]}
+METADATA |= {"state": list, "seal": int}
 COUNTS = ("images", "images_kept", "annotations", "annotations_kept", "most_objects")
-ACCOUNT = {ANY: dict.fromkeys(COUNTS, int) | {"largest_picture": [int], "problems": {ANY: [str]}}}
+ACCOUNT = {ANY: dict.fromkeys(COUNTS, int) | {"largest_picture": [int], "ends": [str], "problems": {ANY: [str]}}}
 DAMAGED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError, json_format.ParseError)
 
 
@@ -67,6 +70,12 @@ def columns(objects: Mapping[str, Any], boxes: str = "horizontal") -> dict[str, 
     return {key: np.array(objects[key], dtype).reshape(-1, *NUMBERS.get(key, ())) for key, dtype in described}
 
 
+def seal(metadata: Mapping[str, Any], accounts: Mapping[str, Any]) -> int:
+    """Return a checksum of the description of a data set, stored in its metadata to find what was edited later."""
+    described = {key: value for key, value in metadata.items() if key != "seal"}
+    return zlib.crc32(json.dumps([described, accounts], sort_keys=True).encode())
+
+
 class Reader(read_only_builder.ReadOnlyBuilder, skip_registration=True):  # pyright: ignore
     """Reader of a prepared folder that uses our features: TFDS would import the classes that its JSON files name."""
 
@@ -85,6 +94,10 @@ def open_folder(folder: epath.Path) -> tfds.core.DatasetBuilder:
       UserError: it is not.
     """
     metadata = read_json(folder / "metadata.json", METADATA)
+    account = folder / "account.json"
+    accounts = read_json(account, ACCOUNT) if account.exists() else {}
+    if "seal" in metadata and metadata["seal"] != seal(metadata, accounts):  # data prepared earlier have none
+        raise damaged(folder / "metadata.json", "it or account.json was edited")
     boxes, classes, ids = (metadata.get(key) for key in ("boxes", "classes", "category_ids"))
     if not classes or not ids or not len(classes) == len(ids) == len(set(ids)) == len(set(classes)):
         raise damaged(folder / "metadata.json", "every class needs a name and an id that no other class has")
@@ -158,7 +171,7 @@ class Records(Sequence[dict[str, Any]]):
 def read_json(file: epath.Path, form: Any) -> Any:
     """Read a JSON file of a prepared folder, whose content must have a form (see `fits`)."""
     try:
-        content = json.loads(read_text(file))
+        content = json_values.parse(read_text(file))
     except FileNotFoundError as error:
         raise damaged(file, "it is missing") from error
     except (OSError, ValueError, RecursionError) as error:

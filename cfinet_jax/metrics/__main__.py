@@ -7,13 +7,13 @@ import sys
 
 from etils import epath
 
-from cfinet_jax.errors import Parser, UserError, exit_status
+from cfinet_jax.errors import Parser, exit_status
 from cfinet_jax.metrics.json_files import read_detections, read_ground_truth
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
 from cfinet_jax.metrics.score_table import table
 from cfinet_jax.runtime.files import replace_text
-from cfinet_jax.runtime.paths import user_path
+from cfinet_jax.runtime.paths import check_output, user_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
 
 def score_files(protocol: str, annotations: epath.Path, detections: epath.Path, output: epath.Path | None) -> None:
     """Print the table of scores, and write the metrics to `output` if it is given."""
-    if output and output.is_dir():
-        raise UserError(f"--output={output} is a folder: name a file")
+    if output:
+        check_output(output, annotations, detections)
     rules = PROTOCOLS[protocol]
     ground_truth = read_ground_truth(annotations, rules.boxes)
     metrics = score(ground_truth, read_detections(detections, ground_truth, rules.boxes), rules)

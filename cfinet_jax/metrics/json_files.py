@@ -1,6 +1,5 @@
 """Read ground truth and detections from JSON files of any origin; refuse in one line what cannot be scored."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +9,10 @@ from etils import epath
 
 from cfinet_jax.boxes import oriented
 from cfinet_jax.errors import UserError
-from cfinet_jax.metrics.protocols import FLAGS
+from cfinet_jax.metrics.protocols import FLAGS, class_key
 from cfinet_jax.metrics.units import suspect_units, tell_areas
 from cfinet_jax.runtime.files import read_bytes
-from cfinet_jax.runtime.json_values import is_flag, number
+from cfinet_jax.runtime.json_values import is_flag, number, parse
 
 LARGEST = 1e18  # larger numbers, like NaN, are invalid
 
@@ -24,6 +23,10 @@ def _is_id(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < LARGEST
+
+
+def _is_length(value: Any) -> bool:
+    return _is_number(value) and value >= 0
 
 
 def _is_box(value: Any) -> bool:
@@ -38,7 +41,8 @@ def _is_oriented(value: Any) -> bool:
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("id", "image_id", "category_id"), (_is_id, "a whole number")),
-    **dict.fromkeys(("score", "area", "width", "height"), (_is_number, "a finite number")),
+    "score": (_is_number, "a finite number"),
+    **dict.fromkeys(("area", "width", "height"), (_is_length, "a finite number, not negative")),
     **dict.fromkeys(FLAGS, (is_flag, "0 or 1")),
     "bbox": (_is_box, "four finite numbers, x y width height, and no side negative"),
     "rbox": (_is_oriented, "five finite numbers, cx cy w h angle in radians"),
@@ -62,7 +66,7 @@ def read_ground_truth(path: epath.PathLike, boxes: str = "horizontal") -> dict:
         oriented = {"rbox"} if part == "annotations" and boxes == "oriented" else set()
         _check_fields(f"{path}, '{part}'", content[part], needed | oriented, OPTIONAL.get(part, set()))
     for part, key in (("images", "id"), ("categories", "id"), ("categories", "name")):
-        values = [entry[key] for entry in content[part]]
+        values = [class_key(entry[key]) if key == "name" else entry[key] for entry in content[part]]
         if len(set(values)) < len(values):
             repeated, _ = Counter(values).most_common(1)[0]
             raise UserError(f"{path} gives the {key} {repeated!r} to more than one of '{part}': make them unique")
@@ -90,7 +94,7 @@ def read_detections(path: epath.PathLike, ground_truth: dict, boxes: str = "hori
 
 def _read_json(path: epath.PathLike) -> Any:
     try:
-        return json.loads(read_bytes(epath.Path(path)))
+        return parse(read_bytes(epath.Path(path)))
     except (OSError, ImportError) as error:  # the package that reads gs:// may be missing
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """Rules for scoring detections, one entry per benchmark."""
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
@@ -148,6 +149,11 @@ PROTOCOLS = {
     # The toolkit's own procedure, for comparison with published numbers; it has no sizes.
     "visdrone_toolkit": dataclasses.replace(VISDRONE, name="visdrone_toolkit", ranges={"all": ANY_AREA}, toolkit=True),
 }
+
+
+def class_key(name: str) -> str:
+    """Return the name of a class as it is compared: Unicode has several ways to write the same letters."""
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def is_regions(category: str) -> bool:

@@ -12,6 +12,7 @@ SLACK = 0.02  # share of a picture's size by which rounding and unclipped predic
 OUTSIDE = 0.3  # share of boxes outside their picture that no correct file has
 AT_LEAST, NEARLY_ALL = 0.05, 0.99  # shares of the boxes
 ROUNDED = 1.01  # factor by which an area may exceed that of its box, whose sides may be rounded to pixels
+HALF = 0.5  # share of a picture that the boxes of no real data set keep to
 TINY = 1.5  # pixels; also covers shares of the picture slightly above 1
 
 
@@ -39,6 +40,17 @@ def suspect_units(boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2
     if np.sum(leaves) >= max(MIN_BOXES, AT_LEAST * len(boxes)) and np.mean(as_centres) >= NEARLY_ALL:
         return "centres (cx cy width height) instead of x y width height"
     return None
+
+
+def tell_reach(path: epath.PathLike, boxes: Float[np.ndarray, "n 4"], sizes: Float[np.ndarray, "n 2"]) -> None:
+    """Print a line if no box reaches the second half of its picture, as where boxes are of smaller copies."""
+    known = (sizes > 0).all(1)
+    reach = (boxes[known, :2] + boxes[known, 2:]) / sizes[known]
+    if len(reach) >= MIN_BOXES and reach.max() <= HALF:
+        print(
+            f"{path}: no box reaches beyond {100 * reach.max():.0f} % of the width and height of its image: check that "
+            "the boxes are in pixels of these images, not of smaller copies and not percentages."
+        )
 
 
 def tell_areas(path: epath.PathLike, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -136,6 +136,7 @@ def account_of(records: list[dict[str, Any]], images: int, annotations: int, pro
         "annotations_kept": sum(counts),
         "largest_picture": [max(each[side] for each in records) for side in ("height", "width")],
         "most_objects": max(counts),
+        "ends": [records[place]["file_name"] for place in (0, -1)],
         "problems": dict(problems),
     }
 

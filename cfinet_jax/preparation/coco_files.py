@@ -1,6 +1,5 @@
 """Load annotation files in COCO's JSON format, whose numbers and flags may be written as text."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,10 +21,10 @@ NEEDED: dict[str, dict[str, Any]] = {  # required keys of the entries of each li
 Translate = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def load_json(path: epath.Path, translate: Translate | None = None) -> Any:
+def load_json(path: epath.Path, translate: Translate = lambda entry: entry) -> Any:
     """Parse an annotation file; `translate` replaces every JSON object, the inner ones first."""
     try:
-        return json.loads(files.read_bytes(path), object_hook=translate)
+        return json_values.parse(files.read_bytes(path), translate)
     except OSError as error:
         raise UserError(f"annotation file {path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -46,7 +45,9 @@ def convert(path: epath.Path, entry: dict[str, Any], flags: Sequence[str] = FLAG
             raise UserError(f"annotation file {path}: '{key}' is {json_values.shown(value)}, which must be 0 or 1")
 
 
-def load_coco(path: epath.Path, translate: Translate | None = None, flags: Sequence[str] = FLAGS) -> dict[str, Any]:
+def load_coco(
+    path: epath.Path, translate: Translate = lambda entry: entry, flags: Sequence[str] = FLAGS
+) -> dict[str, Any]:
     """Parse a COCO file, check its structure and convert its numbers and `flags`.
 
     `translate` renames the keys of a file that deviates from COCO, as in `load_json`.

@@ -9,8 +9,8 @@ from etils import epath
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.origin import LABELS
-from cfinet_jax.metrics.protocols import is_regions
-from cfinet_jax.metrics.units import MIN_BOXES, suspect_units, tell_areas
+from cfinet_jax.metrics.protocols import class_key, is_regions
+from cfinet_jax.metrics.units import MIN_BOXES, suspect_units, tell_areas, tell_reach
 from cfinet_jax.preparation.coco_boxes import are_numbers, is_number
 
 MOST = 0.5  # share of the boxes; sound files do not have so many skipped or below a pixel
@@ -28,7 +28,7 @@ def check_content(
     Raises:
       UserError: classes share a name, an image is listed twice, or classes or boxes follow another convention.
     """
-    names = {entry["id"]: entry["name"].strip() for entry in coco["categories"]}
+    names = {entry["id"]: class_key(entry["name"]) for entry in coco["categories"]}
     used = [entry.get("category_id") for group in groups.values() for entry in group]
     check_classes(path, names, {key for key in used if isinstance(key, int)})
     uses = Counter(epath.Path(image["file_name"].replace("://", "/")).as_posix() for image in coco["images"])
@@ -41,7 +41,7 @@ def check_content(
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
     pairs = ((entry, sizes[key]) for key, group in groups.items() for entry in group)
     upright = [pair for pair in pairs if boxes == "horizontal" and are_numbers(pair[0].get("bbox"), 4)]
-    suspicion = suspect_boxes([(entry["bbox"], size) for entry, size in upright])
+    suspicion = suspect_boxes(path, [(entry["bbox"], size) for entry, size in upright])
     kinds = (each for each in problems if each.startswith(BOX_PROBLEMS) and not each.endswith(CLIPPED))
     bad = [(problem, name) for problem in kinds for name in problems[problem]]
     if suspicion is None and len(bad) >= max(MIN_BOXES, MOST * len(used)):
@@ -52,7 +52,7 @@ def check_content(
 
 
 def check_classes(path: epath.Path, names: Mapping[int, str], numbers: set[int]) -> None:
-    """Refuse classes that share a name, and annotations that number the classes from 1 instead of 0 or vice versa.
+    """Refuse classes that share a name or have none, and annotations that number them from 1, not 0, or vice versa.
 
     Regions to ignore may have several categories.
     """
@@ -61,6 +61,8 @@ def check_classes(path: epath.Path, names: Mapping[int, str], numbers: set[int])
         if count > 1:
             same = " and ".join(str(key) for key in classes if classes[key] == name)
             raise UserError(f"{path} gives the name '{name}' to the classes {same}: rename them, or merge them")
+        if not name:
+            raise UserError(f"{path} has a class without a name: name it")
     # Shifted numbers use the id beyond one end of the classes and never the id at the other end.
     for beyond, opposite in ((max(classes) + 1, min(classes)), (min(classes) - 1, max(classes))):
         shifted = beyond >= 0 and beyond not in names and numbers <= {*names, beyond}
@@ -71,11 +73,15 @@ def check_classes(path: epath.Path, names: Mapping[int, str], numbers: set[int])
             )
 
 
-def suspect_boxes(boxes: list[tuple[Any, tuple[float, float]]]) -> str | None:
-    """Return what boxes seem to hold instead of x y width height in pixels, given each with its image's size."""
+def suspect_boxes(path: epath.Path, boxes: list[tuple[Any, tuple[float, float]]]) -> str | None:
+    """Return what boxes seem to hold instead of x y width height in pixels, given each with its image's size.
+
+    Print a line if they may be of smaller images.
+    """
     if len(boxes) < MIN_BOXES:
         return None
     values, sizes = (np.array(each, float) for each in zip(*boxes, strict=True))
+    tell_reach(path, values, sizes)
     tiny = ((values[:, 2:] > 0) & (values[:, 2:] < 1)).any(axis=1)
     return suspect_units(values, sizes) or ("sides below a pixel" if np.mean(tiny) > MOST else None)
 
@@ -109,6 +115,8 @@ def stray_labels(labels: Sequence[epath.Path], known: set[str]) -> Iterable[epat
     """Find unknown label files in the folders of the known ones."""
     for folder in sorted({file.parent for file in labels}):
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-            # Labelling tools write classes.txt.
-            if file.suffix in LABELS and file.name != "classes.txt" and str(file) not in known:
+            ours = file.suffix in LABELS and file.name != "classes.txt"  # which labelling tools write
+            # Labels in another format may be stored with those that are read, or instead of them.
+            others = file.suffix not in LABELS and file.suffix.lower() in (*LABELS, ".xml")
+            if (ours or (others and not file.with_suffix(LABELS[0]).exists())) and str(file) not in known:
                 yield file

@@ -12,7 +12,7 @@ from etils import epath
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.origin import state
 from cfinet_jax.input.pictures import common_range
-from cfinet_jax.input.records import columns, features
+from cfinet_jax.input.records import columns, features, seal
 from cfinet_jax.preparation.coco_annotations import Split, read_splits, summary
 from cfinet_jax.preparation.journal import Journal, state_of
 from cfinet_jax.preparation.oddities import compare_splits
@@ -76,6 +76,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         named = {"classes": list(categories.values()), "category_ids": list(categories), "boxes": self.boxes}
         self.info.metadata.update(self.origin, **record, **named)
         accounts = {split: content.account for split, content in splits.items()}
+        self.info.metadata["seal"] = seal(self.info.metadata, accounts)
         (epath.Path(self.data_dir) / "account.json").write_text(json.dumps(accounts, indent=2))
         for split, account in accounts.items():
             print(

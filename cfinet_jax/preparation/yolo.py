@@ -30,6 +30,10 @@ def read_yolo(source: epath.Path, journal: Journal) -> dict[str, Split]:
     path = source / "data.yaml"
     description = load_description(path)
     names = class_names(description.get("names"), path)
+    if (count := description.get("nc")) and number(str(count)) not in (len(names), max(names) + 1):
+        raise UserError(
+            f"{path} names {len(names)} classes, but 'nc' is {json_values.shown(count)}: correct one of them"
+        )
     places = Places(source)
     root = find_root(places, description.get("path", ""), path)
     found_in = find_splits(description, root, path, places)

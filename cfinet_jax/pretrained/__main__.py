@@ -8,11 +8,12 @@ from cfinet_jax import pretrained
 from cfinet_jax.errors import Parser, UserError, exit_status
 from cfinet_jax.pretrained.names import MEAN, STD, translate
 from cfinet_jax.pretrained.weight_files import read
-from cfinet_jax.runtime.paths import user_path
+from cfinet_jax.runtime.paths import check_output, user_path
 
 
 def convert(source: str, output: epath.Path) -> str:
     """Write the weights of a file or URL as safetensors under our names; return a description of them."""
+    check_output(output, source)
     published = translate(read(source), source)
     if unknown := sorted(name for name in published.arrays if not name.startswith(("params/", "batch_stats/"))):
         raise UserError(f"{source} has unknown names: {pretrained.shorten(unknown, 5)}. Give a file that fits a model.")

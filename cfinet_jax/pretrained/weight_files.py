@@ -87,11 +87,14 @@ def decode(encoded: bytes) -> WeightFile:
 
 
 def names_in(encoded: bytes) -> list[str]:
-    """List the files in a zip archive. Raises `UserError` if they unpack to more than weights would (a zip bomb)."""
+    """List the files in a zip archive. Raises `UserError` for a zip bomb, or if several have one name."""
     with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > 100 * len(encoded):
             raise UserError("it unpacks to more than 100 times its size: save it uncompressed")
-        return archive.namelist()
+        names = archive.namelist()
+    if len(set(names)) < len(names):
+        raise UserError("it holds several arrays of one name: save it again")
+    return names
 
 
 def of_checkpoint(content: Any) -> WeightFile:

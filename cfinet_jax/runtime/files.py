@@ -76,6 +76,14 @@ def length_and_time(path: epath.Path) -> tuple[int, int]:
     return found.st_size, int(found.st_mtime)
 
 
+def write_times(path: epath.Path) -> tuple[int, ...]:
+    """Return numbers that differ after a file has been written or replaced, even with its modification time kept."""
+    if in_bucket(path):
+        return length_and_time(path)
+    found = os.stat(path)  # noqa: PTH116
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def exists(path: epath.Path) -> bool:
     """Return whether there is anything at a path. Raises `PermissionError` if its folder cannot be searched."""
     if in_bucket(path):

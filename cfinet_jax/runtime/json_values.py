@@ -2,7 +2,26 @@
 
 import json
 import reprlib
+from collections.abc import Callable
 from typing import Any
+
+
+def parse(text: str | bytes, translate: Callable[[dict[str, Any]], Any] = lambda entry: entry) -> Any:
+    """Parse JSON; `translate` replaces every object, the inner ones first.
+
+    Raises:
+      ValueError: it is not JSON, or an object gives a key twice, of which Python would silently take the last.
+      RecursionError: it nests too deeply.
+    """
+
+    def convert(pairs: list[tuple[str, Any]]) -> Any:
+        entry = dict(pairs)
+        if len(entry) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' is given twice")
+        return translate(entry)
+
+    return json.loads(text, object_pairs_hook=convert)
 
 
 def number(value: Any) -> Any:

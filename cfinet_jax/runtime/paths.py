@@ -20,6 +20,14 @@ def user_path(path: epath.PathLike) -> epath.Path:
     return epath.Path(path).expanduser()
 
 
+def check_output(output: epath.Path, *inputs: epath.PathLike) -> None:
+    """Raise `UserError` if the file to write, given with --output, is a folder or one of the inputs."""
+    if output.is_dir():
+        raise UserError(f"--output={output} is a folder: name a file")
+    if any(not in_bucket(path) and output.resolve() == user_path(path).resolve() for path in inputs):
+        raise UserError(f"--output={output} is also read, and would be lost: name another file")
+
+
 def matching(folder: epath.Path, pattern: str) -> Iterator[epath.Path]:
     """Yield the paths in a folder that match a pattern; `[`, `*` and `?` in the folder's own path are literal."""
     return epath.Path(glob.escape(str(folder))).glob(pattern)

@@ -1,11 +1,13 @@
 """Progress of long work: share done, rate and time left."""
 
+import functools
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
+print_once = functools.cache(functools.partial(print, flush=True))
 
 
 class Progress:

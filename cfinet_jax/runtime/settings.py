@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from ml_collections import ConfigDict
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.runtime.files import DAMAGED, read_text, replace_text, writing
+from cfinet_jax.runtime.json_values import parse
 from cfinet_jax.runtime.paths import in_bucket, matching
+from cfinet_jax.runtime.progress import print_once
 
 PACKAGES = ("cfinet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 # Keys that runs of earlier versions did not record, with the values that say what they did.
@@ -49,7 +52,7 @@ def write_settings(
     """
     settings = json.loads(config.to_json())
     facts = {"config": settings, "classes": list(classes), "category_ids": list(category_ids)}
-    facts |= {"versions": versions(), "machine": machine(), "revision": git_revision()}
+    facts |= {"seal": seal(facts), "versions": versions(), "machine": machine(), "revision": git_revision()}
     with writing(workdir, "--workdir"):
         if has_learnt(workdir):
             check_same_run(workdir, settings)
@@ -72,7 +75,9 @@ def has_learnt(workdir: epath.Path) -> bool:
 def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
     """Return the content of `settings.json`, or None if it is missing or damaged."""
     try:
-        facts = json.loads(read_text(workdir / "settings.json"))
+        facts = parse(read_text(workdir / "settings.json"))
+        if facts.get("seal", seal(facts)) != seal(facts):  # runs of earlier versions have none
+            print_once(f"{workdir / 'settings.json'} was edited after the run wrote it: using it as it is now.")
         update_keys(facts["config"])
         classes, numbers = facts["classes"], facts["category_ids"]
         named = isinstance(classes, list) and {type(name) for name in classes} == {str}
@@ -81,6 +86,12 @@ def read_settings(workdir: epath.Path) -> dict[str, Any] | None:
         return facts if identity(facts["config"]) and named and numbered and once else None
     except DAMAGED:
         return None
+
+
+def seal(facts: dict[str, Any]) -> int:
+    """Return a checksum of config and classes, written with them to tell later if they were edited."""
+    content = [facts["config"], facts["classes"], facts["category_ids"]]
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def update_keys(settings: dict[str, Any]) -> None:

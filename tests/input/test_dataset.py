@@ -128,7 +128,9 @@ def test_data_are_prepared_on_first_use(folder, annotations, capfd):
         opened(config.dataset, "train")
     metadata = next((folder / "prepared").glob("mine/*/metadata.json"))
     kept = json.loads(metadata.read_text())
-    metadata.write_text(json.dumps({key: value for key, value in kept.items() if key not in ("files", "state")}))
+    metadata.write_text(
+        json.dumps({key: value for key, value in kept.items() if key not in ("files", "state", "seal")})
+    )
     assert len(opened(config.dataset, "train")) == 1  # prepared before the state was kept
 
 
@@ -274,7 +276,9 @@ def test_a_run_keeps_its_range_and_data_without_one_are_read_as_before(deep, tmp
         write_settings(discover(other, tmp_path), tmp_path, ["car"], [1])
     metadata = prepared_folder(own(deep).dataset) / "metadata.json"
     text = metadata.read_text()
-    metadata.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "grey_range"}))
+    metadata.write_text(
+        json.dumps({key: value for key, value in json.loads(text).items() if key not in ("grey_range", "seal")})
+    )
     assert opened(own(deep).dataset, "train").grey_range is None  # prepared before there were ranges
     assert discover(own(deep), tmp_path / "new").dataset.grey_range is None
     metadata.write_text(text)

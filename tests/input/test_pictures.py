@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cfinet_jax.errors import UserError
 from cfinet_jax.input.pictures import (
@@ -24,6 +24,7 @@ from cfinet_jax.input.pictures import (
     extremes,
     files_in,
     find_pictures,
+    orientation_of,
     read_bytes,
     upright_size,
 )
@@ -330,3 +331,17 @@ def test_arrays_are_scaled_as_files_are():
     shares = np.linspace(0, 1, 600).reshape(20, 30)  # of white, unless the range lies in 0..1 too
     assert np.abs(as_picture(shares, (7000, 8500))[..., 0] - shares * 255).max() <= 0.51
     assert as_picture(shares, (0.25, 0.5))[..., 0].mean() > 150
+
+
+@pytest.mark.parametrize("encoding", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_in_xmp_alone_does_not_count(tmp_path, encoding):
+    """Pillow knows it, OpenCV does not."""
+    file = io.BytesIO()
+    about = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d xmlns:tiff="t" tiff:Orientation="6"/></x:xmpmeta>'
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", about.decode())
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(file, encoding, xmp=about, pnginfo=text)
+    path = epath.Path(tmp_path / "a")
+    path.write_bytes(file.getvalue())
+    assert upright_size(path) == decode_image(file.getvalue(), "").shape[:2] == (40, 60)
+    assert orientation_of(file.getvalue()) == 1

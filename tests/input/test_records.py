@@ -38,10 +38,20 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def copied(whole, tmp_path) -> Path:
+def sealed(whole, tmp_path) -> Path:
     """A copy of the data set: the folder of its version."""
     shutil.copytree(whole, tmp_path / "prepared")
     return tmp_path / "prepared" / "mine" / "1.0.0"
+
+
+@pytest.fixture
+def copied(sealed) -> Path:
+    """A copy without a seal, as earlier versions prepared it: every value is checked by itself."""
+    path = sealed / "metadata.json"
+    path.write_bytes(
+        edited(lambda kept: {key: value for key, value in kept.items() if key != "seal"})(path.read_bytes())
+    )
+    return sealed
 
 
 def open_all(version: Path) -> dict[str, Prepared]:
@@ -123,6 +133,56 @@ def test_damage_is_reported_in_one_line(copied, file, name, change):
     with pytest.raises(UserError, match=r"delete .* and prepare it again|is missing: delete") as error:
         open_all(copied)
     assert "\n" not in str(error.value) and str(copied) in str(error.value)
+
+
+EDITED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {  # every value is possible, but not the one prepared
+    "a class and its id more": (
+        "metadata.json",
+        edited(lambda kept: kept | {"classes": [*kept["classes"], "van"], "category_ids": [*kept["category_ids"], 9]}),
+    ),
+    "classes exchanged": ("metadata.json", edited(lambda kept: kept | {"classes": kept["classes"][::-1]})),
+    "ids exchanged": ("metadata.json", edited(lambda kept: kept | {"category_ids": kept["category_ids"][::-1]})),
+    "a class renamed": ("metadata.json", edited(lambda kept: kept | {"classes": ["car", "van"]})),
+    "a range of grey values": ("metadata.json", edited(lambda kept: kept | {"grey_range": [0, 9]})),
+    "the source without its state": ("metadata.json", edited(lambda kept: kept | {"files": [], "state": []})),
+    "a state of another type": ("metadata.json", edited(lambda kept: kept | {"state": "x"})),
+    "a key twice": ("metadata.json", lambda content: content.rstrip()[:-1] + b', "classes": ["a", "b"]}'),
+    "larger pictures": (
+        "account.json",
+        edited(lambda kept: kept | {"train": kept["train"] | {"largest_picture": [999, 999]}}),
+    ),
+    "accounts exchanged": ("account.json", edited(lambda kept: {"train": kept["val"], "val": kept["train"]})),
+}
+
+
+@pytest.mark.parametrize("row", EDITED)
+def test_an_edited_description_is_refused(sealed, row):
+    open_all(sealed)
+    file, change = EDITED[row]
+    (sealed / file).write_bytes(change((sealed / file).read_bytes()))
+    with pytest.raises(UserError, match=r"metadata.json is damaged .*: delete .* and prepare it again"):
+        open_all(sealed)
+
+
+def test_an_account_that_is_missing_is_refused(sealed):
+    (sealed / "account.json").unlink()
+    with pytest.raises(UserError, match="it or account.json was edited"):
+        open_all(sealed)
+
+
+def test_files_of_records_that_were_exchanged_are_refused(tmp_path):
+    folder, files = tmp_path / "own", []
+    for split in ("train", "val"):
+        prepared.draw(folder / f"{split}.png", (20, 30))
+        prepared.write(folder / f"{split}.json", prepared.coco({f"{split}.png": (20, 30)}, [{"bbox": [2, 3, 9, 8]}]))
+        files.append(tmp_path / "prepared" / "mine" / "1.0.0" / RECORDS.replace("train", split))
+    assert prepared.call("coco", folder, "--name=mine")[0] == 0
+    open_all(files[0].parent)
+    first, second = (file.read_bytes() for file in files)
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
+    with pytest.raises(UserError, match="the records of 'train' are not those that account.json describes"):
+        open_all(files[0].parent)
 
 
 @pytest.mark.parametrize("file", [*FILES, RECORDS])

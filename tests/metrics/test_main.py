@@ -110,6 +110,26 @@ BAD = {  # ground truth, detections and a part of the message
     "corners in the ground truth": (annotated(*[OBJECT | {"bbox": CORNERS}] * 10), [], "truth.json seems to"),
     "shares": (TRUTH, [FOUND | {"bbox": [0.1, 0.2, 0.3, 0.4]}] * 10, "found.json seems to have shares"),
     "repeated image id": ({**TRUTH, "images": [*IMAGES, {"id": 1}]}, [], "the id 1 to more than one of 'images'"),
+    "a key twice": (
+        b'{"images": [], "annotations": [], "categories": [], "images": []}',
+        [],
+        "'images' is given twice",
+    ),
+    "a score twice": (
+        TRUTH,
+        b'[{"image_id": 1, "category_id": 5, "bbox": [1, 1, 2, 2], "score": 1, "score": 0}]',
+        "twice",
+    ),
+    "an area below zero": (
+        annotated(OBJECT | {"area": -5}),
+        [],
+        "area of entry 1 must be a finite number, not negative",
+    ),
+    "a class in two forms of Unicode": (
+        {**TRUTH, "categories": [{"id": 5, "name": "caf\u00e9"}, {"id": 6, "name": "cafe\u0301"}]},
+        [],
+        "to more than one of 'categories'",
+    ),
     "repeated class": ({**TRUTH, "categories": [{"id": n, "name": "car"} for n in (5, 6)]}, [], "the name 'car'"),
     **{
         f"image_id {value!r}": (TRUTH, [FOUND | {"image_id": value}], "image_id of entry 1 must be a whole number")
@@ -217,6 +237,14 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(call, tmp_path, o
         "--protocol=coco", "--annotations=none", "--detections=none", f"--output={tmp_path}/{output}"
     )
     assert (status, printed) == (2, "") and "is a folder: name a file" in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["annotations", "detections"])
+def test_an_output_that_is_also_read_is_refused(call, tmp_path, key):
+    files = [f"--{name}={write(tmp_path, name, each)}" for name, each in (("annotations", TRUTH), ("detections", []))]
+    before = (tmp_path / key).read_bytes()
+    status, _, errors = call("--protocol=coco", *files, f"--output={tmp_path}/./{key}")
+    assert status == 2 and "is also read, and would be lost" in errors and (tmp_path / key).read_bytes() == before
 
 
 @pytest.mark.parametrize("size", [{"width": None}, {"height": None}, {"width": None, "height": None}])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cfinet_jax.metrics.units import MIN_BOXES, suspect_units, tell_areas
+from cfinet_jax.metrics.units import MIN_BOXES, suspect_units, tell_areas, tell_reach
 
 CORNERS, CENTRES, SHARES = "corners (x1 y1 x2 y2)", "centres (cx cy width height)", "shares of the picture"
 
@@ -98,3 +98,20 @@ def test_areas_that_do_not_fit_their_boxes_are_told(row, capsys):
 @pytest.mark.parametrize("row", CORRECT)
 def test_correct_boxes_are_not_suspected(row):
     assert suspect_units(*CORRECT[row]) is None
+
+
+REACHES = {  # boxes, sizes of their pictures, and whether it is told that the boxes keep to one end
+    "percentages": (100 * as_shares(*SMALL), 20 * SMALL[1], True),
+    "copies of half the size": (LARGE[0], 2 * LARGE[1], True),
+    "all in the upper half": (*UPPER, False),
+    "few": (SMALL[0][:9], SMALL[1][:9] * 9, False),
+    "correct": (*SMALL, False),
+    "sizes of pictures unknown": (SMALL[0], np.zeros((200, 2)), False),
+}
+
+
+@pytest.mark.parametrize("row", REACHES)
+def test_boxes_of_smaller_copies_are_told(row, capsys):
+    boxes, sizes, told = REACHES[row]
+    tell_reach("own.json", boxes, sizes)
+    assert ("own.json: no box reaches beyond" in capsys.readouterr().out) == told

@@ -106,6 +106,11 @@ REFUSED = {
     "classes of one name": (categories((1, "car"), (2, "bus"), (3, "car")), "'car' to the classes 1 and 3: rename"),
     "three of one name": (categories((1, "a"), (2, "a"), (3, "a")), "'a' to the classes 1 and 2 and 3"),
     "names with spaces": (categories((1, "car"), (2, "bus "), (3, "bus")), "'bus' to the classes 2 and 3"),
+    "names in two forms of Unicode": (
+        categories((1, "caf\u00e9"), (2, "cafe\u0301"), (3, "x")),
+        "to the classes 1 and 2",
+    ),
+    "a name of a space": (categories((1, "car"), (2, " "), (3, "van")), "has a class without a name: name it"),
     "annotations from 1": (categories((0, "a"), (1, "b"), (2, "c")), "classes 0 to 2, but the annotations use 1 to 3"),
     "annotations from before": (categories((2, "a"), (3, "b"), (4, "c")), "2 to 4, but the annotations use 1 to 3"),
 }
@@ -258,6 +263,10 @@ STRAYS = {  # label files beside those of the pictures, and which of them are to
     "a picture that is gone": (["labels/train/a.txt", "labels/train/gone.txt"], ["gone.txt"]),
     "another format": (["labels/train/c.json"], ["c.json"]),
     "names of the classes": (["labels/train/classes.txt"], []),
+    "an ending in capitals": (["labels/train/a.TXT"], ["a.TXT"]),
+    "another program's format": (["labels/train/b.xml"], ["b.xml"]),
+    "another format beside ours": (["labels/train/a.txt", "labels/train/a.xml"], []),
+    "a picture that is gone, in capitals": (["labels/train/gone.TXT"], ["gone.TXT"]),
     "of the pictures": (["labels/train/a.txt", "labels/train/b.txt"], []),
 }
 

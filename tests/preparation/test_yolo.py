@@ -194,6 +194,9 @@ FOLDERS = {  # data.yaml, or None, and a part of the refusal
     "an index twice": (SPLITS + "names: {0: plane, 1: ship, 1: truck}", "the key 1 is given twice"),
     "an index twice, line by line": (SPLITS + "names:\n  0: plane\n  0: ship\n", "the key 0 is given twice"),
     "a split twice": (SPLITS + NAMES + "train: images/val\n", "the key train is given twice"),
+    "a class more than named": (SPLITS + NAMES + "nc: 5", "but 'nc' is '5': correct one of them"),
+    "a class fewer than named": (SPLITS + "names: [a, b]\nnc: 1", "names 2 classes, but 'nc' is '1'"),
+    "a count of another type": (SPLITS + NAMES + "nc: [1]", "but 'nc' is"),
     "key points": (SPLITS + NAMES + "kpt_shape: [17, 3]", "only boxes and polygons"),
 }
 

@@ -182,6 +182,9 @@ def test_the_command_converts(tmp_path, cfinet, monkeypatch, capsys):
     write(tmp_path / "model.npz", as_official(cfinet) | {"mask_head.weight": np.zeros(3)})
     assert main() == 2
     assert f"{source} has unknown names: mask_head.weight." in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["pretrained", source, f"--output={source}"])
+    assert main() == 2
+    assert f"--output={source} is also read, and would be lost" in capsys.readouterr().err
 
 
 MISFITS = {  # change to the official arrays, changes to the model, parts of the message

@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -195,6 +196,14 @@ def shaped(count: int, end: int) -> bytes:
     return safetensors_of(f'{{"a":{{"dtype":"F32","shape":[{count}],"data_offsets":[0,{end}]}}}}')
 
 
+def named_twice() -> bytes:
+    """Return an .npz, with two arrays of one name, of which NumPy would take the last."""
+    file = io.BytesIO(npz({"a": np.zeros(3)}))
+    with zipfile.ZipFile(file, "a") as archive, warnings.catch_warnings(action="ignore"):
+        archive.writestr("a.npy", archive.read("a.npy"))
+    return file.getvalue()
+
+
 UNUSABLE = {
     "a text": (b"the weights are elsewhere", "not a weight file; give an .npz, .safetensors or .pth"),
     "another byte order": (pth(data_pkl=pickle.dumps({}, protocol=2), byteorder=b"big"), "big-endian"),
@@ -206,6 +215,7 @@ UNUSABLE = {
     "an .npz that is a zip bomb": (zipped("conv1.npy", npz({"a": np.zeros(10**6)})), "unpacks to more than 100 times"),
     "a .pth that is a zip bomb": (zipped("archive/data.pkl", b"\x80\x02" + b"N0" * 10**6 + b"N."), "unpacks to more"),
     "a file in an .npz that is not an array": (zipped("conv1/kernel", b"text" + bytes(range(200))), "more than arrays"),
+    "two arrays of one name": (named_twice(), "several arrays of one name"),
     "an .npz of texts": (npz({"conv1/kernel": np.array(["a", "b"])}), "more than arrays"),
     "a header of 10^12 numbers": (shaped(10**12, 4 * 10**12), "is damaged"),
     "a header of 10^8 numbers": (shaped(10**8, 4), "is damaged"),

@@ -20,3 +20,16 @@ def test_numbers_and_flags_are_read_from_text(value, number, flag):
     found = json_values.number(value)
     assert found == number and type(found) is type(number)
     assert json_values.is_flag(found) == flag
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "c": 2, "a": 3}}]'])
+def test_a_key_twice_is_refused(text):
+    with pytest.raises(ValueError, match="the key 'a' is given twice"):
+        json_values.parse(text)
+
+
+def test_objects_are_translated_from_the_inside():
+    assert json_values.parse(b'{"a": {"b": 1}, "c": []}', lambda entry: [*entry.items()]) == [
+        ("a", [("b", 1)]),
+        ("c", []),
+    ]

@@ -89,6 +89,26 @@ def test_settings_without_valid_classes_are_damaged(tmp_path, classes, category_
     assert read_settings(workdir) is None
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("classes", ["bus", "car"]), ("category_ids", [5, 3]), ("config", {"detector": {"neck": 5}})]
+)
+def test_settings_that_were_edited_are_told(tmp_path, capsys, key, value):
+    workdir = epath.Path(tmp_path)
+    write_settings(tiny.tiny_config(), workdir, ["car", "bus"], [3, 5])
+    text = (workdir / "settings.json").read_text()
+    assert read_settings(workdir) is not None and capsys.readouterr().out == ""
+    facts = json.loads(text)
+    facts[key] = facts[key] | value if isinstance(value, dict) else value
+    (workdir / "settings.json").write_text(json.dumps(facts))
+    read_settings(workdir)
+    assert "settings.json was edited after the run wrote it" in capsys.readouterr().out
+    del facts["seal"]  # as in runs of earlier versions
+    (workdir / "other").mkdir()
+    (workdir / "other" / "settings.json").write_text(json.dumps(facts))
+    read_settings(workdir / "other")
+    assert capsys.readouterr().out == ""
+
+
 def test_settings_may_have_a_byte_order_mark(tmp_path):
     write_settings(tiny.tiny_config(), epath.Path(tmp_path), ["car"], [1])
     facts, content = read_settings(epath.Path(tmp_path)), (tmp_path / "settings.json").read_text()

@@ -111,12 +111,12 @@ def test_data_in_a_folder_with_a_pattern_in_its_name_are_prepared_and_opened(tmp
     assert splits["train"].source[0]["height"] == 40
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "a\\b"])
 def test_a_workdir_that_orbax_could_not_read_again_is_refused(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
     for workdir in (epath.Path(tmp_path, name, "run"), epath.Path("run")):  # the second is in the first
-        with pytest.raises(UserError, match=r"one of \[ \* \?: choose another --workdir"):
+        with pytest.raises(UserError, match=r"one of \[ \* \? \\: choose another --workdir"):
             check_workdir(workdir)
     assert not list((tmp_path / name).iterdir())
 

@@ -1,12 +1,13 @@
 """Write generated road scenes as a TFDS data set."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cfinet_jax.input.records import columns, features
+from cfinet_jax.input.records import columns, features, seal
 from cfinet_jax.preparation.scenes.render import SIZE, Scene, render_scene
 from cfinet_jax.preparation.scenes.templates import CLASSES
 from cfinet_jax.runtime.progress import track
@@ -26,10 +27,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         super().__init__(**arguments)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        metadata = {"classes": CLASSES, "category_ids": range(1, len(CLASSES) + 1)}
+        metadata: dict[str, Any] = {"classes": list(CLASSES), "category_ids": list(range(1, len(CLASSES) + 1))}
+        metadata["seal"] = seal(metadata, {})
         return self.dataset_info_from_configs(
-            features=features("horizontal"),
-            metadata=tfds.core.MetadataDict({key: list(value) for key, value in metadata.items()}),
+            features=features("horizontal"), metadata=tfds.core.MetadataDict(metadata)
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
