@@ -34,6 +34,7 @@ CPU = scenes.THIN | {
     "detector.backbone.frozen_stages": 2,
     "detector.roi_head.samples": 128,
     "detector.imitation.samples": 64,
+    "detector.imitation.min_predictions": 4,  # half of the paper's, as the RoI samples are
     "detector.imitation.slots": 64,
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_images": 100,

@@ -45,16 +45,17 @@ SMALLER = {
     **{f"{network}.proposals.{phase}.candidates": 500 for network in NETWORKS for phase in ("train", "test")},
     "detector.roi_head.samples": 64,
     "detector.imitation.samples": 32,
+    "detector.imitation.min_predictions": 2,  # a quarter of the paper's, as the RoI samples are
     "detector.imitation.slots": 32,
     "optimizer.learning_rate": 0.02,
     "optimizer.warmup_images": 400,
-    "optimizer.decay_images": (1150, 1450),
+    "optimizer.decay_images": (2300, 2900),
     "optimizer.clip_norm": 20.0,
-    "training.images": 1600,
+    "training.images": 3200,
     "training.log_every_images": 40,
-    "training.checkpoint_every_images": 800,
+    "training.checkpoint_every_images": 1600,
     "evaluation.protocol": "coco",
-    "evaluation.every_images": 800,
+    "evaluation.every_images": 1600,
     "prediction.overlap": 64,
 }
 FASTER_RCNN = sodad.FASTER_RCNN | {"detector.roi_head.samples": 64, "detector.roi_head.max_detections": 100}
