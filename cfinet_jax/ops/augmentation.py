@@ -6,11 +6,12 @@ mirror image from left to right, which is older, is left to `ops/preprocess.py`,
 
 import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num, UInt8
+from jaxtyping import Array, Bool, Float, Num, Shaped, UInt8
 
 from cfinet_jax.boxes import oriented
 from cfinet_jax.boxes.kinds import kind_of
@@ -62,12 +63,15 @@ def augment(batch: Batch, key: Array, settings: Augmentation) -> Batch:
       are 1.
     """
 
-    def of_image(image: Array, size: Array, scale: Array, truth: GroundTruth, index: Array) -> tuple:
+    def draw(size: Array, scale: Array, truth: GroundTruth, index: Array) -> View:
         # The key itself draws `draw_flips`.
-        view = draw_view(jax.random.fold_in(jax.random.fold_in(key, index), 1), size, scale, truth, settings)
-        return show(image, size, truth, view, resize=settings.resize, shape=settings.shape)
+        return draw_view(jax.random.fold_in(jax.random.fold_in(key, index), 1), size, scale, truth, settings)
 
-    images, sizes, truth = jax.vmap(of_image)(batch.images, batch.sizes, batch.scales, batch.ground_truth, batch.index)
+    truth = batch.ground_truth
+    views = jax.vmap(draw)(batch.sizes, batch.scales, truth, batch.index)
+    show_one = partial(show, resize=settings.resize, shape=settings.shape)
+    # Not `vmap`: it lets XLA on a CPU repeat the arithmetic of the draws at every pixel, which is 40 times slower.
+    images, sizes, truth = jax.lax.map(lambda each: show_one(*each), (batch.images, batch.sizes, truth, views))
     return dataclasses.replace(
         batch, images=images, sizes=sizes, scales=jnp.ones_like(batch.scales), ground_truth=truth
     )
@@ -96,7 +100,7 @@ def draw_view(
             down=half if view.down is None else view.down ^ half,
         )
     if settings.crop:
-        room = room_of(view, settings.shape)
+        room = turn(jnp.asarray(settings.shape, jnp.float32), view)
         view = view._replace(corner=draw_corner(crop_key, size, scale, truth, room, settings.crop_at_object))
     if settings.colour_jitter:
         strength = settings.colour_jitter
@@ -104,10 +108,9 @@ def draw_view(
     return view
 
 
-def room_of(view: View, shape: tuple[int, int]) -> Float[Array, "2"]:
-    """Return the height and width, before it is transposed, of what a view can show in an input of `shape`."""
-    room = jnp.asarray(shape, jnp.float32)
-    return room if view.transposed is None else jnp.where(view.transposed, room[::-1], room)
+def turn(pair: Shaped[Array, "2"], view: View) -> Shaped[Array, "2"]:
+    """Exchange what belongs to rows and to columns if the view is transposed."""
+    return pair if view.transposed is None else jnp.where(view.transposed, pair[::-1], pair)
 
 
 def draw_corner(
@@ -149,13 +152,9 @@ def show(
 
     What lies right of and below the height and width is arbitrary.
     """
-    whole = jnp.round(size * view.scale)
-    seen = whole if view.corner is None else jnp.minimum(whole, room_of(view, shape))
-    seen = seen if view.transposed is None else jnp.where(view.transposed, seen[::-1], seen)
-    pixels = read_pixels(image, view, resize=resize, shape=shape)
-    for axis, flip in enumerate((view.down, view.across)):
-        if flip is not None:
-            pixels = jnp.take(pixels, mirrored(jnp.arange(shape[axis]), seen[axis], flip), axis=axis)
+    whole = turn(jnp.round(size * view.scale), view)
+    seen = whole if view.corner is None else jnp.minimum(whole, jnp.asarray(shape, jnp.float32))
+    pixels = read_pixels(image, view, seen, resize=resize, shape=shape)
     if view.colours is not None:
         pixels = change_colours(pixels, seen, view.colours)
     boxes, turned = (None if each is None else move_boxes(each, view, seen) for each in (truth.boxes, truth.oriented))
@@ -164,15 +163,23 @@ def show(
 
 
 def read_pixels(
-    image: UInt8[Array, "rows columns 3"], view: View, *, resize: bool, shape: tuple[int, int]
+    image: UInt8[Array, "rows columns 3"],
+    view: View,
+    seen: Float[Array, "2"],
+    *,
+    resize: bool,
+    shape: tuple[int, int],
 ) -> Float[Array, "height width 3"]:
-    """Return the scaled picture from the corner on, transposed if the view is."""
+    """Return the pixels of a view, of which `seen` (height, width) is picture."""
+    # Mirror images only change the order in which rows and columns are read.
+    down, across = (jnp.zeros((), bool) if each is None else each for each in (view.down, view.across))
+    extents, flips = turn(seen, view), turn(jnp.stack([down, across]), view)
     # Transposed or not, a square holds all that is needed.
     sides = shape if view.transposed is None else (max(shape), max(shape))
     corner = jnp.zeros(2) if view.corner is None else view.corner
     pixels = image
     for axis in (0, 1):
-        places = jnp.arange(sides[axis]) + corner[axis]
+        places = mirrored(jnp.arange(sides[axis]), extents[axis], flips[axis]) + corner[axis]
         if resize:
             pixels = interpolate(pixels, (places + 0.5) / view.scale - 0.5, axis)
         else:
