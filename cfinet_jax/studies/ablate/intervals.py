@@ -1,5 +1,6 @@
 """Differences between the rows of a study, with confidence intervals over seeds and images."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,11 +14,13 @@ from cfinet_jax.metrics.proposal_scores import LIMITS, SHOWN, Tally, endings
 from cfinet_jax.metrics.protocols import OVERLAPS, Protocol
 from cfinet_jax.metrics.resampling import average_precision, gather
 from cfinet_jax.metrics.results import Columns, columns
-from cfinet_jax.runtime.files import reading
+from cfinet_jax.runtime.files import DAMAGED, reading, replacing
 from cfinet_jax.runtime.progress import Progress
 from cfinet_jax.studies.ablate.runs import Run
 
 RESAMPLES = 1000  # bootstrap resamples of the images
+KEPT = "resampled.npz"  # in the folder of a run: the resamples of its measures, which need no detections any more
+STAMP = "stamp"  # the entry that says of which results they are
 AGAIN = "rerun the same command to score this run again."
 LEVEL = 95  # percent of intervals that hold the true difference
 UPPER = 0.5 + LEVEL / 200  # the quantile that bounds an interval of this level from above
@@ -64,7 +67,9 @@ def reopen_damaged(runs: Sequence[Run], measure: str) -> None:
     """Mark finished runs whose results are damaged as unfinished, and print which file it is."""
     for run in runs:
         try:
-            _ = run.finished and (metrics_of(run), devices_of(run), evidence_of(run, measure))
+            if run.finished:
+                _ = metrics_of(run), devices_of(run)
+                _ = measure in kept(run) or evidence_of(run, measure)
         except UserError as error:
             print(error, flush=True)
             (run.folder / "finished").unlink(missing_ok=True)
@@ -81,7 +86,38 @@ def choices(images: int) -> Int[np.ndarray, "resamples images"]:
 
 
 def resample(run: Run, truth: dict, protocol: Protocol, measure: str) -> Float[np.ndarray, "resamples ranges"]:
-    """Return the measure of a finished run in every resample; NaN where there is nothing to find."""
+    """Return the measure of a finished run in every resample; NaN where there is nothing to find.
+
+    It is kept beside the run's results, so that these few files are all that another machine needs to go on.
+    """
+    known = kept(run)
+    if measure not in known:
+        known[measure] = scored_again(run, truth, protocol, measure)
+        with replacing(run.folder / KEPT) as path, path.open("wb") as file:
+            arrays: dict[str, Any] = {STAMP: np.array(stamp(run)), **known}
+            np.savez_compressed(file, **arrays)
+    return known[measure]
+
+
+def kept(run: Run) -> dict[str, np.ndarray]:
+    """Return the kept resamples of a finished run, by measure; none if they are not those of its `metrics.json`."""
+    try:
+        with (run.folder / KEPT).open("rb") as file, np.load(file) as arrays:
+            known = dict(arrays)
+    except DAMAGED:  # they are computed again
+        return {}
+    current = str(known.pop(STAMP, "")) == stamp(run)
+    return {measure: values for measure, values in known.items() if current and len(values) == RESAMPLES}
+
+
+def stamp(run: Run) -> str:
+    """Return what tells the results of a run from others."""
+    with reading(run.folder / "metrics.json", AGAIN) as path:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def scored_again(run: Run, truth: dict, protocol: Protocol, measure: str) -> Float[np.ndarray, "resamples ranges"]:
+    """Compute what `resample` returns from what the run found in every picture."""
     times = choices(len(truth["images"]))
     sizes = list(keys_of(measure, protocol).values())
     found = evidence_of(run, measure)

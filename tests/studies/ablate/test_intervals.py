@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.proposal_scores import LIMITS, SHOWN, Tally, summarise
 from cfinet_jax.metrics.protocols import PROTOCOLS
 from cfinet_jax.metrics.score import score
@@ -64,6 +65,25 @@ def test_every_resample_is_scored_like_a_set_of_its_images(truth_and_runs):
         expected = [of_choice[key.removeprefix("proposals/")] for key in intervals.keys_of("proposals/AR300", RULES)]
         np.testing.assert_allclose(recall[number], [np.nan if x is None else x for x in expected], atol=1e-12)
     assert SHOWN == 300
+
+
+def test_resamples_are_kept_and_need_no_detections_then(truth_and_runs, monkeypatch):
+    truth, runs, _, _ = truth_and_runs
+    run, other = runs["ours"]
+    first = intervals.resample(run, truth, RULES, "AP")
+    recall = intervals.resample(run, truth, RULES, "proposals/AR300")
+    for name in ("detections.json", "proposals.npz"):
+        (run.folder / name).unlink()
+    np.testing.assert_array_equal(intervals.resample(run, truth, RULES, "AP"), first)
+    np.testing.assert_array_equal(intervals.resample(run, truth, RULES, "proposals/AR300"), recall)
+    (run.folder / intervals.KEPT).write_bytes(b"PK torn")
+    assert intervals.kept(run) == {}
+    # Those of other results, or another number of them, do not count.
+    intervals.resample(other, truth, RULES, "AP")
+    (other.folder / "metrics.json").write_text("{}")
+    assert intervals.kept(other) == {}
+    with pytest.raises(UserError, match="detections.json is missing or damaged"):
+        intervals.resample(run, truth, RULES, "AP")
 
 
 def test_equal_rows_do_not_differ_and_a_better_one_does(truth_and_runs):
