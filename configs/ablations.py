@@ -7,6 +7,7 @@ Command:   python -m cfinet_jax.main --mode=ablate --config=configs/sodad.py --w
 Studies:   table1 ... table9, figure1, figure4: those of the paper; table5 is controlled, table5_as_published is not
            choices      the six choices in which paper and released code differ, one at a time
            imitation    what may keep imitation from helping, one cause at a time
+           recipe       schedule, average of the weights, augmentation, AdamW, views in detection: alone and together
            assigners    RPN under other rules of assignment
 Data:      those of --config: any experiment with the sections of configs/sodad.py, such as configs/coco.py:small;
            table3 wants oriented boxes, as configs/sodaa.py and configs/oriented.py:small have them
@@ -96,6 +97,7 @@ def get_studies(config: ConfigDict) -> dict[str, Study]:
         "figure4": figure4(config),
         "choices": choices(config),
         "imitation": imitation(config),
+        "recipe": recipe(config),
         "assigners": assigners(),
     }
     return {
@@ -280,6 +282,7 @@ def choices(config: ConfigDict) -> Study:
 def imitation(config: ConfigDict) -> Study:
     """What may keep imitation from helping: against CRPN without it, the forms that are published and single causes."""
     slots = config.detector.imitation.slots
+    predictions = 2 if config.detector.imitation.min_predictions > 2 else 8
     causes: dict[str, dict[str, Any]] = {
         "weights of the code": {"quality_weights": RELEASED["detector.imitation.quality_weights"]},
         "a mean over objects": {"contrast": "means"},
@@ -288,8 +291,8 @@ def imitation(config: ConfigDict) -> Study:
         "L2 from large objects": {"contrast": "l2", "quality": "size"},
         "high quality from 0.4": {"high_quality": 0.4},
         "high quality: the best fifth": {"high_quality_quantile": 0.8},
-        "exemplars from 2 predictions": {"min_predictions": 2},
-        "exemplars from 2 predictions and 0.4": {"min_predictions": 2, "high_quality": 0.4},
+        f"exemplars from {predictions} predictions": {"min_predictions": predictions},
+        f"exemplars from {predictions} predictions and 0.4": {"min_predictions": predictions, "high_quality": 0.4},
         "after a quarter of the memory": {"min_exemplars": slots // 4},
         "features untouched": {"features_gradient": False},
         "a fifth of the weight": {"weight": 0.1},
@@ -304,6 +307,27 @@ def imitation(config: ConfigDict) -> Study:
     rows = (Row("no imitation", WITHOUT_IMITATION), Row("paper", {}), Row("released", released), *single)
     note = "All rows have CRPN. Those below `released` have the paper's imitation, except for what they say."
     return Study("Feature imitation: causes, one at a time", rows, note)
+
+
+def recipe(config: ConfigDict) -> Study:
+    """What is not of the paper and may make an evening's training better: each part alone, then all together."""
+    sides = config.dataset.image_size or config.dataset.stored_size
+    parts: dict[str, dict[str, Any]] = {
+        "cosine": {"optimizer.schedule": "cosine"},
+        "average of the weights": {"training.average_decay": 0.999},
+        "scale jitter": {"dataset.scale_jitter": (0.7, 1.5)},
+        "colour jitter": {"dataset.colour_jitter": 0.3},
+        "upside down": {"dataset.vertical_flip": 0.5},
+        "AdamW": {"optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.01},
+    }
+    if sides:  # half of the picture at a time, so that a step costs a quarter
+        half = tuple(side // 2 for side in sides)
+        parts["crops"] = {"dataset.train_size": half, "dataset.crop_at_object": 0.9}
+    together = {key: value for changes in parts.values() for key, value in changes.items()}
+    more = {"quarter turns": {"dataset.quarter_turns": 0.75}, "two views": {"prediction.views": ("plain", "flip")}}
+    rows = {"as configured": {}} | parts | more | {"all": together, "all, two views": together | more["two views"]}
+    note = "Turns are for pictures taken from above. A crop costs a quarter of a picture: give that row more images."
+    return Study("A recipe for an evening", tuple(Row(name, changes) for name, changes in rows.items()), note)
 
 
 def assigners() -> Study:
