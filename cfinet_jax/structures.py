@@ -39,8 +39,11 @@ class GroundTruth:
     boxes: Float[Array, "*batch objects 4"]  # upright; the hulls of oriented ones
     labels: Int[Array, "*batch objects"]
     valid: Bool[Array, "*batch objects"]
-    # Ignore regions: `ops/matching.py:inside_region` takes anchors and RoIs inside them out of every assignment,
-    # `input/windows.py` paints them black and `metrics/` lets them absorb detections.
+    # Ignore regions. They come from flags in the annotations (`preparation/coco_annotations.py`) and from objects of
+    # which a window or crop shows too little (`input/annotations.py`, `ops/augmentation.py`). With
+    # `dataset.paint_regions` they become black and are dropped (`input/annotations.py`); otherwise
+    # `ops/matching.py:inside_region` takes anchors and RoIs inside them out of every assignment. In `metrics/` they
+    # absorb detections, as the protocol says.
     ignore: Bool[Array, "*batch objects"]
     oriented: Float[Array, "*batch objects 5"] | None = None  # of an oriented data set
 
