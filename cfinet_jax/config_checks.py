@@ -36,7 +36,7 @@ RANGES = {  # by pattern of the key; the first that matches applies
     r"prediction\.overlap|window_overlap": NOT_NEGATIVE,
     r"average_decay|second_momentum": BELOW_ONE,
     r"quantile|overlap|min_score|min_location|fraction|flip|momentum|decay_factor|final_factor|effective|quarter_turns|"
-    r"crop_at_object|colour_jitter": SHARE,
+    r"crop_at_object|colour_jitter|invert": SHARE,
     r"std|learning_rate|reference_batch|clip_norm|temperature|anchor_scale|aspect_ratios|_beta|unit|constant|mean_side|"
     r"base_size|finest_scale|rescales|anchors_per_positive|scale_jitter": POSITIVE,
     "": NOT_NEGATIVE,

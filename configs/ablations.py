@@ -317,6 +317,7 @@ def recipe(config: ConfigDict) -> Study:
         "average of the weights": {"training.average_decay": 0.999},
         "scale jitter": {"dataset.scale_jitter": (0.7, 1.5)},
         "colour jitter": {"dataset.colour_jitter": 0.3},
+        "negatives": {"dataset.invert": 0.5},
         "upside down": {"dataset.vertical_flip": 0.5},
         "AdamW": {"optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.01},
     }

@@ -97,6 +97,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "scale_jitter": (1.0, 1.0),  # range of a factor of the picture's scale, log-uniform; cropped or padded
             "crop_at_object": 0.5,  # probability that a crop holds an object; else it is anywhere in the picture
             "colour_jitter": 0.0,  # saturation, contrast, brightness are multiplied by up to 1 +- this
+            "invert": 0.0,  # probability of the negative: for thermal pictures, where night and day exchange greys
             "mean": (123.675, 116.28, 103.53),
             "std": (58.395, 57.12, 57.375),
             "read_threads": 4,

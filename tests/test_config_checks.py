@@ -31,6 +31,7 @@ REFUSED = {
     ("dataset.quarter_turns", -0.1): "dataset.quarter_turns is -0.1: make it a number from 0 to 1",
     ("dataset.crop_at_object", 2.0): "dataset.crop_at_object is 2.0: make it a number from 0 to 1",
     ("dataset.colour_jitter", 1.1): "dataset.colour_jitter is 1.1: make it a number from 0 to 1",
+    ("dataset.invert", -1.0): "dataset.invert is -1.0: make it a number from 0 to 1",
     ("dataset.scale_jitter", (0.0, 1.0)): "dataset.scale_jitter.0 is 0.0: make it more than 0",
     ("dataset.scale_jitter", 2.0): "dataset.scale_jitter is 2.0: make it a list",
     ("optimizer.learning_rate", NAN): "optimizer.learning_rate is nan: make it more than 0",

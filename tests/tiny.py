@@ -80,6 +80,7 @@ AUGMENTED = {
     "dataset.train_size": SHAPE,
     "dataset.scale_jitter": (0.8, 1.5),
     "dataset.colour_jitter": 0.3,
+    "dataset.invert": 0.5,
 }
 
 

@@ -107,7 +107,8 @@ def augmentation_of(settings: Any) -> augmentation.Augmentation | None:
     """Return what may be drawn besides mirror images from left to right; None if nothing may."""
     rescaled = tuple(settings.scale_jitter) != (1.0, 1.0)
     cropped = settings.train_size is not None or rescaled
-    if not (cropped or settings.vertical_flip or settings.quarter_turns or settings.colour_jitter):
+    others = ("vertical_flip", "quarter_turns", "colour_jitter", "invert")
+    if not (cropped or any(settings[key] for key in others)):
         return None
     return augmentation.Augmentation(
         shape=training_shape(settings),
@@ -118,4 +119,5 @@ def augmentation_of(settings: Any) -> augmentation.Augmentation | None:
         scale_jitter=tuple(settings.scale_jitter),
         crop_at_object=settings.crop_at_object,
         colour_jitter=settings.colour_jitter,
+        invert=settings.invert,
     )

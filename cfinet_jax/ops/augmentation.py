@@ -32,6 +32,7 @@ class Augmentation(NamedTuple):
     scale_jitter: tuple[float, float]  # range of a factor of the picture's own scale
     crop_at_object: float  # probability of a crop that holds an object; else it is anywhere in the picture
     colour_jitter: float  # factors of saturation, contrast and brightness are within 1 +- this
+    invert: float  # probability of the negative of a picture
 
 
 class View(NamedTuple):
@@ -43,6 +44,7 @@ class View(NamedTuple):
     across: Bool[Array, ""] | None = None  # mirrored left to right
     down: Bool[Array, ""] | None = None  # mirrored top to bottom
     colours: Float[Array, "3"] | None = None  # factors of saturation, contrast, brightness
+    inverted: Bool[Array, ""] | None = None  # bright becomes dark
 
 
 def draw_flips(key: Array, index: Array, probability: float) -> Bool[Array, " batch"]:
@@ -105,6 +107,8 @@ def draw_view(
     if settings.colour_jitter:
         strength = settings.colour_jitter
         view = view._replace(colours=jax.random.uniform(colour_key, (3,), minval=1 - strength, maxval=1 + strength))
+    if settings.invert:
+        view = view._replace(inverted=jax.random.bernoulli(jax.random.fold_in(colour_key, 1), settings.invert))
     return view
 
 
@@ -157,6 +161,8 @@ def show(
     pixels = read_pixels(image, view, seen, resize=resize, shape=shape)
     if view.colours is not None:
         pixels = change_colours(pixels, seen, view.colours)
+    if view.inverted is not None:
+        pixels = jnp.where(view.inverted, 255.0 - pixels, pixels)
     boxes, turned = (None if each is None else move_boxes(each, view, seen) for each in (truth.boxes, truth.oriented))
     truth = dataclasses.replace(truth, boxes=boxes, oriented=turned)
     return pixels, seen, truth if view.corner is None else cut(truth, seen)

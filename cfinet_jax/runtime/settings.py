@@ -28,6 +28,7 @@ ADDED = {
     "dataset.scale_jitter": [1.0, 1.0],
     "dataset.crop_at_object": 0.5,
     "dataset.colour_jitter": 0.0,
+    "dataset.invert": 0.0,
     "detector.imitation.features_gradient": True,
     "detector.imitation.high_quality_quantile": None,
     "detector.imitation.min_exemplars": 0,

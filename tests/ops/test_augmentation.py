@@ -318,8 +318,17 @@ def test_colours_equal_the_loop_and_grey_stays_grey(rng):
     np.testing.assert_allclose(same, pixels, atol=1e-3)
 
 
+def test_a_negative_is_dark_where_the_picture_is_bright(rng):
+    picture = rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)
+    view, truth = augmentation.View(jnp.float32(1), inverted=jnp.array(True)), truth_of(np.array([[1, 2, 3, 4]]))
+    pixels, _, _ = augmentation.show(
+        jnp.asarray(picture), jnp.array([6.0, 8.0]), truth, view, resize=False, shape=(6, 8)
+    )
+    np.testing.assert_array_equal(pixels, 255.0 - picture)
+
+
 def test_draws_have_the_ranges_of_the_config():
-    drawn = augmentation.Augmentation((32, 64), True, True, 0.25, 0.6, (0.5, 2.0), 0.5, 0.2)
+    drawn = augmentation.Augmentation((32, 64), True, True, 0.25, 0.6, (0.5, 2.0), 0.5, 0.2, 0.3)
     truth, size = truth_of(np.array([[1, 2, 3, 4]])), jnp.array([40.0, 50.0])
     keys = jax.random.split(jax.random.key(0), 4000)
     draw = jax.jit(jax.vmap(lambda key: augmentation.draw_view(key, size, jnp.float32(2), truth, drawn)))
@@ -327,6 +336,7 @@ def test_draws_have_the_ranges_of_the_config():
     logs = np.log2(views.scale / 2)
     assert -1 <= logs.min() < -0.98 and 0.98 < logs.max() <= 1 + 1e-6 and abs(logs.mean()) < 0.03
     assert 0.8 <= views.colours.min() < 0.81 and 1.19 < views.colours.max() <= 1.2
+    assert views.inverted.mean() == pytest.approx(0.3, abs=0.03)
     assert views.transposed.mean() == pytest.approx(0.4, abs=0.03)  # two of the three turns
     assert views.across.mean() == pytest.approx(0.4, abs=0.03)
     kinds = np.unique(np.stack([views.transposed, views.across, views.down]), axis=1, return_counts=True)[1] / 4000
@@ -335,9 +345,9 @@ def test_draws_have_the_ranges_of_the_config():
 
 
 def test_what_is_off_draws_nothing():
-    drawn = augmentation.Augmentation((32, 64), False, False, 0.0, 0.0, (1.0, 1.0), 0.5, 0.0)
+    drawn = augmentation.Augmentation((32, 64), False, False, 0.0, 0.0, (1.0, 1.0), 0.5, 0.0, 0.0)
     view = augmentation.draw_view(jax.random.key(0), jnp.ones(2), jnp.float32(2), truth_of(np.ones((1, 4))), drawn)
-    assert view[1:] == (None,) * 5 and view.scale == 2
+    assert view[1:] == (None,) * 6 and view.scale == 2
 
 
 def test_views_do_not_depend_on_the_batch(prepared):
