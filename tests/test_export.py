@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from cfinet_jax import export
+from cfinet_jax.detection import detection
 from cfinet_jax.errors import UserError
 from cfinet_jax.input import dataset
 from cfinet_jax.input.batches import eval_batches, windows_of

@@ -204,6 +204,10 @@ def test_sizes_of_data_prepared_before_they_were_kept(folder):
     account = next((folder / "prepared").glob("mine/*/account.json"))
     kept = json.loads(account.read_text())
     account.write_text(json.dumps({split: {"problems": {}} for split in kept}))
+    metadata = account.parent / "metadata.json"
+    metadata.write_text(
+        json.dumps({key: each for key, each in json.loads(metadata.read_text()).items() if key != "seal"})
+    )
     assert discover_sizes(config, folder).dataset.stored_size == (64, 96)
     account.unlink()
     train, val = open_splits(config.dataset).values()

@@ -265,7 +265,7 @@ def test_regions_and_qualities(name):
     proposals, samples, predictions = observer_of(kind)(state, batch, key)
     imitation = network(kind).imitation.clone(**THRESHOLDS.get(name, {}))
     grade = jax.jit(lambda *a: imitation.apply({}, *a, network(kind).roi_head.stds, method="grade"))
-    grades = jax.device_get(grade(predictions, samples, batch))
+    grades = jax.device_get(grade(predictions, samples, batch, state.memory))
     of_head = np.split(case["cls_score"], [-len(case["b1_rois"])]), np.split(case["bbox_pred"], [-len(case["b1_rois"])])
     for image, objects in enumerate(case["gt_count"]):
         theirs = {key.removeprefix(f"b{image}_"): value for key, value in case.items()}

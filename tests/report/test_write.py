@@ -45,7 +45,7 @@ def test_a_report_has_all_sections_and_pictures(tmp_path):
     assert len(pictures) == 7 and all(source.startswith("data:image/") for source in pictures)
     shown = "\n".join(page.texts["p"])
     assert "on 4 images with 61 objects" in shown
-    assert f"fewer than 50 boxes: {CLASSES[7]}." in shown
+    assert f"fewer than 50 boxes): {CLASSES[7]}." in shown
     assert "IoU of at least 0.5 with an object of another class" in page.texts["ol"][0]
     assert "training.images = 16" in page.texts["code"][-1]
 
@@ -108,7 +108,7 @@ def test_of_many_classes_all_are_listed_but_not_drawn(tmp_path):
     assert f"{MOST_CLASSES} classes with the most objects" in text and all(f"| {name} |" in text for name in names)
     per_class = {name: {"boxes": 50 + k, "precision50": [0.5] * 101} for k, name in enumerate(names)}
     text = precision(epath.Path(tmp_path), {"per_class": per_class})
-    assert text.endswith(f"not among the {MOST_CLASSES} classes with the most boxes: class 1, class 0.\n")
+    assert text.endswith(f"not among the {MOST_CLASSES} classes with the most boxes): class 1, class 0.\n")
 
 
 def test_pictures_can_be_left_out(tmp_path):

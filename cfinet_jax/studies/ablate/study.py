@@ -120,6 +120,6 @@ def digest(config: ConfigDict) -> str:
     """Return a name for an experiment, by the settings that have an effect, so that equal rows are trained once."""
     settings = {key: value for key, value in flatten(json.loads(config.to_json())).items() if key not in OF_NO_EFFECT}
     for key, off in ADDED.items():  # so that studies of earlier versions are found again
-        if settings.get(key) == off:
+        if key in settings and settings[key] == off:
             del settings[key]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

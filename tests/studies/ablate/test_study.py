@@ -194,7 +194,7 @@ def get_studies(config):
     [
         ("table55", "has no study 'table55'"),
         ("nowhere.py:x", "nowhere.py, which does not exist"),
-        ("studies.txt:x", "studies.txt does not end in .py"),
+        ("studies.txt:x", "studies.txt, which does not end in .py"),
         ("nothing.py:x", "get_studies.config. of .*nothing.py is missing or failed"),
         ("torn.py:x", "SyntaxError"),
         ("endless.py:x", "RecursionError"),
