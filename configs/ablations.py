@@ -280,7 +280,7 @@ def choices(config: ConfigDict) -> Study:
 
 
 def imitation(config: ConfigDict) -> Study:
-    """What may keep imitation from helping: against CRPN without it, the forms that are published and single causes."""
+    """Possible causes for which imitation does not help: published forms and single causes, against CRPN without it."""
     slots = config.detector.imitation.slots
     predictions = 2 if config.detector.imitation.min_predictions > 2 else 8
     causes: dict[str, dict[str, Any]] = {
@@ -310,7 +310,7 @@ def imitation(config: ConfigDict) -> Study:
 
 
 def recipe(config: ConfigDict) -> Study:
-    """What is not of the paper and may make an evening's training better: each part alone, then all together."""
+    """Parts that are not of the paper and may make an evening's training better: each alone, then all together."""
     sides = config.dataset.image_size or config.dataset.stored_size
     parts: dict[str, dict[str, Any]] = {
         "cosine": {"optimizer.schedule": "cosine"},

@@ -22,7 +22,7 @@ LUMA = (0.299, 0.587, 0.114)  # weights of red, green, blue in the grey of a pix
 
 
 class Augmentation(NamedTuple):
-    """What may be drawn; but for the first three, keys of the config section `dataset`."""
+    """Choices to draw from; but for the first three, keys of the config section `dataset`."""
 
     shape: tuple[int, int]  # height and width of what training sees
     resize: bool  # whether any picture is scaled
