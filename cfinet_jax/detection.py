@@ -82,7 +82,8 @@ def detection_in(detector: Detector, settings: ConfigDict, view: View) -> Detect
         outputs: Any = detector.apply(variables, batch, method="detect")
 
         def restore(boxes: Array, size: Array, scale: Array) -> Array:
-            return preprocess.restore_boxes(mirror_boxes(boxes, size, view.axis), scale)
+            seen = boxes if view.axis is None else kinds.mirror(boxes, size, view.axis)
+            return preprocess.restore_boxes(seen, scale)
 
         found, proposals = (
             dataclasses.replace(each, boxes=jax.vmap(restore)(each.boxes, batch.sizes, batch.scales))
@@ -105,11 +106,3 @@ def mirror(image: Float[Array, "height width 3"], size: Float[Array, "2"], axis:
     """Mirror the picture of this size (height, width) at the upper left of a prepared image along an axis."""
     turned = jnp.flip(image, axis)
     return jnp.roll(turned, size[axis].astype(jnp.int32) - image.shape[axis], axis)
-
-
-def mirror_boxes(boxes: Float[Array, "n k"], size: Float[Array, "2"], axis: int | None) -> Float[Array, "n k"]:
-    """Mirror boxes as `mirror` does the picture; None: leave them."""
-    if axis is None:
-        return boxes
-    kind = kinds.kind_of(boxes)
-    return kind.flip(boxes, size[1]) if axis == 1 else kind.transpose(kind.flip(kind.transpose(boxes), size[0]))

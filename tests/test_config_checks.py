@@ -60,7 +60,7 @@ REFUSED = {
     ("detector.proposal_network.guided_anchor.shape_stds", (1.5,)): "give 2 numbers",
     ("detector.proposal_network.coarse_to_fine.dilation", 0): "at least 1",
     ("detector.proposal_network.coarse_to_fine.anchors_per_positive", 0.0): "more than 0",
-    # Of another type than in our configs, as in a settings.json edited by hand.
+    # Values of another type than our configs have, as in a settings.json edited by hand.
     ("detector.roi_head.class_weight", "1"): "detector.roi_head.class_weight is '1': make it a number",
     ("detector.proposal_network.coarse_to_fine.anchor_scale", (2.0,)): "make it a number",
     ("detector.proposal_network.coarse_to_fine.dilation", 1.5): "make it a number without fraction",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cfinet_jax.boxes import kinds
-from cfinet_jax.detection import detection, mirror, mirror_boxes, view_of
+from cfinet_jax.detection import detection, mirror, view_of
 from cfinet_jax.errors import UserError
 from cfinet_jax.metrics.merging import in_image
 from cfinet_jax.metrics.merging import merge as merge_on_host
@@ -75,13 +75,13 @@ def test_mirror_images_are_those_of_numpy_and_their_own_inverse(axis, rng):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_boxes_are_mirrored_with_the_picture(numbers, axis):
     boxes, size = jnp.array(BOXES[numbers]), jnp.array(SIZE, jnp.float32)
-    turned = mirror_boxes(boxes, size, axis)
+    turned = kinds.mirror(boxes, size, axis)
     hull, hulls = np.asarray(kinds.enclose(turned)), np.array(kinds.enclose(boxes))
     side = SIZE[axis]
     places = [1, 3] if axis == 0 else [0, 2]
     hulls[:, places] = side - hulls[:, places[::-1]]
     np.testing.assert_allclose(hull, hulls, atol=1e-4)
-    np.testing.assert_allclose(mirror_boxes(turned, size, axis), boxes, atol=1e-5)
+    np.testing.assert_allclose(kinds.mirror(turned, size, axis), boxes, atol=1e-5)
 
 
 @pytest.mark.parametrize("numbers", [4, 5])

@@ -17,6 +17,12 @@ def enclose(boxes: Float[oriented.Array, "*n k"]) -> Float[oriented.Array, "*n 4
     return oriented.enclose(boxes) if boxes.shape[-1] == 5 else boxes
 
 
+def mirror(boxes: Float[Array, "*n k"], size: Float[Array, "2"], axis: int) -> Float[Array, "*n k"]:
+    """Mirror boxes in a picture of `size` (height, width) along an axis: 0 top to bottom, 1 left to right."""
+    kind = kind_of(boxes)
+    return kind.flip(boxes, size[1]) if axis == 1 else kind.transpose(kind.flip(kind.transpose(boxes), size[0]))
+
+
 def encode(
     regions: Float[Array, "*#n k"], boxes: Float[Array, "*#n j"], stds: tuple[float, ...]
 ) -> Float[Array, "*#n j"]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num, Shaped, UInt8
 
-from cfinet_jax.boxes import oriented
+from cfinet_jax.boxes import kinds, oriented
 from cfinet_jax.boxes.kinds import kind_of
 from cfinet_jax.ops.preprocess import mirrored, scale_boxes
 from cfinet_jax.structures import CUT_OFF, WHOLE, Batch, GroundTruth
@@ -222,9 +222,9 @@ def move_boxes(
     if view.transposed is not None:
         boxes = jnp.where(view.transposed, kind.transpose(boxes), boxes)
     if view.across is not None:
-        boxes = jnp.where(view.across, kind.flip(boxes, seen[1]), boxes)
+        boxes = jnp.where(view.across, kinds.mirror(boxes, seen, 1), boxes)
     if view.down is not None:
-        boxes = jnp.where(view.down, kind.transpose(kind.flip(kind.transpose(boxes), seen[0])), boxes)
+        boxes = jnp.where(view.down, kinds.mirror(boxes, seen, 0), boxes)
     return boxes
 
 

@@ -100,7 +100,7 @@ def test_a_threshold_in_the_memory_takes_the_place_of_the_fixed_one(rng):
 
 @pytest.mark.parametrize("quantile", [0.5, 0.8])
 def test_the_threshold_follows_the_quantile_of_the_qualities(rng, quantile):
-    """Of a young detector and of a good one; within the range of the middling qualities."""
+    """The threshold falls for a young detector and rises for a good one, between low quality and 1."""
     module = imitation(high_quality_quantile=quantile)
     memory = QuantileMemory(jnp.zeros((1, 1, 1, 1, 1)), *jnp.zeros((2, 1), jnp.int32), jnp.float32(module.high_quality))
     follow = jax.jit(lambda memory, high: module.apply({}, memory, high, method="follow_quality"))

@@ -127,7 +127,7 @@ def test_upright_objects_are_cut_as_in_windows(seed):
 
 @given(SEEDS)
 def test_oriented_objects_stay_whole_or_are_ignored(seed):
-    """As in windows, except that what is dropped there is ignored here; the middle of an object is inside."""
+    """Cut objects follow the rule of windows, but are ignored where windows drop them; their middle is inside."""
     rng = np.random.default_rng(seed)
     boxes, room = reference.some_boxes(rng, 30, extent=36), (24, 30)
     truth = truth_of(oriented.enclose(boxes), boxes, regions=8)

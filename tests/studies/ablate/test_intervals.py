@@ -78,7 +78,7 @@ def test_resamples_are_kept_and_need_no_detections_then(truth_and_runs, monkeypa
     np.testing.assert_array_equal(intervals.resample(run, truth, RULES, "proposals/AR300"), recall)
     (run.folder / intervals.KEPT).write_bytes(b"PK torn")
     assert intervals.kept(run) == {}
-    # Those of other results, or another number of them, do not count.
+    # Resamples of other results, or another number of resamples, do not count.
     intervals.resample(other, truth, RULES, "AP")
     (other.folder / "metrics.json").write_text("{}")
     assert intervals.kept(other) == {}
